@@ -1,0 +1,97 @@
+//! Where objects live: one small trait, and the directory backend.
+//!
+//! Objects are written once under a name that is never used again, read in ranges, listed, deleted. Faults, latency,
+//! retries and metrics are wrappers of the same trait. Not here: what the objects mean (see `ovs-format`), and any
+//! promise that rests on a conditional put: names are unique by construction.
+
+mod dir;
+mod name;
+
+pub use dir::{DirBackend, DirOptions};
+pub use name::{ObjectName, ObjectNameError};
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use thiserror::Error;
+
+/// What an operation on the backend may come back with, by what the caller does next.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BackendError {
+    /// Transient or unknown: the operation may or may not have taken effect. Try again, with the same bytes.
+    #[error("backend does not answer ({operation} of {object}): {reason}")]
+    Retry { operation: &'static str, object: String, reason: String },
+    /// No object of that name.
+    #[error("no object {object}")]
+    NotFound { object: String },
+    /// The name holds other bytes than those given: never overwritten.
+    #[error("object {object} exists with other contents")]
+    Conflict { object: String },
+    /// The device is full (or down to the reserve that is kept for `Urgency::Reserve`).
+    #[error("backend is full ({operation} of {object}): {reason}")]
+    NoSpace { operation: &'static str, object: String, reason: String },
+}
+
+/// May a put use the space that is kept so that a full system can be emptied?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Guest data: refused while only the reserve is left.
+    Normal,
+    /// Deletes, commits, scrub: may use the reserve.
+    Reserve,
+}
+
+/// Space of a backend in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What guest data may still use.
+    pub free_bytes: u64,
+}
+
+/// One object found by a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its name.
+    pub name: ObjectName,
+    /// Its length in bytes.
+    pub length_bytes: u64,
+}
+
+/// A store of write-once objects. Futures are local: a backend belongs to one engine thread.
+pub trait Backend {
+    /// Stores an object that does not exist yet, atomically and durably: when this returns `Ok`, the object survives
+    /// power loss and can be read and listed by name. The same bytes under an existing name: `Ok` (a retry).
+    /// Other bytes: `Conflict`. The parts are concatenated.
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>>;
+
+    /// `length` bytes from `offset`; fewer only when the object ends before.
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
+
+    /// The whole object.
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
+
+    /// Objects whose names start with `prefix` and come after `after`, in byte order of their names, at most `limit`.
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>>;
+
+    /// Removes an object; gone already is `Ok`.
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>>;
+
+    /// Space; `None` where the store has no such notion.
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>>;
+}

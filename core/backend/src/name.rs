@@ -1,0 +1,55 @@
+//! Object names.
+
+use std::fmt;
+use thiserror::Error;
+
+/// The name of an object: `/`-separated segments of `[a-z0-9._-]`, none empty or starting with a dot, 256 bytes at
+/// most. Every store takes such names as they are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName(String);
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("object name {0:?} is not allowed")]
+pub struct ObjectNameError(String);
+
+impl ObjectName {
+    /// Refuses whatever is not an object name.
+    pub fn new(text: impl Into<String>) -> Result<ObjectName, ObjectNameError> {
+        let text = text.into();
+        let segment_is_good = |segment: &str| {
+            !segment.is_empty()
+                && !segment.starts_with('.')
+                && segment.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
+        };
+        if text.len() <= 256 && text.split('/').all(segment_is_good) {
+            Ok(ObjectName(text))
+        } else {
+            Err(ObjectNameError(text.chars().take(300).collect()))
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_never_leave_the_store() {
+        assert!(ObjectName::new("v/0a1b/j/1/2").is_ok());
+        for bad in ["", "/", "a//b", "../x", "a/../b", ".x", "A", "a b", "a/", &"a".repeat(257)] {
+            assert!(ObjectName::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The Volume Driver: blocks become a log, a map and SCOs.
+//!
+//! ```text
+//!  write ─▶ write buffer (log) ─▶ overlay: cluster → record          acknowledged when the kernel has the record
+//!  enough buffered, or aged ─▶ seal the overlay ─▶ SCOs ─▶ journal record (TLog) ─▶ head ─▶ map ─▶ release the buffer
+//!  read  ─▶ overlays, newest first ─▶ map ─▶ SCO ─▶ verify
+//! ```
+//!
+//! Invariants: one thread owns an engine and everything in it; a write is acknowledged only when every earlier byte of
+//! its log is written; the backend holds a vDisk as a prefix of its accepted order; buffers are released after the head
+//! that replaces them is on stable storage. Not here: HTTP, FUSE, NBD, S3, names of vDisks (see `ovs-cluster`), clocks
+//! and chance other than through [`Clock`] and [`Chance`].
+
+mod engine;
+mod environment;
+mod error;
+mod pages;
+mod registry;
+
+pub use engine::*;
+pub use environment::{Chance, Clock, SystemChance, SystemClock};
+pub use error::VolumeError;
+pub use pages::{MemoryPages, PageId, PageStore};
+pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};

@@ -1,0 +1,98 @@
+//! Where checkpointed map pages live on this host (RocksDB, in `ovs-cluster`).
+//!
+//! Pages are immutable and have numbers that are never used again. A checkpoint names its root; it is committed
+//! together with the pages it needs, in one synced step. All of it is a cache of what the backend's journal says.
+
+use crate::VolumeError;
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use std::{cell::RefCell, collections::BTreeMap};
+
+/// The number of a stored page. 0 is never used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId(pub u64);
+
+/// Local storage for map pages and checkpoint records.
+pub trait PageStore {
+    /// The bytes of a page, `None` when it is not there (the caller rebuilds the map from the backend).
+    fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>>;
+
+    /// Stores pages and then, synced and not before they are all stable, the record under `owner` (a vDisk's UUID).
+    fn commit(
+        &self,
+        owner: &str,
+        pages: Vec<(PageId, Bytes)>,
+        record: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), VolumeError>>;
+
+    /// The record last committed under `owner`.
+    fn record(&self, owner: &str) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>>;
+
+    /// All records, as (owner, record).
+    fn records(&self) -> LocalBoxFuture<'_, Result<Vec<(String, Bytes)>, VolumeError>>;
+
+    /// Forgets a record; its pages go with the next sweep.
+    fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>>;
+
+    /// The highest page number ever stored (0 when none).
+    fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>>;
+
+    /// Removes every page whose number is at most `up_to` and for which `live` says no.
+    fn sweep(&self, up_to: PageId, live: &dyn Fn(PageId) -> bool) -> LocalBoxFuture<'_, Result<u64, VolumeError>>;
+}
+
+/// A page store in memory, for tests and simulations.
+#[derive(Debug, Default)]
+pub struct MemoryPages {
+    state: RefCell<(BTreeMap<PageId, Bytes>, BTreeMap<String, Bytes>)>,
+}
+
+impl PageStore for MemoryPages {
+    fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
+        Box::pin(async move { Ok(self.state.borrow().0.get(&page).cloned()) })
+    }
+
+    fn commit(
+        &self,
+        owner: &str,
+        pages: Vec<(PageId, Bytes)>,
+        record: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move {
+            let (stored, records) = &mut *self.state.borrow_mut();
+            stored.extend(pages);
+            records.insert(owner, record);
+            Ok(())
+        })
+    }
+
+    fn record(&self, owner: &str) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move { Ok(self.state.borrow().1.get(&owner).cloned()) })
+    }
+
+    fn records(&self) -> LocalBoxFuture<'_, Result<Vec<(String, Bytes)>, VolumeError>> {
+        Box::pin(async move { Ok(self.state.borrow().1.iter().map(|(o, r)| (o.clone(), r.clone())).collect()) })
+    }
+
+    fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move {
+            self.state.borrow_mut().1.remove(&owner);
+            Ok(())
+        })
+    }
+
+    fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
+        Box::pin(async move { Ok(self.state.borrow().0.last_key_value().map_or(0, |(page, _)| page.0)) })
+    }
+
+    fn sweep(&self, up_to: PageId, live: &dyn Fn(PageId) -> bool) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
+        let (pages, _) = &mut *self.state.borrow_mut();
+        let before = pages.len();
+        pages.retain(|page, _| *page > up_to || live(*page));
+        let removed = (before - pages.len()) as u64;
+        Box::pin(async move { Ok(removed) })
+    }
+}
