@@ -1,1 +1,3 @@
 //! ovs-cluster
+
+pub mod catalogue;
