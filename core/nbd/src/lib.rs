@@ -1,1 +1,31 @@
-//! ovs-nbd
+//! NBD: the protocol, a server for ovsd, a client for ovsd-edge and the command line.
+//!
+//! ```text
+//!  socket ──▶ server::negotiation ──▶ Exports::open ──▶ server::transmission ⇄ Device    one thread, local futures
+//!  Client (any thread) ──▶ driver task: connect, negotiate, send, match replies, reconnect, resend
+//!                 both ends: proto (bytes ⇄ messages), wire (buffered input, batched output)
+//! ```
+//!
+//! Source of every protocol fact: `doc/proto.md` of the NBD project, cited by section as "proto.md, ...".
+//!
+//! Invariants:
+//! * Bytes from the other end never panic, and no length of theirs is allocated before it is bounded.
+//! * A request that a device has been given is awaited to its end, whatever happens to the connection.
+//! * A successor of a session is admitted only after everything of its predecessors has come to its end.
+//! * What is in flight is bounded (requests and bytes); past the bound the socket is not read.
+//!
+//! Not here: what a vDisk is, attachments, TLS (refused with a policy error), any file or disk.
+
+mod client;
+mod device;
+mod error;
+mod server;
+mod session;
+
+pub use client::{Client, ClientError, ClientOptions, ClientStats};
+pub use device::{
+    ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, PeerProcess, ReadPiece, ReadReply, ZeroKind,
+};
+pub use error::NbdError;
+pub use server::{Server, ServerOptions, ServerStats, serve_connection, serve_unix};
+pub use session::{Generation, Session, SessionId};
