@@ -1,0 +1,97 @@
+# What can be done with this repository, on Debian 12, as root. `make` alone explains.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+# Downloads and tools that outlive a clone: fsx, the PostgreSQL image's tar.
+export OVS_CACHE ?= /var/cache/ovs-build
+export OVS_BIN ?= $(TARGET_DIR)/release
+TOTALS := $(TARGET_DIR)/totals.txt
+# Debian's own python3: that is where python3-pytest is.
+PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider
+
+.PHONY: help
+help: ## this text
+	@echo "ovs: make <target>          (times: 2 cores, first run / later runs)"
+	echo
+	awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	echo
+	echo "  areas: $$(ls integration/test_*.py | sed 's|.*/test_||; s|\.py||' | xargs)"
+
+.PHONY: setup
+setup: ## install what is needed from Debian (2 min / 0.1 s)
+	@packaging/setup.sh
+
+.PHONY: setup-build
+setup-build:
+	@packaging/setup.sh build
+
+.PHONY: build
+build: setup-build ## the programs, optimised, into target/release (5 min / 5 s)
+	@cargo build --release --workspace --bins --locked
+
+.PHONY: check
+check: setup-build ## the quick loop: format, lints, tests without root or network (6 min / 1 min)
+	@cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	mkdir -p $(TARGET_DIR)
+	: >$(TOTALS)
+	if cargo nextest --version >/dev/null 2>&1; then
+	    cargo nextest run --workspace --locked --color=never 2>&1 | tee $(TARGET_DIR)/check.log
+	    grep -E '^ *Summary' $(TARGET_DIR)/check.log | sed 's/^ */nextest:     /' >>$(TOTALS)
+	else
+	    cargo test --workspace --locked --lib --bins --tests --color=never 2>&1 | tee $(TARGET_DIR)/check.log
+	    awk '/^test result:/{passed+=$$4; failed+=$$6; ignored+=$$8} END{printf "cargo test:  %d passed, %d failed, %d ignored\n", passed, failed, ignored}' \
+	        $(TARGET_DIR)/check.log >>$(TOTALS)
+	fi
+	cargo test --workspace --locked --doc --color=never 2>&1 | tee $(TARGET_DIR)/doc.log
+	awk '/^test result:/{passed+=$$4; failed+=$$6; ignored+=$$8} END{printf "doc tests:   %d passed, %d failed, %d ignored\n", passed, failed, ignored}' \
+	    $(TARGET_DIR)/doc.log >>$(TOTALS)
+	if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; fi
+
+.PHONY: integration
+integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx against the release build (13 min)
+	@$(PYTEST) integration 2>&1 | tee $(TARGET_DIR)/integration.log
+	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
+
+.PHONY: test
+test: ## every test there is: check, then integration; prints the totals (25 min / 15 min)
+	@SECONDS=0
+	$(MAKE) setup
+	$(MAKE) check
+	$(MAKE) integration
+	echo
+	echo "totals, after $$((SECONDS / 60)) min $$((SECONDS % 60)) s:"
+	cat $(TOTALS)
+
+.PHONY: test-full
+test-full: ## as test, with larger data (4 GiB where test writes 1) (40 min)
+	@OVS_TEST_SCALE=4 $(MAKE) test
+
+test-%: setup build ## one area of the integration tests, e.g. make test-nbd (1 to 3 min)
+	@$(PYTEST) integration/test_$*.py
+
+.PHONY: demo
+demo: ## PostgreSQL in a container on ovs, ovsd killed under load, a clone beside it (8 min / 1 min)
+	@packaging/setup.sh build demo
+	$(MAKE) build
+	packaging/demo.sh $(DEMO_ARGS)
+
+.PHONY: clean-demo
+clean-demo: ## stop and remove what `make demo DEMO_ARGS=--keep` left (5 s)
+	@packaging/demo.sh --clean
+
+.PHONY: bench
+bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min)
+	@/usr/bin/python3 -B tests/bench/bench.py
+
+.PHONY: bench-quick
+bench-quick: setup build ## two rows, CPU per operation (1 min)
+	@/usr/bin/python3 -B tests/bench/bench.py --quick
+
+.PHONY: deb
+deb: build ## Debian packages into target/deb (1 min)
+	@packaging/deb/build.sh
