@@ -1,1 +1,2 @@
-//! ovs-cli
+//! `ovs`, the command line of the service.
+pub mod image;

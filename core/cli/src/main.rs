@@ -1,1 +1,2 @@
+//! `ovs`, the command line.
 fn main() {}
