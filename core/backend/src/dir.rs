@@ -1,13 +1,166 @@
-//! STUB: the directory backend; see the trait for its promises.
-use std::path::PathBuf;
+//! Objects as files: the name of an object is its path below the folder.
+//!
+//! ```text
+//!  <folder>/.ovs-backend            the marker: this is the folder, mounted and ours
+//!  <folder>/.reserve                8 MiB of zeros that a full device gives back to deletes and commits
+//!  <folder>/.tmp-<pid>-<number>     an object being written, locked by its writer; swept at open
+//!  <folder>/v/0a1b…/j/1/0           the object `v/0a1b…/j/1/0`
+//! ```
+//!
+//! Crash order of a put (what stands at each step after a power loss is in `store.rs`):
+//!
+//! 1. the bytes go to a temporary file and are synced;
+//! 2. missing folders are made, and the folder above each is synced, from the top down;
+//! 3. `link(2)` gives the file its name: atomic, and it never replaces anything;
+//! 4. the temporary name goes;
+//! 5. the folder of the name is synced; only now is the answer `Ok`.
+//!
+//! Invariants: a name is never seen with a part of its bytes; nothing is overwritten; a folder without its marker (an
+//! unmounted file system) answers `Retry`, never "there is no such object". The folder is not locked: several vPools
+//! may share one, each below its own prefix. Folders are never removed, so that no removal races with a put.
+
+mod disk;
+mod error;
+mod listing;
+mod reading;
+mod space;
+mod store;
+
+#[cfg(test)]
+mod power_loss;
+
+use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
+use bytes::Bytes;
+use disk::OsDisk;
+use futures_util::future::LocalBoxFuture;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use store::Store;
+
 /// Options of a directory backend.
 #[derive(Debug, Clone)]
 pub struct DirOptions {
     /// Its folder.
     pub path: PathBuf,
-    /// Space kept for `Urgency::Reserve`.
+    /// Guest data is refused while the file system has no more than this left; deletes and commits go on.
     pub reserve_bytes: u64,
 }
-/// Objects as files below a directory.
-#[derive(Debug)]
-pub struct DirBackend;
+
+impl DirOptions {
+    /// A folder with the default reserve: 1 % of its file system, 64 MiB at least and 1 GiB at most.
+    pub fn new(path: impl Into<PathBuf>) -> DirOptions {
+        let path = path.into();
+        let reserve_bytes = space::default_reserve_bytes(&path);
+        DirOptions { path, reserve_bytes }
+    }
+}
+
+/// Objects as files below a folder. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DirBackend {
+    store: Arc<Store<OsDisk>>,
+}
+
+impl DirBackend {
+    /// Opens the folder, and makes it (durably) with its marker if it is not there. Blocks while it does.
+    pub fn open(options: DirOptions) -> Result<DirBackend, BackendError> {
+        DirBackend::open_as(options, store::IfUnmarked::Make)
+    }
+
+    /// Opens a folder that has been a backend before. Without its marker (a file system that is not mounted, say)
+    /// this is `Retry`, where [`DirBackend::open`] would begin an empty one.
+    pub fn open_existing(options: DirOptions) -> Result<DirBackend, BackendError> {
+        DirBackend::open_as(options, store::IfUnmarked::Refuse)
+    }
+
+    fn open_as(options: DirOptions, if_unmarked: store::IfUnmarked) -> Result<DirBackend, BackendError> {
+        let store = Store::open(OsDisk, options.path, options.reserve_bytes, if_unmarked)?;
+        Ok(DirBackend { store: Arc::new(store) })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.store.root()
+    }
+
+    /// Runs `work` where blocking is allowed. A dropped future does not stop work that has begun: a put that nobody
+    /// waits for any more may still take effect, as `Retry` allows.
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        object: &str,
+        work: impl FnOnce(&Store<OsDisk>) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result,
+            Err(stopped) => Err(BackendError::Retry {
+                operation,
+                object: object.to_owned(),
+                reason: format!("the task did not end: {stopped}"),
+            }),
+        }
+    }
+}
+
+impl Backend for DirBackend {
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let of = name.clone();
+            self.run("put", of.as_str(), move |store| store.put(&name, &parts, urgency)).await
+        })
+    }
+
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let of = name.clone();
+            self.run("get", of.as_str(), move |store| store.get_range(&name, offset, length)).await
+        })
+    }
+
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.get_range(name, 0, u64::MAX)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
+        let (prefix, after) = (prefix.to_owned(), after.cloned());
+        Box::pin(async move {
+            let of = prefix.clone();
+            self.run("list", &of, move |store| store.list(&prefix, after.as_ref(), limit)).await
+        })
+    }
+
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let of = name.clone();
+            self.run("delete", of.as_str(), move |store| store.delete(&name)).await
+        })
+    }
+
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
+        Box::pin(self.run("capacity", "", |store| store.capacity().map(Some)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

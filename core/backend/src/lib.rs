@@ -4,14 +4,24 @@
 //! retries and metrics are wrappers of the same trait. Not here: what the objects mean (see `ovs-format`), and any
 //! promise that rests on a conditional put: names are unique by construction.
 
+mod counting;
 mod dir;
+mod faulty;
+mod memory;
 mod name;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+
+pub use counting::{CountingBackend, Counts, OperationCounts};
 pub use dir::{DirBackend, DirOptions};
+pub use faulty::{Call, Fault, FaultyBackend, Operation};
+pub use memory::MemoryBackend;
 pub use name::{ObjectName, ObjectNameError};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
+use std::rc::Rc;
 use thiserror::Error;
 
 /// What an operation on the backend may come back with, by what the caller does next.
@@ -19,16 +29,36 @@ use thiserror::Error;
 pub enum BackendError {
     /// Transient or unknown: the operation may or may not have taken effect. Try again, with the same bytes.
     #[error("backend does not answer ({operation} of {object}): {reason}")]
-    Retry { operation: &'static str, object: String, reason: String },
+    Retry {
+        /// What was asked for: `put`, `get`, `list`, `delete`, `capacity`, `open`.
+        operation: &'static str,
+        /// Of which object (or prefix); empty for the whole backend.
+        object: String,
+        /// What the store said, with the path or address.
+        reason: String,
+    },
     /// No object of that name.
     #[error("no object {object}")]
-    NotFound { object: String },
+    NotFound {
+        /// The name.
+        object: String,
+    },
     /// The name holds other bytes than those given: never overwritten.
     #[error("object {object} exists with other contents")]
-    Conflict { object: String },
+    Conflict {
+        /// The name.
+        object: String,
+    },
     /// The device is full (or down to the reserve that is kept for `Urgency::Reserve`).
     #[error("backend is full ({operation} of {object}): {reason}")]
-    NoSpace { operation: &'static str, object: String, reason: String },
+    NoSpace {
+        /// What was asked for.
+        operation: &'static str,
+        /// Of which object.
+        object: String,
+        /// What the store said, with the path or address.
+        reason: String,
+    },
 }
 
 /// May a put use the space that is kept so that a full system can be emptied?
@@ -94,4 +124,46 @@ pub trait Backend {
 
     /// Space; `None` where the store has no such notion.
     fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>>;
+}
+
+/// A shared backend is a backend, so that wrappers go around either.
+impl<B: Backend + ?Sized> Backend for Rc<B> {
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        (**self).put(name, parts, urgency)
+    }
+
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        (**self).get_range(name, offset, length)
+    }
+
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        (**self).get(name)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
+        (**self).list(prefix, after, limit)
+    }
+
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        (**self).delete(name)
+    }
+
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
+        (**self).capacity()
+    }
 }

@@ -3,8 +3,11 @@
 use std::fmt;
 use thiserror::Error;
 
-/// The name of an object: `/`-separated segments of `[a-z0-9._-]`, none empty or starting with a dot, 256 bytes at
-/// most. Every store takes such names as they are.
+/// The name of an object: `/`-separated segments of `[a-z0-9._-]`, none empty, longer than 128 bytes or starting with
+/// a dot; 256 bytes at most. Every store takes such names as they are (file systems stop at 255 bytes per segment,
+/// and encrypted ones at 143).
+///
+/// No name may be a folder of another: of `a` and `a/b`, the one put later is a `Conflict`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(String);
 
@@ -18,7 +21,7 @@ impl ObjectName {
     pub fn new(text: impl Into<String>) -> Result<ObjectName, ObjectNameError> {
         let text = text.into();
         let segment_is_good = |segment: &str| {
-            !segment.is_empty()
+            (1..=128).contains(&segment.len())
                 && !segment.starts_with('.')
                 && segment.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
         };
@@ -48,7 +51,8 @@ mod tests {
     #[test]
     fn names_never_leave_the_store() {
         assert!(ObjectName::new("v/0a1b/j/1/2").is_ok());
-        for bad in ["", "/", "a//b", "../x", "a/../b", ".x", "A", "a b", "a/", &"a".repeat(257)] {
+        let (long, segment) = (format!("{0}/{0}/b", "a".repeat(128)), "a".repeat(129));
+        for bad in ["", "/", "a//b", "../x", "a/../b", ".x", "A", "a b", "a/", "a\0", &long, &segment] {
             assert!(ObjectName::new(bad).is_err(), "{bad}");
         }
     }

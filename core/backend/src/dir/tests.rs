@@ -1,0 +1,171 @@
+use super::*;
+use crate::{FaultyBackend, MemoryBackend, conformance::check_backend};
+use std::{fs, os::unix::fs::PermissionsExt};
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new(text).unwrap()
+}
+
+fn open(path: &Path) -> DirBackend {
+    DirBackend::open(DirOptions { path: path.to_owned(), reserve_bytes: 0 }).unwrap()
+}
+
+async fn put(backend: &DirBackend, object: &str, urgency: Urgency) -> Result<(), BackendError> {
+    backend.put(&name(object), vec![Bytes::from_static(b"x")], urgency).await
+}
+
+fn is_retry<T>(result: Result<T, BackendError>) -> bool {
+    matches!(result, Err(BackendError::Retry { .. }))
+}
+
+#[tokio::test]
+async fn folders_conform() {
+    let folder = tempfile::tempdir().unwrap();
+    check_backend(&open(folder.path())).await;
+}
+
+#[tokio::test]
+async fn memory_and_wrappers_conform() {
+    check_backend(&MemoryBackend::new()).await;
+    check_backend(&FaultyBackend::new(MemoryBackend::new(), |_| None)).await;
+    check_backend(&crate::CountingBackend::new(std::rc::Rc::new(MemoryBackend::new()))).await;
+}
+
+#[tokio::test]
+async fn objects_outlive_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made/on/the/way");
+    put(&open(&path), "v/a", Urgency::Normal).await.unwrap();
+    let again = DirBackend::open_existing(DirOptions { path, reserve_bytes: 0 }).unwrap();
+    assert_eq!(&again.get(&name("v/a")).await.unwrap()[..], b"x");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_mounted_answers_retry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, away) = (folder.path().join("pool"), folder.path().join("away"));
+    let backend = open(&path);
+    put(&backend, "v/a", Urgency::Normal).await.unwrap();
+    fs::rename(&path, &away).unwrap();
+    fs::create_dir(&path).unwrap();
+
+    assert!(is_retry(backend.get(&name("v/a")).await));
+    assert!(is_retry(backend.list("", None, 9).await));
+    assert!(is_retry(backend.delete(&name("v/a")).await));
+    assert!(is_retry(put(&backend, "v/b", Urgency::Normal).await));
+    assert!(is_retry(backend.capacity().await));
+    assert!(is_retry(DirBackend::open_existing(DirOptions { path: path.clone(), reserve_bytes: 0 })));
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing was written under the mount");
+
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&away, &path).unwrap();
+    assert_eq!(&backend.get(&name("v/a")).await.unwrap()[..], b"x");
+    put(&backend, "v/b", Urgency::Normal).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_marker_of_another_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path());
+    fs::write(folder.path().join(".ovs-backend"), "ovs directory backend, format 2\n").unwrap();
+    assert!(is_retry(DirBackend::open(DirOptions::new(folder.path()))));
+}
+
+#[tokio::test]
+async fn unfinished_objects_are_swept_and_live_ones_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path());
+    let (dead, live) = (folder.path().join(".tmp-1-1"), folder.path().join(".tmp-1-2"));
+    fs::write(&dead, "half").unwrap();
+    fs::write(&live, "half").unwrap();
+    let writer = fs::File::open(&live).unwrap();
+    rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    open(folder.path());
+    assert!(!dead.exists());
+    assert!(live.exists());
+    drop(writer);
+    open(folder.path());
+    assert!(!live.exists());
+}
+
+#[tokio::test]
+async fn guest_data_leaves_the_reserve_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path());
+    let options = DirOptions { path: folder.path().to_owned(), reserve_bytes: u64::MAX };
+    let backend = DirBackend::open(options).unwrap();
+    let refused = put(&backend, "v/a", Urgency::Normal).await.unwrap_err();
+    assert!(matches!(&refused, BackendError::NoSpace { operation: "put", .. }), "{refused}");
+    assert_eq!(backend.capacity().await.unwrap().unwrap().free_bytes, 0);
+    put(&backend, "v/a", Urgency::Reserve).await.unwrap();
+    backend.delete(&name("v/a")).await.unwrap();
+}
+
+#[test]
+fn the_default_reserve_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DirOptions::new(folder.path().join("not/yet"));
+    assert!((64 << 20..=1 << 30).contains(&options.reserve_bytes));
+}
+
+#[tokio::test]
+async fn a_reserve_that_was_used_comes_back_with_the_space() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path());
+    let length = || fs::metadata(folder.path().join(".reserve")).unwrap().len();
+    assert_eq!(length(), 8 << 20);
+    assert!(backend.store.release_reserve());
+    assert!(!backend.store.release_reserve(), "it gives once");
+    assert_eq!(length(), 0);
+    put(&backend, "v/a", Urgency::Normal).await.unwrap();
+    assert_eq!(length(), 8 << 20);
+}
+
+#[tokio::test]
+async fn a_read_only_folder_serves_reads_and_resumes() {
+    if rustix::process::geteuid().is_root() {
+        // Permissions do not bind root; `power_loss.rs` has the same with a disk that says no.
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    put(&open(folder.path()), "a", Urgency::Normal).await.unwrap();
+    let mode = |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o500);
+    let backend = open(folder.path());
+    assert!(is_retry(put(&backend, "b", Urgency::Normal).await));
+    assert_eq!(&backend.get(&name("a")).await.unwrap()[..], b"x");
+    mode(0o700);
+    put(&backend, "b", Urgency::Normal).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_object_is_not_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path());
+    put(&backend, "v/a", Urgency::Normal).await.unwrap();
+    for stray in ["UPPER", "v/.hidden", "v/with space", ".tmp-9-9"] {
+        fs::write(folder.path().join(stray), "x").unwrap();
+    }
+    fs::create_dir(folder.path().join("lost+found")).unwrap();
+    std::os::unix::fs::symlink("/etc", folder.path().join("v/link")).unwrap();
+    let found = backend.list("", None, 99).await.unwrap();
+    assert_eq!(found.into_iter().map(|info| info.name).collect::<Vec<_>>(), [name("v/a")]);
+}
+
+#[tokio::test]
+async fn puts_of_one_name_at_once_never_mix() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = open(folder.path());
+    for round in 0..20 {
+        let object = name(&format!("v/{round}"));
+        let (one, two) = (vec![1u8; 100_000], vec![2u8; 100_000]);
+        let put = |bytes: &Vec<u8>| backend.put(&object, vec![bytes.clone().into()], Urgency::Normal);
+        let (first, second) = futures_util::future::join(put(&one), put(&two)).await;
+        let found = backend.get(&object).await.unwrap();
+        match (first, second) {
+            (Ok(()), Err(_)) => assert!(found[..] == one[..]),
+            (Err(_), Ok(())) => assert!(found[..] == two[..]),
+            both => panic!("{both:?}"),
+        }
+    }
+}
