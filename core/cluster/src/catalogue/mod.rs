@@ -17,9 +17,8 @@
 mod record;
 
 pub use record::{
-    AttachmentMode, AttachmentRecord, BackendRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord,
-    OnFullPolicy, PendingRollback, SnapshotRecord, SocketAccess, State, TrashRecord, VdiskRecord,
-    VpoolRecord,
+    AttachmentRecord, BackendRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord, OnFullPolicy, Pending,
+    SnapshotRecord, State, TrashRecord, VdiskRecord, VpoolRecord,
 };
 
 use ovs_volume::{Registry, Revision, Transaction, VolumeError};

@@ -34,13 +34,10 @@ pub struct BackendRecord {
     pub name: Name,
     /// Counts the changes of this record.
     pub version: u64,
-    /// `directory`.
+    /// `dir`.
     pub kind: String,
     /// Its folder.
     pub path: String,
-    /// What people wrote about it.
-    #[serde(default)]
-    pub description: String,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
     /// The request that made it.
@@ -103,8 +100,13 @@ pub struct VpoolRecord {
     pub state: State,
     /// Its backend.
     pub backend: Uuid,
+    /// Its own folder on the backend.
+    pub namespace: String,
+    /// The backend was made for it and goes with it.
+    #[serde(default)]
+    pub owns_backend: bool,
     /// Its preset.
-    pub preset: String,
+    pub preset: Name,
     /// What people wrote about it.
     #[serde(default)]
     pub description: String,
@@ -113,8 +115,10 @@ pub struct VpoolRecord {
     /// For vDisks that do not say; `None`: for ever.
     #[serde(default)]
     pub stall_timeout_ms: Option<u64>,
-    /// How long a deleted vDisk stays in the trash.
-    pub trash_retention_ms: u64,
+    /// For vDisks that do not say.
+    pub default_size_bytes: u64,
+    /// How long a deleted vDisk stays in the trash; 0: it does not go there.
+    pub trash_retention_s: u64,
     /// What other programs keep here.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -194,27 +198,14 @@ pub struct TrashRecord {
     pub expires_ms: u64,
 }
 
-/// A rollback that was begun; done again if it was interrupted, before anybody writes.
+/// A step that was begun; done again if it was interrupted, before anybody writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingRollback {
-    /// To which snapshot.
-    pub snapshot: SnapshotId,
-    /// The byte-exact size after it.
-    pub size_bytes: u64,
-}
-
-/// Who may open a vDisk's own socket. `None`: the configuration's default.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketAccess {
-    /// A user's name or number.
-    #[serde(default)]
-    pub owner: Option<String>,
-    /// A group's name or number.
-    #[serde(default)]
-    pub group: Option<String>,
-    /// Permission bits.
-    #[serde(default)]
-    pub mode: Option<u32>,
+#[serde(rename_all = "snake_case")]
+pub enum Pending {
+    /// Back to a snapshot, at the record's size.
+    Rollback(SnapshotId),
+    /// After a shrink: zeros from this byte to the end of its cluster, so that growing again shows nothing old.
+    ZeroTail(u64),
 }
 
 /// A vDisk. Its bytes are also the engine's opaque properties of it, so that the backend alone tells them.
@@ -243,10 +234,9 @@ pub struct VdiskRecord {
     /// Never deleted while this is set.
     #[serde(default)]
     pub protected: bool,
-    /// What a write does when there is no room; `None`: as the vPool says.
-    #[serde(default)]
-    pub on_full: Option<OnFullPolicy>,
-    /// How long a write waits for room; `None`: as the vPool says.
+    /// What a write does when there is no room.
+    pub on_full: OnFullPolicy,
+    /// How long a write waits for room; `None`: for ever.
     #[serde(default)]
     pub stall_timeout_ms: Option<u64>,
     /// A template is frozen; its children start from this snapshot.
@@ -258,18 +248,18 @@ pub struct VdiskRecord {
     /// Set while it is in the trash.
     #[serde(default)]
     pub trash: Option<TrashRecord>,
-    /// The fence of its clients: connections and attachments of older generations are refused.
+    /// Raised whenever a client is fenced; attachments of older generations are refused.
     #[serde(default)]
     pub generation: u64,
-    /// A rollback that was begun.
+    /// The sessions that were fenced last: a reconnect of theirs is refused.
     #[serde(default)]
-    pub pending_rollback: Option<PendingRollback>,
+    pub fenced: Vec<Uuid>,
+    /// A step that was begun.
+    #[serde(default)]
+    pub pending: Option<Pending>,
     /// What people said of its snapshots.
     #[serde(default)]
     pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
-    /// Who may open its own socket.
-    #[serde(default)]
-    pub socket: SocketAccess,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
     /// The request that made it.
@@ -338,18 +328,6 @@ impl VdiskRecord {
     }
 }
 
-/// How a client uses a vDisk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttachmentMode {
-    /// It alone writes.
-    Exclusive,
-    /// It writes beside others of its kind.
-    Shared,
-    /// It reads.
-    ReadOnly,
-}
-
 /// An attachment that was asked for by RPC and outlives ovsd and connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AttachmentRecord {
@@ -361,22 +339,8 @@ pub struct AttachmentRecord {
     pub version: u64,
     /// To what.
     pub vdisk: VdiskId,
-    /// By whom, for people.
-    pub client: String,
-    /// From which host.
-    pub host: String,
-    /// How.
-    pub mode: AttachmentMode,
-    /// The vDisk's generation when it was made.
-    pub generation: u64,
-    /// What other programs keep here.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// When it was made, milliseconds since 1970.
-    pub created_ms: u64,
-    /// The request that made it.
-    #[serde(default)]
-    pub request: Value,
+    /// Who and how, in the words of ovsd.
+    pub holder: Value,
 }
 
 impl Record for AttachmentRecord {
