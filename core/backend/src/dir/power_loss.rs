@@ -25,10 +25,12 @@ struct Twice<T> {
     stable: T,
 }
 
+type Names = BTreeMap<String, usize>;
+
 #[derive(Clone)]
 enum Node {
     Folder {
-        names: Twice<BTreeMap<String, usize>>,
+        names: Twice<Names>,
         /// Names whose sync failed: the kernel has given them up, and a later sync does not bring them back.
         given_up: BTreeSet<String>,
     },
@@ -80,34 +82,38 @@ impl State {
         Ok(at)
     }
 
-    /// The names of the folder above a path, and its last segment.
-    fn above(&mut self, path: &Path) -> io::Result<(&mut BTreeMap<String, usize>, String)> {
-        let at = self.find(path.parent().unwrap())?;
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        match &mut self.nodes[at] {
-            Node::Folder { names, given_up } => {
-                given_up.remove(&name);
-                Ok((&mut names.seen, name))
-            }
-            Node::File { .. } => Err(Errno::NOTDIR.into()),
+    /// Puts a node under a free name. A name that was given up is as good as new when it is given again.
+    fn insert(&mut self, path: &Path, node: usize) -> io::Result<()> {
+        let (names, given_up, name) = self.above(path)?;
+        if names.contains_key(&name) {
+            return Err(Errno::EXIST.into());
         }
+        given_up.remove(&name);
+        names.insert(name, node);
+        Ok(())
     }
 
     fn add(&mut self, path: &Path, node: Node) -> io::Result<usize> {
         let new = self.nodes.len();
-        let (names, name) = self.above(path)?;
-        if names.contains_key(&name) {
-            return Err(Errno::EXIST.into());
-        }
-        names.insert(name, new);
+        self.insert(path, new)?;
         self.nodes.push(node);
         Ok(new)
     }
 
     fn remove(&mut self, path: &Path) -> io::Result<()> {
-        let (names, name) = self.above(path)?;
+        let (names, _, name) = self.above(path)?;
         names.remove(&name).ok_or(Errno::NOENT)?;
         Ok(())
+    }
+
+    /// What the folder above a path holds, and the path's last segment.
+    fn above(&mut self, path: &Path) -> io::Result<(&mut Names, &mut BTreeSet<String>, String)> {
+        let at = self.find(path.parent().unwrap())?;
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        match &mut self.nodes[at] {
+            Node::Folder { names, given_up } => Ok((&mut names.seen, given_up, name)),
+            Node::File { .. } => Err(Errno::NOTDIR.into()),
+        }
     }
 
     fn file(&mut self, at: usize) -> (&mut Twice<Vec<u8>>, &mut bool) {
@@ -243,21 +249,15 @@ impl Disk for LosingDisk {
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.call()?;
         let at = state.find(from)?;
-        let (names, name) = state.above(to)?;
-        if names.contains_key(&name) {
-            return Err(Errno::EXIST.into());
-        }
-        names.insert(name, at);
-        Ok(())
+        state.insert(to, at)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.call()?;
         let at = state.find(from)?;
         state.remove(from)?;
-        let (names, name) = state.above(to)?;
-        names.insert(name, at);
-        Ok(())
+        let _ = state.remove(to);
+        state.insert(to, at)
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
