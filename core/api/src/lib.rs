@@ -1,12 +1,28 @@
 //! The core RPC: its words, its operations, its client.
-pub mod operations;
+//!
+//! ```text
+//!                 ┌─▶ openapi: the document that ovsd serves
+//!  types ─ table ─┼─▶ the router in ovs-service
+//!   (operations)  └─▶ client: one typed method per operation ─▶ /run/ovs/ovsd.sock ─▶ ovsd
+//! ```
+//!
+//! HTTP/1.1 and JSON over a unix socket, everything under `/v1/`. A create compares with the stored original request;
+//! every object has a UUID and a revision; changes accept `If-Match`; errors are RFC 9457 problem documents; lists come
+//! in pages; events are server-sent and resume. What each door makes of it: `docs/api-map.md`.
+//!
+//! Invariant: what is not in the table does not exist, and what is in it is in the document, the router and the client.
+//! Not here: what the operations do (`ovs-service`), data (`ovs-nbd`), configuration.
+
+mod client;
+mod operations;
 mod paths;
 mod problem;
 mod reference;
 mod reply;
-pub mod types;
+mod types;
 
-pub use operations::{Method, OPERATIONS, Operation};
+pub use client::{ApiError, Client, Events, TIMEOUT_DEFAULT};
+pub use operations::{Method, OPERATIONS, Operation, SchemaOf};
 pub use paths::Paths;
 pub use problem::{Problem, ProblemKind};
 pub use reference::{RefError, SnapshotRef, VdiskRef};
