@@ -14,6 +14,7 @@
 //! Not here: what the operations do (`ovs-service`), data (`ovs-nbd`), configuration.
 
 mod client;
+mod openapi;
 mod operations;
 mod paths;
 mod problem;
@@ -22,6 +23,7 @@ mod reply;
 mod types;
 
 pub use client::{ApiError, Client, Events, TIMEOUT_DEFAULT};
+pub use openapi::{QueryKind, openapi};
 pub use operations::{Method, OPERATIONS, Operation, SchemaOf};
 pub use paths::Paths;
 pub use problem::{Problem, ProblemKind};

@@ -254,6 +254,20 @@ impl Operation {
     }
 }
 
+/// The same with its members in sight: a query's are parameters of their own.
+fn members_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    T::json_schema(generator)
+}
+
+macro_rules! optional_query {
+    () => {
+        None
+    };
+    ($type:ty) => {
+        Some(members_of::<$type>)
+    };
+}
+
 macro_rules! optional_schema {
     () => {
         None
@@ -287,7 +301,7 @@ macro_rules! table {
             method: Method::$method,
             path: $path,
             path_params: &[$($((stringify!($param), schema_of::<$Param>)),+)?],
-            query: optional_schema!($($Query)?),
+            query: optional_query!($($Query)?),
             body: optional_schema!($($Body)?),
             replies: <$Reply as Reply>::document,
             problems: &[$(ProblemKind::$kind),*],
