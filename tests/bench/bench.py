@@ -1,0 +1,278 @@
+#!/usr/bin/python3
+"""`make bench`: ovs over NBD beside what one would use instead, in alternation.
+
+    bench.py [--quick] [--rounds N] [--seconds S] [--targets a,b] [--rows a,b] [--out FILE]
+
+In every round each target has its turn with a fresh server process; odd rounds go in the reverse order, so that a machine
+that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are within a round. On a busy
+machine the server's CPU time per operation is the number to compare: it moves far less than IOPS do.
+
+Writes go to a thin disk made for the run (file and raw: preallocated, their best case); reads to 1 GiB written before.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "integration"))
+sys.dont_write_bytecode = True
+from stack import BIN, GIB, MIB, Stack, run, wait_until  # noqa: E402
+
+DISK, WORKING_SET = 4 * GIB, 1 * GIB
+
+ROWS = {  # name: what it is, fio's options
+    "write-4k-qd32": ("4 KiB random writes, 32 deep, one flush at the end",
+                      ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--end_fsync=1"]),
+    "write-4k-flush": ("4 KiB random writes, each with a flush",
+                       ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"]),
+    "read-4k-qd32": ("4 KiB random reads, 32 deep", ["--rw=randread", "--bs=4k", "--iodepth=32"]),
+    "write-1m": ("1 MiB sequential writes, 4 deep, one flush at the end", ["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"]),
+    "read-1m": ("1 MiB sequential reads, 4 deep", ["--rw=read", "--bs=1M", "--iodepth=4"]),
+}
+QUICK_ROWS = ["write-4k-qd32", "read-4k-qd32"]
+QUICK_TARGETS = ["nbdkit-null", "qemu-nbd-raw", "ovs"]
+
+
+class Target:
+    """Something to run fio against. `open` gives fio's options and the server's pid (None: there is no server)."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.socket = folder / "bench.sock"
+
+    @contextlib.contextmanager
+    def server(self, *argv, uri=None):
+        self.socket.unlink(missing_ok=True)
+        process = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True)
+        try:
+            def ready():
+                assert process.poll() is None, f"{argv[0]} died: {process.stderr.read()}"
+                return self.socket.exists()
+
+            wait_until(f"{argv[0]} listens", ready, 20, every_s=0.02)
+            time.sleep(0.2)
+            yield ["--ioengine=nbd", f"--uri={uri or f'nbd+unix:///?socket={self.socket}'}"], process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def raw_file(self):
+        """A file with WORKING_SET bytes of data in it, made once."""
+        path = self.folder / "raw.img"
+        if not path.exists():
+            part = self.folder / "raw.part"
+            with open(part, "wb") as file:
+                file.truncate(DISK)
+            run("fio", "--name=fill", f"--filename={part}", f"--size={WORKING_SET}", "--bs=1M", "--rw=write", "--direct=1",
+                "--ioengine=psync", "--end_fsync=1", timeout=300)
+            part.rename(path)
+        return path
+
+
+class File(Target):
+    title = "file, O_DIRECT"
+
+    @contextlib.contextmanager
+    def open(self, row):
+        yield ["--ioengine=io_uring", "--direct=1", f"--filename={self.raw_file()}"], None
+
+
+class NbdkitNull(Target):
+    title = "nbdkit null"
+
+    def open(self, row):
+        return self.server("nbdkit", "-f", "-U", self.socket, "null", DISK)
+
+
+class NbdkitFile(Target):
+    title = "nbdkit file (page cache)"
+
+    def open(self, row):
+        return self.server("nbdkit", "-f", "-U", self.socket, "file", self.raw_file())
+
+
+class QemuRaw(Target):
+    title = "qemu-nbd raw"
+
+    def open(self, row):
+        return self.server("qemu-nbd", "-f", "raw", "-k", self.socket, "-t", "-e", "16", "--discard=unmap", "--cache=none",
+                           "--aio=io_uring", self.raw_file())
+
+
+class QemuThin(Target):
+    title = "qemu-nbd qcow2, thin"
+
+    def open(self, row):
+        image = self.folder / ("filled.qcow2" if row.startswith("read") else "thin.qcow2")
+        if not image.exists() or not row.startswith("read"):
+            image.unlink(missing_ok=True)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", image, DISK)
+            if row.startswith("read"):
+                run("qemu-img", "convert", "-n", "-S", "0", "-f", "raw", "-O", "qcow2", "-t", "none", "-T", "none", self.raw_file(),
+                    image, timeout=300)
+        return self.server("qemu-nbd", "-f", "qcow2", "-k", self.socket, "-t", "-e", "16", "--discard=unmap", "--cache=none",
+                           "--aio=io_uring", image)
+
+
+class Ovs(Target):
+    title = "**ovs**, thin"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.stack = None
+        self.count = 0
+
+    @contextlib.contextmanager
+    def open(self, row):
+        if self.stack is None:
+            self.stack = Stack()
+            self.stack.start()
+            self.stack.create("filled", str(DISK))
+            run("fio", "--name=fill", "--ioengine=nbd", f"--uri={self.stack.uri('filled')}", "--thread", f"--size={WORKING_SET}", "--bs=1M",
+                "--rw=write", "--iodepth=4", "--end_fsync=1", timeout=300)
+            self.stack.ovsd.stop()
+        if not self.stack.ovsd.alive():
+            self.stack.restart()
+        if row.startswith("read"):
+            name = "filled"
+        else:
+            self.count += 1
+            name = f"thin-{self.count}"
+            self.stack.create(name, str(DISK))
+        time.sleep(0.2)
+        try:
+            yield ["--ioengine=nbd", f"--uri={self.stack.uri(name)}"], self.stack.ovsd.pid
+        finally:
+            if name != "filled":
+                wait_until("nobody is attached", lambda: self.stack.show(name)["attachment_count"] == 0, 30)
+                self.stack.rpc("DELETE", f"/v1/vdisks/default:{name}?purge=true")
+            self.stack.ovsd.stop()
+
+    def close(self):
+        if self.stack:
+            self.stack.close(expect_clean=False)
+
+
+TARGETS = {"file": File, "nbdkit-null": NbdkitNull, "nbdkit-file": NbdkitFile, "qemu-nbd-raw": QemuRaw, "qcow2-thin": QemuThin, "ovs": Ovs}
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(target, row, seconds):
+    with target.open(row) as (where, pid):
+        before = cpu_seconds(pid) if pid else 0
+        done = run("fio", "--name=job", f"--size={WORKING_SET}", "--randrepeat=0", "--norandommap", "--thread", "--output-format=json",
+                   "--time_based", f"--runtime={seconds}", *where, *ROWS[row][1], timeout=seconds + 120)
+        used = cpu_seconds(pid) - before if pid else None
+    job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
+    assert job["error"] == 0, done.stdout
+    side = job["read" if row.startswith("read") else "write"]
+    latency = side["clat_ns"]["percentile"]
+    sync = job.get("sync", {}).get("lat_ns", {}).get("percentile", {}) if row == "write-4k-flush" else {}
+    took = job["job_runtime"] / 1000  # with the last flush in it
+    return {
+        "iops": side["total_ios"] / took,
+        "mb_s": side["io_bytes"] / took / 1e6,
+        "p50_us": (latency["50.000000"] + sync.get("50.000000", 0)) / 1000,
+        "p99_us": (latency["99.000000"] + sync.get("99.000000", 0)) / 1000,
+        "cpu_us": None if used is None else used * 1e6 / max(1, side["total_ios"]),
+    }
+
+
+def spread(values, digits=0):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    form = lambda value: f"{value:,.{digits}f}"  # noqa: E731
+    return f"{form(statistics.median(values))} [{form(min(values))}-{form(max(values))}]"
+
+
+def table(results, rows, targets):
+    lines = []
+    for row in rows:
+        is_large = row.endswith("1m")
+        lines += [f"### {ROWS[row][0]}", "", f"| | {'MB/s' if is_large else 'IOPS'} | of the file's | p50 µs | p99 µs | server CPU µs per op |", "|---|---|---|---|---|---|"]
+        for name in targets:
+            found = results[row].get(name, [])
+            if not found:
+                continue
+            ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get("file", []))]
+            cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found]),
+                     f"{statistics.median(ratios):.2f}" if ratios else "-", spread([one["p50_us"] for one in found]),
+                     spread([one["p99_us"] for one in found]), spread([one["cpu_us"] for one in found], 1)]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two rows, three targets, two rounds; to the screen only")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=int)
+    parser.add_argument("--targets")
+    parser.add_argument("--rows")
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    rounds = args.rounds or (2 if args.quick else 5)
+    seconds = args.seconds or (2 if args.quick else 3)
+    names = args.targets.split(",") if args.targets else QUICK_TARGETS if args.quick else list(TARGETS)
+    rows = args.rows.split(",") if args.rows else QUICK_ROWS if args.quick else list(ROWS)
+
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="ovs-bench-", dir="/var/tmp"))
+    targets = {name: TARGETS[name](folder) for name in names}
+    results = {row: {name: [] for name in names} for row in rows}
+    load = []
+    try:
+        for round_ in range(rounds):
+            for row in rows:
+                for name in names if round_ % 2 == 0 else names[::-1]:
+                    load.append(os.getloadavg()[0])
+                    one = measure(targets[name], row, seconds)
+                    results[row][name].append(one)
+                    cpu = "" if one["cpu_us"] is None else f", CPU {one['cpu_us']:.1f} µs/op"
+                    print(f"round {round_ + 1}/{rounds} {row:15} {name:13} {one['iops']:9,.0f} IOPS, p50 {one['p50_us']:,.0f} µs{cpu}", flush=True)
+    finally:
+        for target in targets.values():
+            getattr(target, "close", lambda: None)()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    revision = run("git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD", check=False).stdout.strip()
+    text = "\n".join([
+        "# NBD beside the usual choices", "",
+        f"{datetime.date.today().isoformat()}, revision {revision}; {os.cpu_count()} CPUs, kernel {platform.release()}; {rounds} rounds of {seconds} s in alternation; "
+        f"load average {min(load):.1f} to {max(load):.1f} meanwhile. Median [min-max]. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in "
+        "caches. `tests/bench/bench.py` says how.", "",
+        table(results, rows, names)])
+    if args.quick and not args.out:
+        print("\n" + text)
+        return
+    out = args.out or REPOSITORY / "docs/benchmarks/nbd.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    print(f"\n{text}\nwritten to {out}")
+
+
+if __name__ == "__main__":
+    assert BIN.exists(), f"{BIN} is not there: make build"
+    main()
