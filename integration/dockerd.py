@@ -24,18 +24,29 @@ def image_tar():
 
 
 class Dockerd:
-    """dockerd on folders of its own: no bridge, no firewall rules; containers have no network."""
+    """dockerd on folders of its own: no bridge, no firewall rules; containers have no network.
+
+    containerd is a process beside it, as on a real host: so it and the containers live on when dockerd is killed.
+    """
 
     def __init__(self, *options):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="ovsd-docker-", dir=ROOTS))
         self.host = f"unix://{self.root}/docker.sock"
         self.env = {"DOCKER_HOST": self.host}
+        containerd = self.root / "containerd.sock"
+        config = self.root / "containerd.toml"
+        config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        self.containerd = Program("containerd", [
+            "containerd", "--config", config, "--address", containerd, "--root", self.root / "containerd",
+            "--state", self.root / "containerd-run"], self.root / "containerd.log")
         self.program = Program("dockerd", [
             "dockerd", "--data-root", self.root / "data", "--exec-root", self.root / "run", "--host", self.host,
-            "--pidfile", self.root / "docker.pid", "--bridge=none", "--iptables=false", "--ip-forward=false",
-            "--ip-masq=false", *options], self.root / "dockerd.log")
+            "--containerd", containerd, "--pidfile", self.root / "docker.pid", "--bridge=none", "--iptables=false",
+            "--ip-forward=false", "--ip-masq=false", *options], self.root / "dockerd.log")
 
     def start(self):
+        self.containerd.start()
+        wait_until("containerd listens", (self.root / "containerd.sock").exists, 30)
         self.program.start()
         self.wait_ready()
         return self
@@ -73,22 +84,40 @@ class Dockerd:
                     self("rm", "-f", *ids, check=False, timeout=60)
         finally:
             self.program.stop(60)
-            # Containers that a killed dockerd left behind, and its containerd: their pids are in files of this root.
-            for file in self.root.rglob("*.pid"):
-                stop_pid(file, self.root)
+            self.containerd.stop(60)
+            self.stop_shims()
             detach_all(self.root)
             shutil.rmtree(self.root, ignore_errors=True)
 
+    def stop_shims(self):
+        """What a killed dockerd left running: containerd's shims of this root, and the containers under them."""
+        shims = set()
+        for process in pathlib.Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    words = (process / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if words[0].endswith(b"containerd-shim-runc-v2") and str(self.root / "containerd.sock").encode() in words:
+                    shims.add(int(process.name))
+        for pid in shims:
+            for child in children(pid) + [pid]:
+                try:
+                    os.kill(child, 9)
+                except ProcessLookupError:
+                    pass
 
-def stop_pid(file, root):
-    """Stops the process of a pid file, if it still is a process of this root."""
+
+def children(pid):
+    """The processes below one, the deepest first."""
     try:
-        pid = int(file.read_text().strip())
-        environment = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{pid}/cgroup").read_bytes()
-        if str(root).encode() in environment or b"/docker/" in environment:
-            os.kill(pid, 9)
-    except (OSError, ValueError):
-        pass
+        text = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    found = []
+    for child in map(int, text.split()):
+        found += children(child) + [child]
+    return found
 
 
 class Driver:
