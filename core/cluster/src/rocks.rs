@@ -15,8 +15,9 @@
 //! open (RocksDB writes what it replays to a synced table), so nothing that was read once goes away.
 //!
 //! After a failed write RocksDB takes no more of them until it is opened again. That happens here: the next write
-//! closes and opens it, once there is room to, so that a disk that was full goes on by itself. A commit that came back
-//! with an error may have taken effect, as with any remote registry; its caller compares.
+//! closes and opens it, once there is room to, so that a disk that was full goes on by itself; a reserve keeps commits
+//! and deletes going meanwhile. A commit that came back with an error may have taken effect, as with any remote
+//! registry; its caller compares.
 //!
 //! Invariants: nothing lives here alone ([`OpenFailure::Damaged`] means: set it aside and rebuild). Registry commits
 //! are one at a time. Not here: what the keys mean (`catalogue`, and the engine's heads).
@@ -24,6 +25,7 @@
 mod database;
 mod pages;
 mod registry;
+mod reserve;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Opening RocksDB, and opening it again after a write has failed.
 
+use super::reserve::{RESERVE_FILE, Reserve};
 use ovs_volume::VolumeError;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
@@ -21,14 +22,12 @@ const WRITE_BUFFER_BYTES: usize = 8 << 20;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const OPEN_FILES_MAX: i32 = 256;
 /// The log, before the families that hold it up are flushed.
-const WAL_BYTES_MAX: u64 = 32 << 20;
+pub(super) const WAL_BYTES_MAX: u64 = 8 << 20;
+/// What an open writes besides what it replays: a MANIFEST, a log, the beginnings of tables.
+const OPEN_BYTES: u64 = 2 << 20;
 /// RocksDB's own messages: warnings only, three files of 1 MiB at most.
 const INFO_LOG_BYTES_MAX: usize = 1 << 20;
 const INFO_LOG_FILES_MAX: usize = 3;
-/// An open writes what it replays to a table and begins a new log. With less than this it would fail half way, and
-/// reads, which an unopened database cannot serve, would fail with it.
-const REOPEN_BYTES: u64 = 64 << 20;
-
 /// The column families.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Family {
@@ -135,6 +134,7 @@ pub(super) struct Database {
     writes: Mutex<()>,
     /// A write has failed since it was opened: no other succeeds before it is opened again.
     is_suspect: AtomicBool,
+    reserve: Reserve,
 }
 
 impl std::fmt::Debug for Database {
@@ -147,12 +147,15 @@ impl Database {
     pub(super) fn open(path: &Path) -> Result<Database, OpenFailure> {
         make_folder(path).map_err(|error| OpenFailure::of_io(path, &error))?;
         check_not_headless(path)?;
+        let reserve = Reserve::new(path);
+        reserve.adjust();
         let open = open_rocks(path).map_err(|error| OpenFailure::of_rocks(path, &error))?;
         Ok(Database {
             path: path.to_owned(),
             open: RwLock::new(Some(open)),
             writes: Mutex::default(),
             is_suspect: AtomicBool::new(false),
+            reserve,
         })
     }
 
@@ -173,12 +176,18 @@ impl Database {
         work(&View { db }).map_err(|error| self.error("read", &error))
     }
 
+    /// Refuses what can wait while the disk is full.
+    pub(super) fn admit(&self) -> Result<(), VolumeError> {
+        if self.reserve.adjust() { Ok(()) } else { Err(VolumeError::NoSpace(self.reserve.explain())) }
+    }
+
     /// Runs one write alone; `work` may read, and write through [`Writer`].
     pub(super) fn write<T>(
         &self,
         work: impl FnOnce(&Writer<'_>) -> Result<T, Error>,
     ) -> Result<T, VolumeError> {
         let _alone = lock(&self.writes);
+        self.reserve.adjust();
         if self.is_suspect.load(Ordering::Relaxed) {
             self.reopen()?;
         }
@@ -199,6 +208,7 @@ impl Database {
             if !self.is_suspect.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            // An open that fails half way leaves nothing that serves reads.
             self.check_room()?;
         }
         *open = None;
@@ -209,16 +219,20 @@ impl Database {
         Ok(())
     }
 
+    /// Is there room to open? What the logs hold is written to tables before they go.
     fn check_room(&self) -> Result<(), VolumeError> {
         let path = self.path.display();
-        let found = rustix::fs::statvfs(&self.path)
+        let measured = rustix::fs::statvfs(&self.path).map_err(io::Error::from);
+        let (found, logs_bytes) = measured
+            .and_then(|found| Ok((found, logs_bytes(&self.path)?)))
             .map_err(|error| VolumeError::Retry(format!("cannot measure {path}: {error}")))?;
         let available = found.f_bavail.saturating_mul(found.f_frsize);
-        if available >= REOPEN_BYTES {
+        let needed = logs_bytes + OPEN_BYTES;
+        if available >= needed {
             return Ok(());
         }
         Err(VolumeError::NoSpace(format!(
-            "{path} has {available} bytes left, and opening it again after a failed write takes {REOPEN_BYTES}"
+            "{path} has {available} bytes left, and opening it again after a failed write takes {needed}"
         )))
     }
 
@@ -338,12 +352,23 @@ fn check_not_headless(path: &Path) -> Result<(), OpenFailure> {
     for entry in entries {
         let name = entry.map_err(|error| OpenFailure::of_io(path, &error))?.file_name();
         let name = name.to_string_lossy();
-        if name != "LOCK" && !name.starts_with("LOG") {
+        if name != "LOCK" && name != RESERVE_FILE && !name.starts_with("LOG") {
             let reason = format!("there is {name} but no CURRENT");
             return Err(OpenFailure::Damaged { path: path.display().to_string(), reason });
         }
     }
     Ok(())
+}
+
+fn logs_bytes(path: &Path) -> io::Result<u64> {
+    let mut total_bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == "log") {
+            total_bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(total_bytes)
 }
 
 /// Makes the folder with all above it, each synced into the one above: RocksDB syncs its files and its folder but not

@@ -66,6 +66,7 @@ impl PageStore for RocksPages {
         let owner = owner.to_owned();
         let numbers = Arc::clone(&self.numbers);
         Box::pin(run(&self.database, move |database| {
+            database.admit()?;
             // Before they are written, so that the set is never short of one.
             let highest = lock(&numbers).add(pages.iter().map(|(page, _)| page.0));
             database.write(|writer| {

@@ -290,6 +290,17 @@ fn writes_go_on_when_the_device_takes_them_again() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
+#[test]
+fn the_reserve_is_there_and_does_not_hide_a_lost_database() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(RocksStore::open(folder.path()).unwrap());
+    let length = fs::metadata(folder.path().join("reserve")).unwrap().len();
+    assert_eq!(length, 24 << 20);
+    let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    names.filter(|path| !path.ends_with("reserve")).for_each(|path| fs::remove_file(path).unwrap());
+    RocksStore::open(folder.path()).unwrap();
+}
+
 // ---- damage ----
 
 /// A database of three commits in one folder, closed.
