@@ -1,1 +1,149 @@
-fn main() {}
+//! The program `ovsd-docker`: options, log, socket, tasks. See the library for what it does.
+
+use anyhow::Context;
+use clap::Parser;
+use ovs_api::{Client, Paths};
+use ovs_docker::{
+    background,
+    driver::{Driver, Settings},
+    host::linux::LinuxHost,
+    options::parse_volume_size,
+    record::RecordFiles,
+    rpc::Rpc,
+    server, socket,
+};
+use ovs_units::Name;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt, unix::net::UnixListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Docker volumes on ovs: the plugin behind `docker run --volume-driver=ovs`.
+#[derive(Debug, Parser)]
+#[command(name = "ovsd-docker", version)]
+struct Args {
+    /// Put configuration, state, sockets and mounts below this directory.
+    #[arg(long, env = "OVS_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// The socket that dockerd looks for; its name without `.sock` is the driver's name. Ignored when systemd hands over
+    /// a socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/docker/plugins/ovs.sock")]
+    socket: PathBuf,
+
+    /// Where the plugin keeps its state and its mount points [default: var/lib/ovs-docker below the root].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// The vPool of volumes created without the option vpool.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    vpool: Name,
+
+    /// The size of volumes created without the option size.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = parse_volume_size)]
+    default_size: u64,
+
+    /// How often to look after the volumes, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    reconcile_interval: u64,
+
+    /// The socket of dockerd, asked which containers run; may be given several times.
+    #[arg(long, value_name = "PATH", default_value = "/run/docker.sock")]
+    docker_socket: Vec<PathBuf>,
+
+    /// What to log, as `info` or `ovs_docker=debug`.
+    #[arg(long, value_name = "FILTER", env = "OVS_LOG", default_value = "info")]
+    log: String,
+
+    /// Log in JSON, one object a line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    // SAFETY: the first thing that the process does: nothing has been opened yet.
+    let handed_over = unsafe { socket::from_systemd() };
+    let args = Args::parse();
+    start_log(&args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(run(args, handed_over));
+    // Threads that wait in the kernel for ovsd-edge are not waited for: what they do is safe to leave.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn start_log(args: &Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).context("--log")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_json {
+        true => log.json().init(),
+        false => log.with_ansi(false).init(),
+    }
+    Ok(())
+}
+
+async fn run(args: Args, handed_over: Option<UnixListener>) -> anyhow::Result<()> {
+    let paths = Paths::new(args.root.as_deref());
+    let state_dir = args.state_dir.unwrap_or_else(|| paths.root().join("var/lib/ovs-docker"));
+    if !state_dir.is_dir() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&state_dir)
+            .context("the state directory")?;
+    }
+    // As the kernel shows it in mount tables: without symbolic links.
+    let state_dir = fs::canonicalize(&state_dir).context("the state directory")?;
+    let mount_root = fs::canonicalize(paths.root()).context("the root directory")?.join("mnt/ovs");
+    let _only_one = lock_state(&state_dir).await?;
+    let boot_id =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id")?.trim().to_owned();
+    let records = RecordFiles::new(state_dir.join("volumes"), &boot_id).context("the state directory")?;
+    let settings =
+        Settings { mounts: state_dir.join("mnt"), vpool: args.vpool, size_bytes: args.default_size, boot_id };
+    let rpc = Rpc::new(&paths.socket());
+    let driver =
+        Driver::new(rpc, LinuxHost::new(mount_root), records, settings).context("the volumes' records")?;
+    let driver = Arc::new(driver);
+
+    let listener = match handed_over {
+        Some(listener) => listener,
+        None => socket::listen(&args.socket).with_context(|| args.socket.display().to_string())?,
+    };
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?.as_pathname().unwrap_or(&args.socket).to_owned();
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    tracing::info!(socket = %address.display(), root = %paths.root().display(), "serving");
+
+    let driver_name = address.file_stem().and_then(|name| name.to_str()).unwrap_or("ovs").to_owned();
+    let every = Duration::from_secs(args.reconcile_interval);
+    tokio::spawn(background::reconcile(driver.clone(), args.docker_socket, driver_name, every));
+    tokio::spawn(background::follow_events(driver.clone(), Client::new(paths.socket())));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        served = server::serve(listener, driver) => served.context("serving"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// One plugin per state directory. One that was just killed takes a moment to go.
+async fn lock_state(state_dir: &Path) -> anyhow::Result<OwnedFd> {
+    let path = state_dir.join("lock");
+    let file =
+        rustix::fs::open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
+            .with_context(|| path.display().to_string())?;
+    for _ in 0..100 {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(file);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("another ovsd-docker uses {}", state_dir.display())
+}
