@@ -30,11 +30,17 @@ pub enum QueryKind {
 
 impl Operation {
     /// The members that its query may have.
-    pub fn query_members(&self) -> Vec<(String, QueryKind)> {
-        let Some(query) = self.query else { return Vec::new() };
-        let schema = query(&mut generator());
-        properties(&schema).map(|(name, property)| (name.clone(), query_kind(property))).collect()
+    pub fn query_members(&self) -> &'static [(String, QueryKind)] {
+        static MEMBERS: LazyLock<BTreeMap<&str, Vec<(String, QueryKind)>>> =
+            LazyLock::new(|| OPERATIONS.iter().map(|operation| (operation.id, query_members(operation))).collect());
+        MEMBERS.get(self.id).map_or(&[], Vec::as_slice)
     }
+}
+
+fn query_members(operation: &Operation) -> Vec<(String, QueryKind)> {
+    let Some(query) = operation.query else { return Vec::new() };
+    let schema = query(&mut generator());
+    properties(&schema).map(|(name, property)| (name.clone(), query_kind(property))).collect()
 }
 
 fn generator() -> SchemaGenerator {
@@ -166,15 +172,13 @@ fn query_parameter(name: &str, property: &Value) -> Value {
     if let Some(kinds) = schema["type"].as_array() {
         let mut kinds: Vec<Value> = kinds.iter().filter(|kind| *kind != "null").cloned().collect();
         schema["type"] = if kinds.len() == 1 { kinds.remove(0) } else { Value::Array(kinds) };
-    } else if let Some(object) = schema.as_object_mut() {
-        if let Some(Value::Array(options)) = object.remove("anyOf") {
-            let mut options: Vec<Value> =
-                options.into_iter().filter(|option| option["type"] != "null").collect();
-            if options.len() == 1 {
-                schema = options.remove(0);
-            } else {
-                schema["anyOf"] = options.into();
-            }
+    } else if let Some(Value::Array(options)) =
+        schema.as_object_mut().and_then(|object| object.remove("anyOf"))
+    {
+        let mut options: Vec<Value> = options.into_iter().filter(|option| option["type"] != "null").collect();
+        match options.len() {
+            1 => schema = options.remove(0),
+            _ => schema["anyOf"] = options.into(),
         }
     }
     let mut parameter = json!({ "name": name, "in": "query", "schema": schema });

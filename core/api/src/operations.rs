@@ -181,7 +181,6 @@ macro_rules! for_each_operation {
 
 /// What an operation does to its resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(clippy::upper_case_acronyms, reason = "as HTTP writes them")]
 pub enum Method {
     /// Reads.
     GET,

@@ -1,1 +1,3 @@
 //! ovs-service
+
+pub mod rpc;

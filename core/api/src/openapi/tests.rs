@@ -119,7 +119,7 @@ fn query_members_are_parameters_without_null() {
 #[test]
 fn query_kinds_follow_the_schema() {
     let operation = OPERATIONS.iter().find(|operation| operation.id == "list_vdisks").unwrap();
-    let members: BTreeMap<String, QueryKind> = operation.query_members().into_iter().collect();
+    let members: BTreeMap<String, QueryKind> = operation.query_members().iter().cloned().collect();
     for (name, kind) in [
         ("limit", QueryKind::Integer),
         ("is_template", QueryKind::Boolean),
