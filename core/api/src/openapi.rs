@@ -31,8 +31,9 @@ pub enum QueryKind {
 impl Operation {
     /// The members that its query may have.
     pub fn query_members(&self) -> &'static [(String, QueryKind)] {
-        static MEMBERS: LazyLock<BTreeMap<&str, Vec<(String, QueryKind)>>> =
-            LazyLock::new(|| OPERATIONS.iter().map(|operation| (operation.id, query_members(operation))).collect());
+        static MEMBERS: LazyLock<BTreeMap<&str, Vec<(String, QueryKind)>>> = LazyLock::new(|| {
+            OPERATIONS.iter().map(|operation| (operation.id, query_members(operation))).collect()
+        });
         MEMBERS.get(self.id).map_or(&[], Vec::as_slice)
     }
 }
