@@ -19,8 +19,10 @@
 mod client;
 mod device;
 mod error;
+pub mod proto;
 mod server;
 mod session;
+mod wire;
 
 pub use client::{Client, ClientError, ClientOptions, ClientStats};
 pub use device::{

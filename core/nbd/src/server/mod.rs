@@ -1,13 +1,31 @@
 //! The server: what all its connections share, and the two ways to serve one.
+//!
+//! ```text
+//! serve_unix ── accept ──▶ serve_connection ──▶ doorway ──▶ negotiation ──▶ transmission ──▶ Device::released
+//!                                                             └─ session: one connection at a time
+//! ```
+//!
+//! Everything runs on one thread, in the caller's `LocalSet`.
 
-use crate::{Exports, PeerProcess};
+mod command;
+mod doorway;
+mod listener;
+mod negotiation;
+mod session;
+mod transmission;
+
+pub use listener::serve_unix;
+
+use crate::{Device, Exports, PeerProcess};
+use doorway::{Doorway, Place};
+use negotiation::{Failed, Opened, Parties, negotiate};
 use ovs_units::ByteCount;
-use std::{rc::Rc, time::Duration};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
-};
+use session::{SessionGuard, Sessions};
+use std::{cell::RefCell, rc::Rc, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+use transmission::{Ending, transmit};
 
 /// Bounds and times of a server; the defaults are meant to stay.
 #[derive(Debug, Clone)]
@@ -18,7 +36,7 @@ pub struct ServerOptions {
     pub reply_timeout: Duration,
     /// Requests of one connection that are executed or wait to be answered; past it the socket is not read.
     pub requests_in_flight_max: usize,
-    /// Their payload in both directions; a single request may be larger than what is left, never than the whole.
+    /// Their payload in both directions. A single request is always let in.
     pub payload_in_flight_max: ByteCount,
     /// Connections that have not finished negotiating; one more ends the oldest of them.
     pub negotiating_max: usize,
@@ -63,27 +81,55 @@ pub struct ServerStats {
 #[derive(Debug)]
 pub struct Server {
     options: ServerOptions,
+    sessions: Rc<Sessions>,
+    doorway: Rc<Doorway>,
+    stats: RefCell<ServerStats>,
 }
 
 impl Server {
     /// A server without connections.
     pub fn new(options: ServerOptions) -> Rc<Server> {
-        Rc::new(Server { options })
+        let doorway = Doorway::new(options.negotiating_max.max(1));
+        Rc::new(Server { options, sessions: Rc::default(), doorway, stats: RefCell::default() })
     }
 
     /// The counters now.
     pub fn stats(&self) -> ServerStats {
-        ServerStats::default()
+        ServerStats { negotiating: self.doorway.count() as u64, ..*self.stats.borrow() }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut ServerStats)) {
+        change(&mut self.stats.borrow_mut());
+    }
+
+    /// Counts one connection in, until the guard is dropped.
+    fn connected(self: &Rc<Self>) -> Option<Connected> {
+        let mut stats = self.stats.borrow_mut();
+        if stats.connections >= self.options.connections_max as u64 {
+            stats.dropped += 1;
+            return None;
+        }
+        stats.connections += 1;
+        stats.accepted += 1;
+        Some(Connected(Rc::clone(self)))
     }
 }
 
-/// Serves one connection to its end: negotiation, transmission, drain, [`Device::released`](crate::Device::released).
+struct Connected(Rc<Server>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.count(|stats| stats.connections -= 1);
+    }
+}
+
+/// Serves one connection to its end: negotiation, transmission, drain, [`Device::released`].
 ///
 /// When this returns, nothing of the connection is in flight any more. Cancelling `stop` ends it gracefully: no more
 /// requests are read, what is in flight is completed and answered, then it hangs up.
 pub async fn serve_connection<S, E>(
     server: Rc<Server>,
-    stream: S,
+    mut stream: S,
     peer: Option<PeerProcess>,
     exports: Rc<E>,
     stop: CancellationToken,
@@ -91,19 +137,99 @@ pub async fn serve_connection<S, E>(
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
 {
-    let _ = (server, stream, peer, exports, stop);
+    let Some(_connected) = server.connected() else {
+        return debug!("connection refused: {} are open", server.options.connections_max);
+    };
+    let Some(place) = server.doorway.enter() else {
+        server.count(|stats| stats.dropped += 1);
+        return debug!("connection refused: too many are being opened");
+    };
+    // On the heap while it lasts: the task of a connection in transmission does not carry its state.
+    let opened = Box::pin(meet(&server, &mut stream, peer, &exports, &stop, place)).await;
+    if let Some(opened) = opened {
+        serve_opened(&server, &mut stream, opened, &stop).await;
+    }
 }
 
-/// Serves every connection that `listener` accepts, each as a local task, until `stop` is cancelled; then stops
-/// accepting, drains all of them, and returns. Call inside a `LocalSet`.
-///
-/// A device whose writes are stalled makes the drain wait: a caller with a limit puts a time-out around this. What was
-/// not answered by then was not acknowledged.
-pub async fn serve_unix<E: Exports>(
-    server: Rc<Server>,
-    listener: UnixListener,
-    exports: Rc<E>,
-    stop: CancellationToken,
-) {
-    let _ = (server.options.clone(), listener, exports, stop);
+async fn meet<S, E>(
+    server: &Server,
+    stream: &mut S,
+    peer: Option<PeerProcess>,
+    exports: &Rc<E>,
+    stop: &CancellationToken,
+    place: Place,
+) -> Option<Opened<E::Device>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    E: Exports,
+{
+    let timeout = server.options.negotiation_timeout;
+    let parties = Parties { exports, sessions: &server.sessions, peer, stop, place: &place, timeout };
+    let failed = match negotiate(stream, &parties).await {
+        Ok(opened) => return Some(opened),
+        Err(failed) => failed,
+    };
+    match failed {
+        Failed::Left => {}
+        Failed::Io(error) => debug!(?peer, %error, "connection lost in negotiation"),
+        Failed::Dropped(reason) => {
+            server.count(|stats| stats.dropped += 1);
+            debug!(?peer, reason, "connection dropped in negotiation");
+        }
+        Failed::Proto(error) => {
+            server.count(|stats| stats.dropped += 1);
+            debug!(?peer, %error, "connection dropped in negotiation");
+        }
+    }
+    None
+}
+
+async fn serve_opened<S, D>(server: &Server, stream: &mut S, opened: Opened<D>, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: Device,
+{
+    let Opened { device, agreed, name, session } = opened;
+    let ending = async {
+        tokio::select! {
+            () = superseded(session.as_ref()) => Ending::Superseded,
+            () = device.closed() => Ending::DeviceClosed,
+            () = stop.cancelled() => Ending::Stopping,
+        }
+    };
+    let count = |requests, errors| {
+        server.count(|stats| {
+            stats.requests += requests;
+            stats.errors += errors;
+        });
+    };
+    let ended = transmit(stream, &device, Rc::new(agreed), &server.options, ending, count).await;
+    match ended {
+        Ending::ClientLeft | Ending::Stopping => {}
+        Ending::DeviceClosed => info!(export = name, "client forced off"),
+        Ending::Superseded => {
+            server.count(|stats| stats.superseded += 1);
+            info!(export = name, "connection replaced by a newer one of its session");
+        }
+        Ending::Socket(error) => debug!(export = name, %error, "connection lost"),
+        Ending::ReplyStall => {
+            server.count(|stats| stats.dropped += 1);
+            info!(export = name, "connection dropped: the client does not take its replies");
+        }
+        Ending::Protocol(error) => {
+            server.count(|stats| stats.dropped += 1);
+            info!(export = name, %error, "connection dropped: not the protocol");
+        }
+    }
+    // The order matters: the device is given back before the session lets a successor in.
+    device.released().await;
+    drop(device);
+    drop(session);
+}
+
+async fn superseded(session: Option<&SessionGuard>) {
+    match session {
+        Some(session) => session.superseded().await,
+        None => std::future::pending().await,
+    }
 }
