@@ -143,9 +143,10 @@ fn refuse(field: &str, reason: impl Display) -> Problem {
 }
 
 fn refuse_path<E: Display>(error: serde_path_to_error::Error<E>) -> Problem {
+    // A path ends in `?` where the text itself broke off, and is `.` for the whole.
     let path = error.path().to_string();
-    let field: String = path.chars().take(200).collect();
-    refuse(if field == "." { "body" } else { &field }, error.inner())
+    let field: String = path.trim_end_matches('?').trim_end_matches('.').chars().take(200).collect();
+    refuse(if field.is_empty() { "body" } else { &field }, error.inner())
 }
 
 /// The headers that an operation may carry; those that it does not take are not looked at.
