@@ -182,6 +182,16 @@ enum Receiving {
     },
 }
 
+/// What the bytes at hand are good for.
+enum AtHand {
+    Whole(Job),
+    /// A large payload, to be read on.
+    Begun,
+    TooLittle,
+    /// A request that has to wait until others are answered.
+    OverBound,
+}
+
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
     fn new(stream: &'a mut S, options: &ServerOptions) -> Line<'a, S> {
         Line {
@@ -205,14 +215,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Job, Ending>> {
         loop {
             match &mut self.receiving {
-                Receiving::Header => {
-                    if let Some(next) = self.next_at_hand()? {
-                        return next;
+                Receiving::Header => match self.next_at_hand()? {
+                    AtHand::Whole(job) => return Poll::Ready(Ok(job)),
+                    AtHand::Begun => {}
+                    AtHand::OverBound => return Poll::Pending,
+                    AtHand::TooLittle => {
+                        if ready!(self.input.poll_fill(self.stream, cx)).map_err(Ending::Socket)? == 0 {
+                            return Poll::Ready(Err(Ending::ClientLeft));
+                        }
                     }
-                    if ready!(self.input.poll_fill(self.stream, cx)).map_err(Ending::Socket)? == 0 {
-                        return Poll::Ready(Err(Ending::ClientLeft));
-                    }
-                }
+                },
                 Receiving::Payload { header, cost, partial } => {
                     let (header, cost) = (*header, *cost);
                     let payload = ready!(partial.poll_complete(self.stream, cx)).map_err(Ending::Socket)?;
@@ -234,13 +246,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
         }
     }
 
-    /// Goes as far as the bytes at hand allow: `None` when more are needed, pending when the bounds are reached.
-    #[expect(
-        clippy::type_complexity,
-        reason = "three answers, each of which the caller passes on or acts on at once"
-    )]
-    fn next_at_hand(&mut self) -> Result<Option<Poll<Result<Job, Ending>>>, Ending> {
-        let Some(bytes) = self.input.peek(REQUEST_HEADER_BYTES) else { return Ok(None) };
+    /// Goes as far as the bytes at hand and the bounds allow.
+    fn next_at_hand(&mut self) -> Result<AtHand, Ending> {
+        let Some(bytes) = self.input.peek(REQUEST_HEADER_BYTES) else { return Ok(AtHand::TooLittle) };
         let header = RequestHeader::parse(bytes).map_err(Ending::Protocol)?;
         if header.command == command::DISC {
             return Err(Ending::ClientLeft);
@@ -248,25 +256,25 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
         let payload = header.payload_bytes() as usize;
         let is_small = payload <= SMALL_PAYLOAD_BYTES_MAX;
         if is_small && self.input.available().len() < REQUEST_HEADER_BYTES + payload {
-            return Ok(None);
+            return Ok(AtHand::TooLittle);
         }
         // One that is refused for its size costs no memory.
         let data = if header.data_bytes().0 > PAYLOAD_BYTES_MAX.into() { 0 } else { header.data_bytes().0 };
         let cost = ByteCount(data.max(COST_BYTES_MIN));
         if !self.admit(cost) {
-            return Ok(Some(Poll::Pending));
+            return Ok(AtHand::OverBound);
         }
         self.input.consume(REQUEST_HEADER_BYTES);
         if is_small {
             let payload = Bytes::copy_from_slice(self.input.take_up_to(payload));
-            return Ok(Some(Poll::Ready(Ok(Job { header, payload, cost }))));
+            return Ok(AtHand::Whole(Job { header, payload, cost }));
         }
         self.receiving = if payload > PAYLOAD_BYTES_MAX as usize {
             Receiving::TooLarge { header, cost, left: payload as u64 }
         } else {
             Receiving::Payload { header, cost, partial: Partial::begin(payload, &mut self.input) }
         };
-        Ok(None)
+        Ok(AtHand::Begun)
     }
 
     /// Counts one more request in, unless that is over a bound. A single one is always let in.
