@@ -32,6 +32,7 @@ class Dockerd:
     def __init__(self, *options):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="ovsd-docker-", dir=ROOTS))
         self.host = f"unix://{self.root}/docker.sock"
+        self.driver = unique("ovst")
         self.env = {"DOCKER_HOST": self.host}
         containerd = self.root / "containerd.sock"
         config = self.root / "containerd.toml"
@@ -124,12 +125,14 @@ class Driver:
     """ovsd-docker for one ovs, under a name of its own."""
 
     def __init__(self, stack, dockerd):
-        self.name = unique("ovst")
+        # One name per dockerd: it would ask every driver that it ever knew at each `volume ls`, 15 s for each that is gone.
+        self.name = dockerd.driver
         self.stack, self.docker = stack, dockerd
         self.socket = PLUGINS / f"{self.name}.sock"
         PLUGINS.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.program = Program("ovsd-docker", [BIN / "ovsd-docker", "--root", stack.root, "--socket", self.socket],
-                               stack.logs / "ovsd-docker.log", env=dockerd.env)
+        self.program = Program("ovsd-docker", [BIN / "ovsd-docker", "--root", stack.root, "--socket", self.socket,
+                                               "--docker-socket", dockerd.root / "docker.sock", "--reconcile-interval", "5"],
+                               stack.logs / "ovsd-docker.log")
         stack.programs.append(self.program)
         stack.on_close(self.remove_socket)
         stack.on_close(self.remove_all)
@@ -166,10 +169,13 @@ class Driver:
         return self.docker("volume", "ls", "-q", "--filter", f"driver={self.name}").split()
 
     def remove_all(self):
-        """Containers and volumes of this driver: the next test finds a dockerd as new."""
-        ids = self.docker("ps", "-aq", "--filter", f"label={self.name}", check=False).stdout.split()
+        """Containers and volumes: the next test finds a dockerd as new."""
+        ids = self.docker("ps", "-aq", check=False).stdout.split()
         if ids:
             self.docker("rm", "-f", *ids, check=False)
+        volumes = self.docker("volume", "ls", "-q", check=False).stdout.split()
+        if volumes:
+            self.docker("volume", "rm", "-f", *volumes, check=False)
 
     def remove_socket(self):
         self.socket.unlink(missing_ok=True)

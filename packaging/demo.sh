@@ -182,7 +182,8 @@ driver=ovs
 socket=/run/docker/plugins/$driver.sock
 echo "$socket" >"$root/plugin-socket"
 mkdir -p -m 0700 /run/docker/plugins
-"$bin/ovsd-docker" --socket "$socket" >"$root/log/ovsd-docker.log" 2>&1 </dev/null &
+docker_socket=${DOCKER_HOST:-unix:///run/docker.sock}
+"$bin/ovsd-docker" --socket "$socket" --docker-socket "${docker_socket#unix://}" >"$root/log/ovsd-docker.log" 2>&1 </dev/null &
 remember ovsd-docker $!
 wait_for "volume driver" 30 test -S "$socket"
 show ovs status
