@@ -10,7 +10,7 @@ use crate::message::{Answer, ErrorBody, Request, RequestError};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body, Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE},
     server::conn::http1,
     service::service_fn,
@@ -34,6 +34,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECTIONS_MAX: usize = 4096;
 /// After an error of accept(2), as when descriptors have run out.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
+const TOO_LARGE: &str = "the body is larger than 1 MiB";
 const JSON: &str = "application/vnd.docker.plugins.v1.1+json";
 
 /// What answers.
@@ -92,11 +93,14 @@ async fn respond<P: Plugin>(request: hyper::Request<Incoming>, plugin: Arc<P>) -
         return response;
     }
     let path = request.uri().path().to_owned();
+    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
+    }
     let body = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await;
     let body = match body {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 1 MiB");
+            return refusal(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
         }
         Ok(Err(error)) => return refusal(StatusCode::BAD_REQUEST, &format!("the body: {error}")),
         Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
