@@ -1,0 +1,328 @@
+//! `/etc/ovs/ovsd.yaml`: every key is optional, an unknown key is refused by name.
+//!
+//! Few keys on purpose: what has one right answer is a constant beside the code that needs it.
+
+use anyhow::{Context, bail};
+use ovs_units::parse_size;
+use serde::{Deserialize, Deserializer};
+use std::{path::Path, path::PathBuf, time::Duration};
+
+/// A configuration file is never longer than this.
+const CONFIG_BYTES_MAX: u64 = 256 << 10;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The write buffer.
+    pub buffer: BufferConfig,
+    /// When buffered data leaves for the backend.
+    pub destage: DestageConfig,
+    /// NBD sockets.
+    pub nbd: NbdConfig,
+    /// The RPC socket.
+    pub rpc: RpcConfig,
+    /// What a fresh ovsd makes by itself.
+    pub default_vpool: DefaultVpoolConfig,
+    /// How this process treats memory.
+    pub memory: MemoryConfig,
+    /// Stopping.
+    pub stop: StopConfig,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// The write buffer: one log on local disk for all vDisks.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BufferConfig {
+    /// Its directory; the default is `buffer` in the state directory.
+    pub path: Option<PathBuf>,
+    /// All segments together; preallocated with zeros.
+    #[serde(deserialize_with = "size")]
+    pub size: u64,
+    /// One segment.
+    #[serde(deserialize_with = "size")]
+    pub segment_size: u64,
+    /// Buffered data kept in memory as well, at most.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
+}
+
+impl Default for BufferConfig {
+    fn default() -> Self {
+        BufferConfig { path: None, size: 1 << 30, segment_size: 64 << 20, memory: 256 << 20 }
+    }
+}
+
+/// When buffered data leaves for the backend.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DestageConfig {
+    /// A vDisk with this much buffered is written out.
+    #[serde(deserialize_with = "size")]
+    pub size: u64,
+    /// Or with anything buffered for this long.
+    #[serde(deserialize_with = "duration")]
+    pub after: Duration,
+    /// The size of an SCO.
+    #[serde(deserialize_with = "size")]
+    pub sco_size: u64,
+}
+
+impl Default for DestageConfig {
+    fn default() -> Self {
+        DestageConfig { size: 32 << 20, after: Duration::from_secs(10), sco_size: 4 << 20 }
+    }
+}
+
+/// NBD sockets.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NbdConfig {
+    /// The group of all sockets, if it exists.
+    pub group: String,
+    /// Permission bits of a vDisk's own socket, in octal.
+    #[serde(deserialize_with = "mode")]
+    pub vdisk_socket_mode: u32,
+    /// Connections at most; further ones wait in the listen queue.
+    pub connections_max: usize,
+}
+
+impl Default for NbdConfig {
+    fn default() -> Self {
+        NbdConfig { group: "ovs".into(), vdisk_socket_mode: 0o660, connections_max: 4096 }
+    }
+}
+
+/// The RPC socket.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RpcConfig {
+    /// The group of the socket, if it exists.
+    pub group: String,
+}
+
+impl Default for RpcConfig {
+    fn default() -> Self {
+        RpcConfig { group: "ovs".into() }
+    }
+}
+
+/// What a fresh ovsd makes by itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefaultVpoolConfig {
+    /// Whether it makes a vPool `default` at its first start.
+    pub create: bool,
+    /// The folder of the backend `default`; the default is `backend/default` in the state directory.
+    pub backend_path: Option<PathBuf>,
+    /// How long deleted vDisks stay in the trash.
+    #[serde(deserialize_with = "duration")]
+    pub trash_retention: Duration,
+    /// How long a write waits for room before it fails; not given: for ever.
+    #[serde(deserialize_with = "optional_duration")]
+    pub stall_timeout: Option<Duration>,
+}
+
+impl Default for DefaultVpoolConfig {
+    fn default() -> Self {
+        DefaultVpoolConfig {
+            create: true,
+            backend_path: None,
+            trash_retention: Duration::from_secs(24 * 3600),
+            stall_timeout: None,
+        }
+    }
+}
+
+/// How this process treats memory.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Whether what was touched stays in memory (mlockall with MCL_ONFAULT).
+    pub lock: bool,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        MemoryConfig { lock: true }
+    }
+}
+
+/// Stopping.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StopConfig {
+    /// How long a graceful stop sends out buffered data; the rest stays in the write buffer.
+    #[serde(deserialize_with = "duration")]
+    pub patience: Duration,
+}
+
+impl Default for StopConfig {
+    fn default() -> Self {
+        StopConfig { patience: Duration::from_secs(20) }
+    }
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// What is logged: `info`, or per module as `ovs_volume=debug,info`.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { filter: "info".into() }
+    }
+}
+
+impl Config {
+    /// The configuration in `path`; its absence is allowed unless it was asked for by name.
+    pub fn load(path: &Path, is_required: bool) -> anyhow::Result<Config> {
+        let text = match std::fs::metadata(path) {
+            Ok(meta) if meta.len() > CONFIG_BYTES_MAX => {
+                bail!("{} has {} bytes, {CONFIG_BYTES_MAX} are allowed", path.display(), meta.len())
+            }
+            Ok(_) => std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_required => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        Config::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// The configuration from its text.
+    pub fn parse(text: &str) -> anyhow::Result<Config> {
+        let is_blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+        let config: Config =
+            if text.lines().all(is_blank) { Config::default() } else { serde_yaml::from_str(text)? };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let buffer = &self.buffer;
+        if !(1 << 20..=4 << 30).contains(&buffer.segment_size) || buffer.segment_size % 4096 != 0 {
+            bail!(
+                "buffer.segment_size is {} bytes; allowed are 1MiB to 4GiB, in multiples of 4KiB",
+                buffer.segment_size
+            );
+        }
+        if buffer.size < 4 * buffer.segment_size {
+            bail!(
+                "buffer.size is {} bytes; at least four segments of {} are needed",
+                buffer.size,
+                buffer.segment_size
+            );
+        }
+        if !(64 << 10..=128 << 20).contains(&self.destage.sco_size) || self.destage.sco_size % 4096 != 0 {
+            bail!(
+                "destage.sco_size is {} bytes; allowed are 64KiB to 128MiB, in multiples of 4KiB",
+                self.destage.sco_size
+            );
+        }
+        if self.nbd.connections_max == 0 {
+            bail!("nbd.connections_max is 0; at least 1 is needed");
+        }
+        Ok(())
+    }
+}
+
+/// A duration as people write it: `500ms`, `20s`, `10m`, `24h`, `7d`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let form =
+        || format!("duration {text:?} is not a whole number with a unit: write 500ms, 20s, 10m, 24h or 7d");
+    let trimmed = text.trim();
+    let unit_at = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(form)?;
+    let (number, unit) = trimmed.split_at(unit_at);
+    let number: u64 = number.parse().map_err(|_| form())?;
+    let unit_ms: u64 = match unit.trim() {
+        "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(form()),
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(form)
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    parse_size(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    match Option::<String>::deserialize(deserializer)? {
+        Some(text) => parse_duration(&text).map(Some).map_err(serde::de::Error::custom),
+        None => Ok(None),
+    }
+}
+
+fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(serde::de::Error::custom(format!("mode {text:?} is not three octal digits such as 0660"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str, expected: &str) {
+        let error = format!("{:#}", Config::parse(text).unwrap_err());
+        assert!(error.contains(expected), "{text:?}: {error}");
+    }
+
+    #[test]
+    fn everything_is_optional() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(Config::parse("# nothing\n\n").unwrap(), Config::default());
+        assert_eq!(Config::parse("{}").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn units_are_read() {
+        let config = Config::parse(
+            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nnbd:\n  vdisk_socket_mode: \"0600\"\n\
+             default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n",
+        )
+        .unwrap();
+        assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
+        assert_eq!(config.destage.after, Duration::from_millis(500));
+        assert_eq!(config.nbd.vdisk_socket_mode, 0o600);
+        assert_eq!(config.default_vpool.trash_retention, Duration::from_secs(7 * 86400));
+        assert_eq!(config.default_vpool.stall_timeout, Some(Duration::from_secs(90)));
+        assert!(!config.memory.lock);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        refused("bufer: {}\n", "bufer");
+        refused("buffer:\n  sise: 1GiB\n", "sise");
+        refused("buffer:\n  size: lots\n", "lots");
+        refused("buffer:\n  size: 64MiB\n", "four segments");
+        refused("buffer:\n  segment_size: 1000000\n", "buffer.segment_size");
+        refused("destage:\n  after: 10 fortnights\n", "10 fortnights");
+        refused("nbd:\n  vdisk_socket_mode: \"0999\"\n", "0999");
+        refused("nbd:\n  connections_max: 0\n", "connections_max");
+        refused("- a\n", "");
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [("500ms", 500), ("20s", 20_000), ("10m", 600_000), ("24h", 86_400_000)] {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_millis(ms));
+        }
+        for bad in ["", "5", "s", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

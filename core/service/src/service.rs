@@ -1,0 +1,179 @@
+//! One running ovsd: put together, served, stopped.
+//!
+//! ```text
+//!  start: registry (set aside and rebuilt if damaged) ─▶ write buffer replayed ─▶ Volumes ─▶ NBD doors ─▶ RPC door ─▶ READY=1
+//!  stop:  RPC door ─▶ NBD doors (what is in flight completes) ─▶ engine: buffered data leaves, as far as patience goes
+//! ```
+
+use crate::{
+    config::Config,
+    core::{Core, Identity},
+    engine_thread::EngineHandle,
+    metrics,
+    notify::ServiceManager,
+    rpc::{self, Answer, Call, Dispatch},
+    sockets::{Access, bind, group_id},
+    tasks::Tasks,
+    volumes::{Settings, Volumes, VolumesParts},
+};
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use ovs_api::{Paths, Problem};
+use ovs_cluster::{OpenFailure, RocksPages, RocksRegistry, RocksStore};
+use ovs_nbd::{Server, ServerOptions};
+use ovs_volume::{Clock, Engine, EngineConfig, EngineParts, FileDevice, SystemChance, SystemClock};
+use std::{fs, future::Future, path::Path, rc::Rc, sync::Arc, thread, time::Duration};
+
+/// The engine thread answers a knock within this time, or the watchdog is not fed.
+const KNOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running ovsd.
+pub struct Service {
+    volumes: EngineHandle<Volumes>,
+    engine_thread: thread::JoinHandle<()>,
+    core: Arc<Core>,
+    listener: tokio::net::UnixListener,
+    paths: Paths,
+    patience: Duration,
+}
+
+impl Service {
+    /// Brings everything up; when this returns, the NBD doors are open.
+    pub async fn start(config: Config, paths: Paths) -> anyhow::Result<Service> {
+        for folder in [paths.state_dir(), paths.run_dir(), paths.nbd_dir()] {
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        let tasks = Arc::new(Tasks::default());
+        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let patience = config.stop.patience;
+        let rpc_group = group_id(&config.rpc.group);
+        let (thread_paths, thread_tasks, thread_host) = (paths.clone(), tasks.clone(), host_name.clone());
+        let build = move || bring_up(config, thread_paths, thread_host, thread_tasks);
+        let (volumes, engine_thread) = EngineHandle::start(build).await?;
+        let told = volumes
+            .run(|volumes| async move { (volumes.host(), volumes.events.clone(), volumes.clock.wall_ms()) });
+        let (host, events, started_ms) = told.await?;
+        let identity = Identity { host, host_name, started_ms };
+        let core = Arc::new(Core::new(volumes.clone(), events, tasks, identity));
+        let listener = bind(&paths.socket(), Access { owner: None, group: rpc_group, mode: 0o660 })?;
+        Ok(Service { volumes, engine_thread, core, listener, paths, patience })
+    }
+
+    /// Serves until `stop` comes back, then stops gracefully.
+    pub async fn serve(self, manager: ServiceManager, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        manager.tell("READY=1\nSTATUS=serving");
+        tracing::info!(socket = %self.paths.socket().display(), "ovsd serves");
+        let feeding = manager.watchdog_period().map(|period| {
+            let (volumes, manager) = (self.volumes.clone(), ServiceManager::from_environment());
+            tokio::spawn(feed_watchdog(volumes, manager, period))
+        });
+        rpc::serve(self.listener, Arc::new(Counted(self.core)), stop).await;
+        tracing::info!("ovsd stops");
+        manager.tell("STOPPING=1\nSTATUS=sending out what is buffered");
+        let patience = self.patience;
+        let closed = self.volumes.run(move |volumes| async move { volumes.stop(patience).await }).await;
+        if let Some(feeding) = feeding {
+            feeding.abort();
+            let _ = feeding.await;
+        }
+        let _ = fs::remove_file(self.paths.socket());
+        drop(self.volumes);
+        // The thread's runtime waits for its blocking work; nothing of ours is left to lose after the engine is closed.
+        let ended = tokio::task::spawn_blocking(move || self.engine_thread.join());
+        let _ = tokio::time::timeout(Duration::from_secs(5), ended).await;
+        closed?
+            .context("closing the volumes (what is in the write buffer is found there at the next start)")?;
+        tracing::info!("ovsd has stopped");
+        Ok(())
+    }
+}
+
+/// On the engine thread: everything that lives there.
+async fn bring_up(
+    config: Config,
+    paths: Paths,
+    host_name: String,
+    tasks: Arc<Tasks>,
+) -> anyhow::Result<Rc<Volumes>> {
+    let (registry, pages) = open_registry(&paths.state_dir().join("registry"))?;
+    let buffer_dir = config.buffer.path.clone().unwrap_or_else(|| paths.state_dir().join("buffer"));
+    let slot_count = usize::try_from(config.buffer.size / config.buffer.segment_size)?;
+    let buffer = FileDevice::open(&buffer_dir, slot_count, config.buffer.segment_size)
+        .with_context(|| format!("opening the write buffer in {}", buffer_dir.display()))?;
+    let clock: Rc<dyn Clock> = Rc::new(SystemClock::new());
+    let chance = Rc::new(SystemChance);
+    let registry = Rc::new(registry);
+    let engine_config = EngineConfig {
+        memory_bytes: config.buffer.memory,
+        sco_bytes: config.destage.sco_size,
+        destage_bytes: config.destage.size,
+        destage_after: config.destage.after,
+        ..EngineConfig::default()
+    };
+    let parts = EngineParts {
+        clock: clock.clone(),
+        chance: chance.clone(),
+        registry: registry.clone(),
+        pages: Rc::new(pages),
+        buffer: Rc::new(buffer),
+    };
+    let engine = Engine::open(engine_config, parts).await.context("replaying the write buffer")?;
+    let settings = Settings {
+        paths,
+        host_name,
+        makes_default_vpool: config.default_vpool.create,
+        default_backend_path: config.default_vpool.backend_path,
+        trash_retention: config.default_vpool.trash_retention,
+        stall_timeout: config.default_vpool.stall_timeout,
+        socket_group: config.nbd.group,
+        socket_mode: config.nbd.vdisk_socket_mode,
+    };
+    let options = ServerOptions { connections_max: config.nbd.connections_max, ..ServerOptions::default() };
+    let parts = VolumesParts { engine, registry, clock, chance, settings, tasks };
+    let volumes = Volumes::start(parts, Server::new(options)).await?;
+    volumes.open_doors().await?;
+    volumes.begin_background();
+    Ok(volumes)
+}
+
+/// The registry; a damaged one is set aside as evidence, and rebuilt from the backends.
+fn open_registry(path: &Path) -> anyhow::Result<(RocksRegistry, RocksPages)> {
+    match RocksStore::open(path) {
+        Err(failure @ OpenFailure::Damaged { .. }) => {
+            let aside = RocksStore::set_aside(path).context("setting a damaged registry aside")?;
+            tracing::error!(%failure, aside = %aside.display(), "the registry is damaged: it is set aside and rebuilt");
+            RocksStore::open(path).context("making a new registry")
+        }
+        opened => opened.context("opening the registry"),
+    }
+}
+
+/// Feeds the watchdog while the engine thread answers: a thread that hangs is a service that hangs.
+async fn feed_watchdog(volumes: EngineHandle<Volumes>, manager: ServiceManager, period: Duration) {
+    let mut ticks = tokio::time::interval(period);
+    loop {
+        ticks.tick().await;
+        let knock = volumes.run(|_| async {});
+        match tokio::time::timeout(KNOCK_PATIENCE, knock).await {
+            Ok(Ok(())) => manager.tell("WATCHDOG=1"),
+            Ok(Err(_)) => return,
+            Err(_) => tracing::error!("the engine thread does not answer; the watchdog is not fed"),
+        }
+    }
+}
+
+/// Counts the answers of the RPC.
+struct Counted(Arc<Core>);
+
+impl Dispatch for Counted {
+    fn dispatch(self: Arc<Self>, call: Call) -> BoxFuture<'static, Result<Answer, Problem>> {
+        let operation = call.operation.id;
+        let answer = self.0.clone().dispatch(call);
+        Box::pin(async move {
+            let answer = answer.await;
+            let outcome = answer.as_ref().map_or_else(|problem| problem.kind().as_str(), |_| "ok");
+            metrics::count_rpc(operation, outcome);
+            answer
+        })
+    }
+}

@@ -1,0 +1,127 @@
+//! `<state>/vpools.json`: which backends and vPools there are and which host this is, so that a lost registry is
+//! rebuilt without anybody's help. Written whole, synced and renamed at every change of a backend or vPool.
+
+use ovs_units::{Name, VpoolId};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+use uuid::Uuid;
+
+const FORMAT: u32 = 1;
+/// The file is never longer than this.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// The file's contents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// 1.
+    pub format: u32,
+    /// This host, for ever.
+    pub host: Uuid,
+    /// Backends.
+    #[serde(default)]
+    pub backends: Vec<KnownBackend>,
+    /// vPools.
+    #[serde(default)]
+    pub vpools: Vec<KnownVpool>,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KnownBackend {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: Name,
+    /// Its folder.
+    pub path: String,
+    /// When it was made, milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// A vPool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KnownVpool {
+    /// Its UUID.
+    pub id: VpoolId,
+    /// Its name.
+    pub name: Name,
+    /// Its backend.
+    pub backend: Uuid,
+    /// Its folder on the backend.
+    pub namespace: String,
+}
+
+impl Inventory {
+    /// Of a host that has nothing yet.
+    pub fn new(host: Uuid) -> Inventory {
+        Inventory { format: FORMAT, host, backends: Vec::new(), vpools: Vec::new() }
+    }
+
+    /// Reads the file; `None` when there is none.
+    pub fn load(path: &Path) -> io::Result<Option<Inventory>> {
+        let text = match fs::metadata(path) {
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => return Err(invalid(path, "it is too long")),
+            Ok(_) => fs::read(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let inventory: Inventory =
+            serde_json::from_slice(&text).map_err(|error| invalid(path, &error.to_string()))?;
+        if inventory.format != FORMAT {
+            return Err(invalid(path, &format!("format {} is not known", inventory.format)));
+        }
+        Ok(Some(inventory))
+    }
+
+    /// Replaces the file. Crash order: the new contents are stable before the name points to them; the name is stable
+    /// before this returns.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().ok_or_else(|| invalid(path, "it has no folder"))?;
+        let new = path.with_extension("json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+fn invalid(path: &Path, reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {reason}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vpools.json");
+        assert_eq!(Inventory::load(&path).unwrap(), None);
+        let mut inventory = Inventory::new(Uuid::from_u128(1));
+        inventory.store(&path).unwrap();
+        inventory.vpools.push(KnownVpool {
+            id: VpoolId(Uuid::from_u128(2)),
+            name: Name::new("default").unwrap(),
+            backend: Uuid::from_u128(3),
+            namespace: "vpool-x".into(),
+        });
+        inventory.store(&path).unwrap();
+        assert_eq!(Inventory::load(&path).unwrap(), Some(inventory));
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_not_an_empty_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vpools.json");
+        for bad in ["", "{", "{\"format\":9,\"host\":\"00000000-0000-0000-0000-000000000000\"}"] {
+            fs::write(&path, bad).unwrap();
+            assert!(Inventory::load(&path).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! All vDisks of this host as people know them: the engine's volumes with their names, records, users and doors.
+//!
+//! ```text
+//!  Core (any thread) ── EngineHandle ──▶ Volumes (engine thread) ─┬─▶ Catalogue: names and records ─▶ registry
+//!  NBD connections (engine thread) ────▶                          ├─▶ Engine: vDisks, snapshots    ─▶ buffer, backends
+//!                                                                 └─▶ Attachments, Events, Tasks
+//! ```
+//!
+//! A change of a vDisk holds the vDisk's lock and goes: check → record in the registry (the intention, with a higher
+//! version) → engine → properties on the backend (a copy of the record) → event. A crash after the record is made good
+//! when the vDisk is next opened (`open.rs`); a create or delete found half-way at start-up is finished or abandoned
+//! (`start.rs`). I/O takes no lock and asks nobody here.
+//!
+//! Not here: HTTP (see `rpc`), the NBD protocol (see `ovs-nbd`), bytes of vDisks (see `ovs-volume`).
+
+pub mod attach;
+pub mod attachments;
+mod background;
+mod create;
+mod idempotency;
+mod inventory;
+mod locks;
+mod open;
+mod pools;
+mod problem;
+mod recover;
+mod show;
+mod snapshots;
+mod start;
+mod status;
+mod trash;
+mod vdisks;
+
+#[cfg(test)]
+mod tests;
+
+pub use background::Alarms;
+pub use idempotency::Terms;
+pub use open::Slot;
+pub use pools::Pool;
+
+use crate::{events::Events, sockets::VdiskSockets, tasks::Tasks};
+use attachments::Attachments;
+use inventory::Inventory;
+use locks::Locks;
+use ovs_api::{Event, EventId, EventKind, Paths, Timestamp};
+use ovs_cluster::catalogue::{Catalogue, VdiskRecord};
+use ovs_units::{Name, VdiskId, VpoolId};
+use ovs_volume::{Chance, Clock, Engine, Registry};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// What `Volumes` needs from outside.
+pub struct VolumesParts {
+    /// The volumes.
+    pub engine: Engine,
+    /// Names and records.
+    pub registry: Rc<dyn Registry>,
+    /// The time.
+    pub clock: Rc<dyn Clock>,
+    /// Random identities.
+    pub chance: Rc<dyn Chance>,
+    /// Sizes, times and places.
+    pub settings: Settings,
+    /// Long operations.
+    pub tasks: Arc<Tasks>,
+}
+
+/// Sizes, times and places.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where everything is.
+    pub paths: Paths,
+    /// This host's name.
+    pub host_name: String,
+    /// Whether a vPool `default` is made at the first start.
+    pub makes_default_vpool: bool,
+    /// The folder of its backend, if not the usual one.
+    pub default_backend_path: Option<PathBuf>,
+    /// How long its deleted vDisks stay in the trash.
+    pub trash_retention: Duration,
+    /// How long its writes wait for room.
+    pub stall_timeout: Option<Duration>,
+    /// The group of NBD sockets.
+    pub socket_group: String,
+    /// Permission bits of a vDisk's own socket.
+    pub socket_mode: u32,
+}
+
+/// All vDisks of this host. One thread.
+pub struct Volumes {
+    pub(crate) engine: Engine,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) clock: Rc<dyn Clock>,
+    pub(crate) chance: Rc<dyn Chance>,
+    pub(crate) settings: Settings,
+    pub(crate) attachments: Attachments,
+    pub(crate) events: Arc<Events>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) alarms: Alarms,
+    pub(crate) sockets: VdiskSockets,
+    host: Uuid,
+    inventory: RefCell<Inventory>,
+    locks: Locks,
+    pools: RefCell<BTreeMap<VpoolId, Rc<Pool>>>,
+    slots: RefCell<HashMap<VdiskId, Rc<Slot>>>,
+    /// Numbers of events below this are reserved.
+    events_reserved: Cell<u64>,
+    is_stopping: Cell<bool>,
+}
+
+impl Volumes {
+    /// This host's UUID.
+    pub fn host(&self) -> Uuid {
+        self.host
+    }
+
+    /// True once ovsd is on its way out: nobody new gets in.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
+    }
+
+    /// Tells watchers that something happened.
+    pub(crate) fn publish(&self, kind: EventKind, fill: impl FnOnce(&mut Event)) {
+        let mut event = Event {
+            id: EventId(0),
+            kind,
+            subject: None,
+            revision: None,
+            vpool: None,
+            vdisk: None,
+            name: None,
+            previous_name: None,
+            size_bytes: None,
+            detail: None,
+            at: Timestamp::from_unix_ms(self.clock.wall_ms()),
+        };
+        fill(&mut event);
+        tracing::info!(
+            event = kind.as_str(),
+            vdisk = event.vdisk.map(tracing::field::display),
+            name = event.name.as_deref(),
+            detail = event.detail.as_deref(),
+            "event"
+        );
+        self.events.publish(event);
+    }
+
+    /// Tells watchers that something happened to a vDisk.
+    pub(crate) fn publish_vdisk(&self, kind: EventKind, record: &VdiskRecord, fill: impl FnOnce(&mut Event)) {
+        let vpool = self.vpool_name(record.vpool);
+        self.publish(kind, |event| {
+            event.subject = Some(record.id.0);
+            event.vdisk = Some(record.id.0);
+            event.revision = Some(record.version);
+            event.vpool = vpool;
+            event.name = Some(record.name.to_string());
+            fill(event);
+        });
+    }
+
+    /// The name of a vPool that is there.
+    pub(crate) fn vpool_name(&self, id: VpoolId) -> Option<Name> {
+        self.pools.borrow().get(&id).map(|pool| pool.record().name)
+    }
+}

@@ -1,0 +1,378 @@
+//! Taking vDisks in again from what their backend says.
+//!
+//! ```text
+//!  registry lost  ─▶ vpools.json ─▶ each backend: newest pool/config-… ─▶ each vDisk: properties, adopt its head
+//!  everything lost ─▶ POST /v1/vpools/recover with the folder            ─▶ the same
+//!  vPool there    ─▶ POST /v1/vpools/{vpool}/recover: what is missing here is taken in, nothing here is changed
+//! ```
+//!
+//! A vDisk whose properties cannot be read is taken in all the same, under a name made of its UUID: its data counts.
+
+use super::{
+    Pool, Volumes,
+    inventory::{Inventory, KnownVpool},
+    open::from_properties,
+    pools::{Namespace, PRESET, exists, get_config, open_namespace, put_config},
+    problem::{from_catalogue, from_volume},
+};
+use crate::tasks::{About, Running};
+use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task, TaskId};
+use ovs_backend::Backend;
+use ovs_cluster::catalogue::{
+    BackendRecord, BaseRecord, CatalogueError, FORMAT, OnFullPolicy, SnapshotRecord, State, VdiskRecord,
+    VpoolRecord,
+};
+use ovs_units::{Name, VdiskId, VpoolId};
+use ovs_volume::FoundVdisk;
+use serde_json::json;
+use std::{path::Path, rc::Rc};
+use uuid::Uuid;
+
+/// What a recovery found and did.
+#[derive(Debug, Default)]
+struct Outcome {
+    found: u64,
+    taken_in: Vec<VdiskId>,
+    problems: Vec<(VdiskId, String)>,
+}
+
+impl Outcome {
+    fn to_json(&self) -> serde_json::Value {
+        let problems: Vec<_> =
+            self.problems.iter().map(|(vdisk, reason)| json!({"vdisk": vdisk, "reason": reason})).collect();
+        json!({"found": self.found, "taken_in": self.taken_in, "problems": problems})
+    }
+}
+
+impl Volumes {
+    /// Rebuilds an empty registry from `vpools.json` and the backends that it names.
+    pub(super) async fn rebuild_registry(self: &Rc<Self>, known: &Inventory) -> Result<(), Problem> {
+        for backend in &known.backends {
+            let record = BackendRecord {
+                format: FORMAT,
+                uuid: backend.uuid,
+                name: backend.name.clone(),
+                version: 1,
+                kind: "dir".into(),
+                path: backend.path.clone(),
+                created_ms: backend.created_ms,
+                request: serde_json::Value::Null,
+            };
+            self.catalogue.restore(record).await.map_err(from_catalogue)?;
+        }
+        for vpool in &known.vpools {
+            let record = placeholder(vpool, self.clock.wall_ms());
+            let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
+            let pool = Rc::new(Pool::new(stored.record));
+            if let Err(problem) = self.rebuild_pool(&pool).await {
+                self.keep_pool_offline(&pool, problem.detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a vPool into use; one that only `vpools.json` tells of learns the rest from its backend first.
+    pub(super) async fn rebuild_pool(self: &Rc<Self>, pool: &Rc<Pool>) -> Result<(), Problem> {
+        let record = pool.record();
+        let store = self.open_pool_backend(&record).await?;
+        if record.version > 0 {
+            self.attach_pool(pool, store);
+            return Ok(());
+        }
+        let config = self.config_of(&*store, &record.name).await?;
+        let stored = self
+            .catalogue
+            .restore(VpoolRecord { state: State::Ready, ..config })
+            .await
+            .map_err(from_catalogue)?;
+        pool.set_record(stored.record);
+        self.attach_pool(pool, store);
+        let outcome = self.take_in_vdisks(pool, None).await?;
+        tracing::warn!(vpool = %record.name, outcome = %outcome.to_json(), "a vPool was rebuilt from its backend");
+        self.publish_vpool(EventKind::VpoolRecovered, pool);
+        Ok(())
+    }
+
+    async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
+        get_config(store).await?.ok_or_else(|| {
+            Problem::new(
+                ProblemKind::NotFound,
+                format!("the folder of vPool {name} holds no record of a vPool"),
+            )
+        })
+    }
+
+    /// Compares a vPool with its backend and takes in what is missing here.
+    pub async fn recover_vpool(self: &Rc<Self>, name: Name) -> Result<Accepted<Task>, Problem> {
+        let pool = self.pool_by_name(&name)?;
+        if pool.is_recovering() {
+            return Err(Problem::new(ProblemKind::Conflict, format!("vPool {name} is being recovered")));
+        }
+        Ok(Accepted(self.begin_recovery(pool)?))
+    }
+
+    fn begin_recovery(self: &Rc<Self>, pool: Rc<Pool>) -> Result<Task, Problem> {
+        let record = pool.record();
+        let about = About {
+            kind: "vpool.recover",
+            subject: Some(record.id.0),
+            subject_name: Some(record.name.to_string()),
+            unit: "vdisks",
+        };
+        let running = self.tasks.begin(TaskId(self.chance.uuid()), about, self.clock.wall_ms());
+        let task = self.tasks.get(running.id)?;
+        let volumes = self.clone();
+        pool.set_recovering(true);
+        tokio::task::spawn_local(async move {
+            let end = volumes.take_in_vdisks(&pool, Some(&running)).await;
+            pool.set_recovering(false);
+            volumes.publish_vpool(EventKind::VpoolRecovered, &pool);
+            volumes.finish_task(&running, end.map(|outcome| outcome.to_json()));
+        });
+        Ok(task)
+    }
+
+    /// Takes in a vPool that nothing here knows, out of its folder alone.
+    pub async fn recover_lost_vpool(
+        self: &Rc<Self>,
+        request: RecoverVpool,
+    ) -> Result<Accepted<Task>, Problem> {
+        let _locked = self.locks.lock("backends").await;
+        if let Ok(pool) = self.pool_by_name(&request.name) {
+            return Err(exists("vPool", &request.name, pool.record().id.0));
+        }
+        let BackendKind::Dir = request.backend.kind;
+        let path = request.backend.path.clone();
+        let (namespace, config) = find_namespace(&path, &request.name).await?;
+        if let Ok(pool) = self.pool(config.id) {
+            return Err(exists("vPool", &pool.record().name, config.id.0));
+        }
+        let backend = self.known_or_new_backend(&request, &path).await?;
+        let store = open_namespace(&path, &namespace, Namespace::Existing).await?;
+        let mut record =
+            VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
+        record.name = request.name;
+        if record != config {
+            record.version += 1;
+            put_config(&*store, &record).await?;
+        }
+        let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
+        let pool = Rc::new(Pool::new(stored.record));
+        self.attach_pool(&pool, store);
+        self.write_inventory().await?;
+        self.publish_vpool(EventKind::VpoolCreated, &pool);
+        Ok(Accepted(self.begin_recovery(pool)?))
+    }
+
+    /// The backend whose folder this is, made known if it is not.
+    async fn known_or_new_backend(
+        &self,
+        request: &RecoverVpool,
+        path: &str,
+    ) -> Result<BackendRecord, Problem> {
+        let backends = self.all_backends().await?;
+        if let Some(known) = backends.iter().find(|known| Path::new(&known.path) == Path::new(path)) {
+            return Ok(known.clone());
+        }
+        if let Some(known) = backends.iter().find(|known| known.name == request.backend.name) {
+            return Err(exists("backend", &known.name, known.uuid));
+        }
+        let asked = serde_json::to_value(&request.backend).unwrap_or_default();
+        self.insert_backend(request.backend.name.clone(), Path::new(path), asked).await
+    }
+
+    /// Takes in every vDisk that a vPool's backend has and the catalogue has not.
+    async fn take_in_vdisks(
+        self: &Rc<Self>,
+        pool: &Rc<Pool>,
+        running: Option<&Running>,
+    ) -> Result<Outcome, Problem> {
+        let vpool = pool.record().id;
+        let found = self.engine.discover(vpool).await.map_err(from_volume)?;
+        let total = found.len() as u64;
+        let mut outcome = Outcome { found: total, ..Outcome::default() };
+        for (done, found) in (1..).zip(found) {
+            if running.is_some_and(Running::is_cancelled) || self.is_stopping() {
+                break;
+            }
+            let id = found.id;
+            match self.take_in(vpool, found).await {
+                Ok(true) => outcome.taken_in.push(id),
+                Ok(false) => {}
+                Err(problem) => {
+                    tracing::error!(vdisk = %id, %problem, "a vDisk found on the backend was not taken in");
+                    outcome.problems.push((id, problem.detail));
+                }
+            }
+            if let Some(running) = running {
+                running.progress(done, Some(total));
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {
+        let _locked = self.locks.lock(format!("vdisk/{}", found.id)).await;
+        if self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?.is_some() {
+            return Ok(false);
+        }
+        if let Some(problem) = found.problem {
+            return Err(Problem::new(ProblemKind::Damaged, problem));
+        }
+        let record = record_of(vpool, &found, self.clock.wall_ms());
+        self.engine.adopt_vdisk(vpool, found.id).await.map_err(from_volume)?;
+        let record = self.restore_under_a_free_name(record).await?;
+        self.sockets.open(self, &record).await;
+        self.publish_vdisk(EventKind::VdiskCreated, &record, |event| {
+            event.size_bytes = Some(record.size_bytes)
+        });
+        if let Err(problem) = self.ensure_open(record.id).await {
+            tracing::error!(vdisk = %record.id, %problem, "a vDisk that was taken in cannot be opened");
+        }
+        Ok(true)
+    }
+
+    async fn restore_under_a_free_name(&self, record: VdiskRecord) -> Result<VdiskRecord, Problem> {
+        match self.catalogue.restore(record.clone()).await {
+            Ok(stored) => Ok(stored.record),
+            Err(CatalogueError::Exists { .. }) => {
+                let renamed = VdiskRecord {
+                    name: name_with(record.name.as_str(), record.id),
+                    version: record.version + 1,
+                    ..record
+                };
+                tracing::warn!(vdisk = %renamed.id, name = %renamed.name, "its name is taken: it gets another");
+                Ok(self.catalogue.restore(renamed).await.map_err(from_catalogue)?.record)
+            }
+            Err(error) => Err(from_catalogue(error)),
+        }
+    }
+}
+
+/// A vPool of which only `vpools.json` tells; version 0 says so.
+fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
+    VpoolRecord {
+        format: FORMAT,
+        id: known.id,
+        name: known.name.clone(),
+        version: 0,
+        state: State::Ready,
+        backend: known.backend,
+        namespace: known.namespace.clone(),
+        owns_backend: false,
+        preset: Name::new(PRESET).expect("a name"),
+        description: String::new(),
+        on_full: OnFullPolicy::Stall,
+        stall_timeout_ms: None,
+        default_size_bytes: 10 << 30,
+        trash_retention_s: 24 * 3600,
+        labels: Default::default(),
+        created_ms: now_ms,
+        request: serde_json::Value::Null,
+    }
+}
+
+/// What a found vDisk says of itself; what it does not say is made up from what the engine knows.
+fn record_of(vpool: VpoolId, found: &FoundVdisk, now_ms: u64) -> VdiskRecord {
+    let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id);
+    let mut record = told.unwrap_or_else(|| {
+        tracing::error!(vdisk = %found.id, "its properties cannot be read: it gets a name of its UUID");
+        VdiskRecord {
+            format: FORMAT,
+            id: found.id,
+            vpool,
+            name: name_with("recovered", found.id),
+            version: 1,
+            state: State::Ready,
+            size_bytes: found.size.0,
+            description: String::new(),
+            labels: Default::default(),
+            protected: true,
+            on_full: OnFullPolicy::Stall,
+            stall_timeout_ms: None,
+            template: None,
+            base: found.base.map(|(vdisk, snapshot)| BaseRecord { vdisk, snapshot, taken_for_clone: false }),
+            trash: None,
+            generation: 0,
+            fenced: Vec::new(),
+            pending: None,
+            snapshots: Default::default(),
+            created_ms: now_ms,
+            request: serde_json::Value::Null,
+        }
+    });
+    record.vpool = vpool;
+    record.state = State::Ready;
+    // A resize that the engine has and the properties have not.
+    if record.capacity() != found.size {
+        record.size_bytes = found.size.0;
+    }
+    for snapshot in found.snapshots.iter().filter(|snapshot| !snapshot.hidden) {
+        let is_ours = snapshot.name.as_str().starts_with(super::create::CLONE_SNAPSHOT_PREFIX);
+        if !is_ours && record.template != Some(snapshot.id) {
+            record.snapshots.entry(snapshot.id).or_insert_with(|| SnapshotRecord {
+                name: snapshot.name.clone(),
+                size_bytes: snapshot.size.0,
+                description: String::new(),
+                labels: Default::default(),
+                version: 1,
+            });
+        }
+    }
+    record
+}
+
+fn name_with(name: &str, id: VdiskId) -> Name {
+    let short: String = name.chars().take(110).collect();
+    Name::new(&format!("{short}-{}", &id.0.simple().to_string()[..12])).expect("a name and digits are a name")
+}
+
+/// The vPool's own folder in a backend's: the only one there is, or the one whose vPool has this name.
+async fn find_namespace(path: &str, name: &Name) -> Result<(String, VpoolRecord), Problem> {
+    let folder = path.to_owned();
+    let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
+    let folders = folders
+        .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
+        .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    for namespace in folders {
+        let config =
+            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing).await?).await };
+        match config.await {
+            Ok(Some(config)) => found.push((namespace, config)),
+            Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
+            Err(problem) => problems.push(format!("{namespace}: {problem}")),
+        }
+    }
+    if found.len() > 1 {
+        found.retain(|(_, config)| config.name == *name);
+    }
+    let is_damaged = !problems.is_empty();
+    match (found.pop(), found.is_empty()) {
+        (Some(found), true) => Ok(found),
+        (Some(_), false) => {
+            let detail = format!("path: several vPools in {path} are named {name}");
+            Err(Problem::new(ProblemKind::Damaged, detail))
+        }
+        (None, _) if is_damaged => {
+            let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
+            Err(Problem::new(ProblemKind::Damaged, detail))
+        }
+        (None, _) => {
+            Err(Problem::new(ProblemKind::NotFound, format!("path: there is no vPool {name} in {path}")))
+        }
+    }
+}
+
+fn list_namespaces(path: &Path) -> std::io::Result<Vec<String>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let is_namespace = name.strip_prefix("vpool-").is_some_and(|uuid| Uuid::try_parse(uuid).is_ok());
+        if is_namespace {
+            folders.push(name);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}

@@ -1,0 +1,249 @@
+//! Starting and stopping.
+//!
+//! ```text
+//!  registry ─▶ backends, vPools ─▶ half-made things finished or abandoned ─▶ attachments ─▶ doors ─▶ vDisks, one by one
+//!  registry empty, vpools.json not ─▶ rebuilt from the backends first
+//! ```
+//!
+//! What cannot be opened is kept with its reason and tried again; it never keeps ovsd from starting.
+
+use super::{
+    Pool, Settings, Volumes, VolumesParts, background::Alarms, inventory::Inventory, problem::from_catalogue,
+};
+use crate::{events::Events, sockets::VdiskSockets};
+use anyhow::Context;
+use ovs_api::{CreateVpool, Labels, Problem};
+use ovs_cluster::catalogue::{
+    Catalogue, CatalogueError, Counter, FORMAT, State, Stored, VdiskRecord, VpoolRecord,
+};
+use ovs_nbd::Server;
+use ovs_units::Name;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// The counter of event numbers in the registry.
+const EVENTS_COUNTER: Uuid = Uuid::from_u128(1);
+/// Numbers reserved at a time.
+const EVENTS_RESERVED: u64 = 1_000_000;
+/// What connections may take to end when ovsd stops.
+const DOORS_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Volumes {
+    /// Brings up what there is. Call on the engine thread, inside its `LocalSet`.
+    pub async fn start(parts: VolumesParts, server: Rc<Server>) -> anyhow::Result<Rc<Volumes>> {
+        let VolumesParts { engine, registry, clock, chance, settings, tasks } = parts;
+        let catalogue = Catalogue::new(registry);
+        let inventory_path = settings.paths.state_dir().join("vpools.json");
+        let known = match Inventory::load(&inventory_path) {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::error!(%error, "vpools.json cannot be read; it is written anew from the registry");
+                None
+            }
+        };
+        let is_first_start = known.is_none();
+        let inventory = known.unwrap_or_else(|| Inventory::new(chance.uuid()));
+        let first_event =
+            reserve_events(&catalogue, clock.wall_ms()).await.context("reserving event numbers")?;
+        let volumes = Rc::new(Volumes {
+            engine,
+            catalogue,
+            clock,
+            chance,
+            settings,
+            attachments: Default::default(),
+            events: Arc::new(Events::starting_at(first_event)),
+            tasks,
+            alarms: Alarms::default(),
+            sockets: VdiskSockets::new(server),
+            host: inventory.host,
+            inventory: RefCell::new(inventory),
+            locks: Default::default(),
+            pools: RefCell::default(),
+            slots: RefCell::default(),
+            events_reserved: Cell::new(first_event + EVENTS_RESERVED),
+            is_stopping: Cell::new(false),
+        });
+        volumes.bring_up(is_first_start).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
+        Ok(volumes)
+    }
+
+    async fn bring_up(self: &Rc<Self>, is_first_start: bool) -> Result<(), Problem> {
+        let log = |error: CatalogueError| tracing::error!(%error, "a vPool's record cannot be read");
+        let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
+        let known = self.inventory.borrow().clone();
+        if vpools.is_empty() && !known.vpools.is_empty() {
+            tracing::warn!(
+                vpools = known.vpools.len(),
+                "the registry is empty: it is rebuilt from the backends"
+            );
+            self.rebuild_registry(&known).await?;
+        } else {
+            for stored in vpools {
+                self.bring_up_vpool(stored).await;
+            }
+        }
+        if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {
+            self.make_default_vpool().await?;
+        }
+        self.write_inventory().await?;
+        self.finish_what_was_begun().await;
+        self.load_attachments().await
+    }
+
+    async fn bring_up_vpool(self: &Rc<Self>, stored: Stored<VpoolRecord>) {
+        let record = stored.record.clone();
+        match record.state {
+            State::Ready => {
+                let pool = Rc::new(Pool::new(record.clone()));
+                match self.open_pool_backend(&record).await {
+                    Ok(store) => self.attach_pool(&pool, store),
+                    Err(problem) => self.keep_pool_offline(&pool, problem.detail),
+                }
+            }
+            State::Creating => {
+                let backend = self.catalogue.find(record.backend).await.ok().flatten();
+                self.abandon_vpool(&stored, backend.map(|stored| stored.record).as_ref()).await;
+            }
+            State::Deleting => {
+                if let Err(problem) = self.finish_vpool_delete(&stored).await {
+                    tracing::error!(vpool = %record.name, %problem, "a deleted vPool is still there");
+                }
+            }
+        }
+    }
+
+    async fn make_default_vpool(self: &Rc<Self>) -> Result<(), Problem> {
+        let Settings { trash_retention, stall_timeout, default_backend_path, paths, .. } = &self.settings;
+        let path = default_backend_path.clone().unwrap_or_else(|| paths.state_dir().join("backend/default"));
+        let request = CreateVpool {
+            name: Name::new("default").expect("a name"),
+            backend: None,
+            preset: None,
+            on_full: None,
+            stall_timeout_ms: stall_timeout.map(|timeout| timeout.as_millis() as u64),
+            default_size_bytes: None,
+            trash_retention_s: Some(trash_retention.as_secs()),
+            description: String::new(),
+            labels: Labels::default(),
+        };
+        self.create_vpool_at(request, path, Default::default()).await.map(drop)
+    }
+
+    /// Finishes or abandons what was begun and not finished, by a crash or an error. Also called now and then: whoever
+    /// is still at it holds the lock that is waited for here.
+    pub(super) async fn finish_what_was_begun(self: &Rc<Self>) {
+        for stored in self.all_records().await {
+            let record = &stored.record;
+            if record.state == State::Ready
+                || self.pool(record.vpool).map_or(true, |pool| pool.backend().is_none())
+            {
+                continue;
+            }
+            let _named = match record.state {
+                State::Creating => {
+                    Some(self.locks.lock(VdiskRecord::name_key(record.vpool, &record.name)).await)
+                }
+                _ => None,
+            };
+            let _locked = self.locks.lock(format!("vdisk/{}", record.id)).await;
+            let Ok(Some(now)) = self.catalogue.find::<VdiskRecord>(record.id.0).await else { continue };
+            match now.record.state {
+                State::Ready => {}
+                State::Creating => self.abandon_clone(&now).await,
+                State::Deleting => {
+                    if let Err(problem) = self.finish_delete(&now).await {
+                        tracing::warn!(vdisk = %record.id, %problem, "its deletion is not finished yet");
+                    }
+                }
+            }
+        }
+    }
+
+    /// As `abandon_vdisk`; the parent is opened first, since the snapshot that was taken for the clone goes too.
+    async fn abandon_clone(&self, prepared: &Stored<VdiskRecord>) {
+        if let Some(base) = prepared.record.base.as_ref().filter(|base| base.taken_for_clone)
+            && let Err(problem) = self.ensure_open(base.vdisk).await
+        {
+            tracing::warn!(vdisk = %base.vdisk, %problem, "the parent of an interrupted clone cannot be opened");
+        }
+        self.abandon_vdisk(prepared).await;
+    }
+
+    pub(crate) async fn all_records(&self) -> Vec<Stored<VdiskRecord>> {
+        let log = |error: CatalogueError| tracing::error!(%error, "a vDisk's record cannot be read");
+        match self.catalogue.all::<VdiskRecord>(log).await {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::error!(%error, "the vDisks' records cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Opens the doors: the common NBD socket, and each vDisk's own.
+    pub async fn open_doors(self: &Rc<Self>) -> anyhow::Result<()> {
+        std::fs::create_dir_all(self.settings.paths.nbd_dir()).context("making the folder of NBD sockets")?;
+        for stored in self.all_records().await {
+            if stored.record.state == State::Ready && stored.record.trash.is_none() {
+                self.sockets.open(self, &stored.record).await;
+            }
+        }
+        self.sockets.open_common(self)
+    }
+
+    /// Stops: nobody new gets in, connections end, what is buffered leaves as far as `patience` goes.
+    pub async fn stop(&self, patience: Duration) -> Result<(), ovs_volume::VolumeError> {
+        self.is_stopping.set(true);
+        if tokio::time::timeout(DOORS_PATIENCE, self.sockets.stop()).await.is_err() {
+            tracing::warn!("NBD connections are cut off: what they wait for was not acknowledged");
+        }
+        self.engine.close(patience).await
+    }
+
+    /// Reserves more event numbers when those reserved run low.
+    pub(super) async fn keep_events_reserved(&self) {
+        if self.events.newest().0 + EVENTS_RESERVED / 10 < self.events_reserved.get() {
+            return;
+        }
+        let reserved = self.events_reserved.get() + EVENTS_RESERVED;
+        match set_counter(&self.catalogue, reserved).await {
+            Ok(()) => self.events_reserved.set(reserved),
+            Err(error) => tracing::warn!(%error, "event numbers were not reserved"),
+        }
+    }
+
+    /// The exports of the common NBD socket.
+    pub(crate) async fn export_names(&self, limit: usize) -> Vec<String> {
+        let mut names = Vec::new();
+        for pool in self.all_pools() {
+            let pool = pool.record();
+            let found = self.catalogue.index(&VdiskRecord::names_prefix(pool.id)).await.unwrap_or_default();
+            names.extend(found.into_iter().map(|(name, _)| format!("{}/{name}", pool.name)));
+        }
+        names.truncate(limit);
+        names
+    }
+}
+
+/// The first event number of this start. A registry that was lost forgets the counter: the time of day in milliseconds
+/// is ahead of any number that was given out before.
+async fn reserve_events(catalogue: &Catalogue, wall_ms: u64) -> Result<u64, CatalogueError> {
+    let first =
+        catalogue.find::<Counter>(EVENTS_COUNTER).await?.map_or(wall_ms, |stored| stored.record.value);
+    set_counter(catalogue, first + EVENTS_RESERVED).await?;
+    Ok(first)
+}
+
+async fn set_counter(catalogue: &Catalogue, value: u64) -> Result<(), CatalogueError> {
+    let counter = Counter { format: FORMAT, uuid: EVENTS_COUNTER, value };
+    match catalogue.find::<Counter>(EVENTS_COUNTER).await? {
+        Some(stored) => catalogue.update(&stored, counter).await.map(drop),
+        None => catalogue.insert(counter).await.map(drop),
+    }
+}
