@@ -70,6 +70,8 @@ fn main() -> anyhow::Result<()> {
     // SAFETY: the first thing that the process does: nothing has been opened yet.
     let handed_over = unsafe { socket::from_systemd() };
     let args = Args::parse();
+    // Containers with user namespaces pass through the state directory as other users.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     start_log(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(run(args, handed_over));
