@@ -1,1 +1,24 @@
-//! ovs-format
+//! Bytes on disk and on the backend: what each format looks like and how it is checked. `docs/ondisk.md` says it in prose.
+//!
+//! ```text
+//!  write buffer slot = segment header block, then batches       log.rs
+//!  SCO object        = header with a checksum per cluster, data  sco.rs
+//!  journal object    = one record: start, TLog, snapshot …       journal.rs
+//!  map page          = 512 places or 512 children                page.rs
+//! ```
+//!
+//! Every decoder takes hostile bytes: lengths are checked before anything is allocated, nothing panics. Not here: I/O.
+
+mod cursor;
+mod error;
+pub mod journal;
+pub mod log;
+pub mod page;
+pub mod sco;
+
+pub use error::FormatError;
+
+/// The checksum used everywhere: CRC-32C (Castagnoli).
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes)
+}

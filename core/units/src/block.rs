@@ -75,7 +75,7 @@ impl ByteRange {
 
     /// True when both ends lie on cluster boundaries.
     pub fn is_aligned(self) -> bool {
-        self.start.0 % CLUSTER_SIZE_BYTES == 0 && self.length.0 % CLUSTER_SIZE_BYTES == 0
+        self.start.0.is_multiple_of(CLUSTER_SIZE_BYTES) && self.length.0.is_multiple_of(CLUSTER_SIZE_BYTES)
     }
 }
 

@@ -40,7 +40,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let scale = 10u128.pow(fraction.len() as u32);
     let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| form())? };
     let scaled = (whole * scale + fraction) * factor;
-    if scaled % scale != 0 {
+    if !scaled.is_multiple_of(scale) {
         return Err(form());
     }
     u64::try_from(scaled / scale).map_err(|_| SizeError::TooLarge(text.chars().take(40).collect()))

@@ -14,11 +14,23 @@
 mod engine;
 mod environment;
 mod error;
+mod head;
+mod journal;
+mod log;
+mod map;
+mod overlay;
 mod pages;
 mod registry;
+mod sco;
+mod vdisk;
 
-pub use engine::*;
+pub use engine::{
+    CreateVdisk, Engine, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo, VdiskState,
+    VdiskStats,
+};
 pub use environment::{Chance, Clock, SystemChance, SystemClock};
 pub use error::VolumeError;
+pub use log::{FileDevice, LogDevice};
 pub use pages::{MemoryPages, PageId, PageStore};
 pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};
+pub use vdisk::Vdisk;

@@ -1,0 +1,231 @@
+//! Map pages and checkpoint records as they are kept in the local page store.
+
+use crate::cursor::{Reader, Writer};
+use crate::sco::ScoRef;
+use crate::{FormatError, checksum};
+use ovs_units::{Epoch, JournalIndex, PutId, ScoNumber, Sequence, SnapshotId, VdiskId};
+
+/// Entries of a page.
+pub const FANOUT: usize = 512;
+/// SCOs in one chunk of a vDisk's table.
+pub const TABLE_CHUNK: usize = 256;
+
+const VERSION: u8 = 1;
+const LEAF: u8 = 1;
+const INNER: u8 = 2;
+const TABLE: u8 = 3;
+const RECORD: u8 = 4;
+
+/// A child of an inner page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChildEntry {
+    /// The stored page; 0: no child.
+    pub page: u64,
+    /// Clusters mapped below it.
+    pub mapped: u64,
+}
+
+/// 512 places, of which most may be 0 (unmapped).
+pub fn encode_leaf(places: &[u64; FANOUT]) -> Vec<u8> {
+    let mut w = open(LEAF);
+    let mut present = [0u8; FANOUT / 8];
+    for (index, _) in places.iter().enumerate().filter(|(_, place)| **place != 0) {
+        present[index / 8] |= 1 << (index % 8);
+    }
+    w.0.extend_from_slice(&present);
+    places.iter().filter(|place| **place != 0).for_each(|place| w.u64(*place));
+    close(w)
+}
+
+/// The reverse of [`encode_leaf`].
+pub fn decode_leaf(bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, FormatError> {
+    const WHAT: &str = "map leaf";
+    let mut r = check(WHAT, LEAF, bytes)?;
+    let present = r.take(FANOUT / 8)?;
+    let mut places = Box::new([0; FANOUT]);
+    for (index, place) in places.iter_mut().enumerate() {
+        if present[index / 8] & (1 << (index % 8)) != 0 {
+            *place = r.u64()?;
+            if *place == 0 {
+                return Err(r.field("place", 0));
+            }
+        }
+    }
+    r.end()?;
+    Ok(places)
+}
+
+/// 512 children.
+pub fn encode_inner(children: &[ChildEntry; FANOUT]) -> Vec<u8> {
+    let mut w = open(INNER);
+    w.u32(children.iter().filter(|child| child.page != 0).count() as u32);
+    for (index, child) in children.iter().enumerate().filter(|(_, child)| child.page != 0) {
+        w.u16(index as u16);
+        w.u64(child.page);
+        w.u64(child.mapped);
+    }
+    close(w)
+}
+
+/// The reverse of [`encode_inner`].
+pub fn decode_inner(bytes: &[u8]) -> Result<Box<[ChildEntry; FANOUT]>, FormatError> {
+    const WHAT: &str = "map page";
+    let mut r = check(WHAT, INNER, bytes)?;
+    let mut children = Box::new([ChildEntry::default(); FANOUT]);
+    for _ in 0..r.count("children", 18)? {
+        let index = usize::from(r.u16()?);
+        let child = ChildEntry { page: r.u64()?, mapped: r.u64()? };
+        match children.get_mut(index) {
+            Some(slot) if child.page != 0 && slot.page == 0 => *slot = child,
+            _ => return Err(r.field("child index", index as u64)),
+        }
+    }
+    r.end()?;
+    Ok(children)
+}
+
+/// Up to 256 SCOs of a table.
+pub fn encode_table(scos: &[ScoRef]) -> Vec<u8> {
+    let mut w = open(TABLE);
+    w.u32(scos.len() as u32);
+    scos.iter().for_each(|sco| write_sco(&mut w, sco));
+    close(w)
+}
+
+/// The reverse of [`encode_table`].
+pub fn decode_table(bytes: &[u8]) -> Result<Vec<ScoRef>, FormatError> {
+    const WHAT: &str = "SCO table";
+    let mut r = check(WHAT, TABLE, bytes)?;
+    let count = r.count("SCOs", SCO_BYTES)?;
+    if count > TABLE_CHUNK {
+        return Err(r.field("SCOs", count as u64));
+    }
+    let scos = (0..count).map(|_| read_sco(&mut r)).collect::<Result<_, _>>()?;
+    r.end()?;
+    Ok(scos)
+}
+
+/// Bytes of one SCO reference.
+pub(crate) const SCO_BYTES: usize = 16 + 8 + 8 + 16 + 4 + 4;
+
+pub(crate) fn write_sco(w: &mut Writer, sco: &ScoRef) {
+    w.uuid(sco.vdisk.0);
+    w.u64(sco.epoch.0);
+    w.u64(sco.number.0);
+    w.uuid(sco.put.0);
+    w.u32(sco.cluster_count);
+    w.u32(sco.header_checksum);
+}
+
+pub(crate) fn read_sco(r: &mut Reader<'_>) -> Result<ScoRef, FormatError> {
+    let sco = ScoRef {
+        vdisk: VdiskId(r.uuid()?),
+        epoch: Epoch(r.u64()?),
+        number: ScoNumber(r.u64()?),
+        put: PutId(r.uuid()?),
+        cluster_count: r.u32()?,
+        header_checksum: r.u32()?,
+    };
+    if sco.cluster_count == 0 || sco.cluster_count as usize > crate::sco::CLUSTERS_MAX {
+        return Err(r.field("clusters of an SCO", u64::from(sco.cluster_count)));
+    }
+    Ok(sco)
+}
+
+/// A tree of pages: its root and what is mapped in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RootEntry {
+    /// The root page; 0: nothing is mapped.
+    pub page: u64,
+    /// Clusters mapped.
+    pub mapped: u64,
+}
+
+/// What a checkpoint of a vDisk says: the map as of one journal position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointRecord {
+    /// The journal position that the checkpoint contains.
+    pub epoch: Epoch,
+    /// The record there.
+    pub index: JournalIndex,
+    /// The sequence committed there.
+    pub sequence: Sequence,
+    /// The writable map.
+    pub root: RootEntry,
+    /// Full and last chunks of the SCO table, in order.
+    pub table_pages: Vec<u64>,
+    /// The maps of the snapshots.
+    pub snapshots: Vec<(SnapshotId, RootEntry)>,
+}
+
+impl CheckpointRecord {
+    /// As stored.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = open(RECORD);
+        w.u64(self.epoch.0);
+        w.u64(self.index.0);
+        w.u64(self.sequence.0);
+        w.u64(self.root.page);
+        w.u64(self.root.mapped);
+        w.u32(self.table_pages.len() as u32);
+        self.table_pages.iter().for_each(|page| w.u64(*page));
+        w.u32(self.snapshots.len() as u32);
+        for (id, root) in &self.snapshots {
+            w.uuid(id.0);
+            w.u64(root.page);
+            w.u64(root.mapped);
+        }
+        close(w)
+    }
+
+    /// The reverse of [`CheckpointRecord::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<CheckpointRecord, FormatError> {
+        const WHAT: &str = "checkpoint record";
+        let mut r = check(WHAT, RECORD, bytes)?;
+        let (epoch, index, sequence) = (Epoch(r.u64()?), JournalIndex(r.u64()?), Sequence(r.u64()?));
+        let root = RootEntry { page: r.u64()?, mapped: r.u64()? };
+        let count = r.count("table pages", 8)?;
+        let table_pages = (0..count).map(|_| r.u64()).collect::<Result<_, _>>()?;
+        let count = r.count("snapshots", 32)?;
+        let mut snapshots = Vec::with_capacity(count);
+        for _ in 0..count {
+            snapshots.push((SnapshotId(r.uuid()?), RootEntry { page: r.u64()?, mapped: r.u64()? }));
+        }
+        r.end()?;
+        Ok(CheckpointRecord { epoch, index, sequence, root, table_pages, snapshots })
+    }
+}
+
+/// A page starts with its kind and version, then a checksum of the rest.
+fn open(kind: u8) -> Writer {
+    let mut w = Writer::default();
+    w.u8(kind);
+    w.u8(VERSION);
+    w.u16(0);
+    w.u32(0);
+    w
+}
+
+fn close(w: Writer) -> Vec<u8> {
+    let mut page = w.0;
+    let sum = checksum(&page[8..]);
+    page[4..8].copy_from_slice(&sum.to_le_bytes());
+    page
+}
+
+fn check<'a>(what: &'static str, kind: u8, bytes: &'a [u8]) -> Result<Reader<'a>, FormatError> {
+    let mut r = Reader::new(what, bytes);
+    if r.u8()? != kind {
+        return Err(FormatError::Magic { what });
+    }
+    match r.u8()? {
+        VERSION => {}
+        found => return Err(FormatError::Version { what, found: u64::from(found) }),
+    }
+    r.u16()?;
+    let (expected, found) = (r.u32()?, checksum(bytes.get(8..).unwrap_or_default()));
+    if expected != found {
+        return Err(FormatError::Checksum { what, expected, found });
+    }
+    Ok(r)
+}

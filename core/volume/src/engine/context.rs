@@ -1,0 +1,107 @@
+//! What all vDisks of an engine share.
+
+use super::EngineConfig;
+use crate::log::Log;
+use crate::sco::ScoHeaders;
+use crate::vdisk;
+use crate::{Chance, Clock, PageStore, Registry, Revision, Transaction, Vdisk, VolumeError};
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+
+pub(crate) struct Context {
+    pub(crate) config: EngineConfig,
+    pub(crate) clock: Rc<dyn Clock>,
+    pub(crate) chance: Rc<dyn Chance>,
+    pub(crate) registry: Rc<dyn Registry>,
+    pub(crate) pages: Rc<dyn PageStore>,
+    pub(crate) log: Log,
+    pub(crate) sco_headers: ScoHeaders,
+    /// The number of the next map page; never used twice.
+    pub(crate) next_page: Cell<u64>,
+    pub(crate) destage_turns: Semaphore,
+    /// When data last left the write buffer.
+    pub(crate) destage_moved_at: Cell<Duration>,
+    open: RefCell<Vec<Weak<vdisk::Inner>>>,
+}
+
+impl Context {
+    pub(super) fn new(
+        config: EngineConfig,
+        clock: Rc<dyn Clock>,
+        chance: Rc<dyn Chance>,
+        registry: Rc<dyn Registry>,
+        pages: Rc<dyn PageStore>,
+        log: Log,
+        next_page: u64,
+    ) -> Context {
+        let destage_turns = Semaphore::new(config.destage_concurrency.max(1));
+        Context {
+            config,
+            clock,
+            chance,
+            registry,
+            pages,
+            log,
+            sco_headers: ScoHeaders::default(),
+            next_page: Cell::new(next_page),
+            destage_turns,
+            destage_moved_at: Cell::new(Duration::ZERO),
+            open: RefCell::default(),
+        }
+    }
+
+    pub(super) fn note_open(&self, vdisk: &Vdisk) {
+        let mut open = self.open.borrow_mut();
+        open.retain(|other| other.strong_count() > 0);
+        open.push(Rc::downgrade(&vdisk.inner));
+    }
+
+    /// vDisks with something in the write buffer, 1 at least.
+    pub(crate) fn active_vdisks(&self) -> u64 {
+        let open = self.open.borrow();
+        let active = open.iter().filter_map(Weak::upgrade).filter(|vdisk| vdisk.has_buffered()).count();
+        (active as u64).max(1)
+    }
+
+    pub(crate) fn destage_moved(&self) {
+        self.destage_moved_at.set(self.clock.now());
+    }
+
+    /// Commits, waiting while the registry cannot take it. A transaction whose answer was lost and which was in fact
+    /// done is found out by its first put.
+    pub(crate) async fn commit_patiently(
+        &self,
+        transaction: Transaction,
+        give_up: &Cell<bool>,
+    ) -> Result<Option<Revision>, VolumeError> {
+        let mut attempt = 0;
+        loop {
+            let error = match self.registry.commit(transaction.clone()).await {
+                Ok(None) if attempt > 0 => return self.was_done(&transaction).await,
+                Ok(revision) => return Ok(revision),
+                Err(error @ (VolumeError::Retry(_) | VolumeError::NoSpace(_))) if !give_up.get() || attempt < 5 => error,
+                Err(error) => return Err(error),
+            };
+            if attempt == 0 {
+                tracing::warn!(%error, "the registry takes no commits; trying on");
+            }
+            self.clock.sleep(Duration::from_millis(20 << attempt.min(6))).await;
+            attempt += 1;
+        }
+    }
+
+    async fn was_done(&self, transaction: &Transaction) -> Result<Option<Revision>, VolumeError> {
+        let mut revision = None;
+        for (key, value) in &transaction.puts {
+            match self.registry.get(key).await? {
+                Some(entry) if entry.value == *value => revision = Some(entry.revision),
+                _ => return Ok(None),
+            }
+        }
+        Ok(revision)
+    }
+}

@@ -1,0 +1,300 @@
+//! All vDisks of a host over one write buffer.
+//!
+//! Lives on one thread, inside a tokio `LocalSet`. Not here: names of vDisks, doors, attachments (see `ovs-cluster` and
+//! `ovs-service`).
+
+mod context;
+mod delete;
+mod recover;
+mod types;
+
+pub(crate) use context::Context;
+pub use types::{
+    CreateVdisk, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo, VdiskState,
+    VdiskStats,
+};
+
+use crate::head::{Head, VersionedHead, head_key};
+use crate::log::{Log, Record};
+use crate::map::{Table, Tree};
+use crate::vdisk::CloneSource;
+use crate::{Revision, Transaction, Vdisk, VolumeError};
+use ovs_backend::Backend;
+use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+/// All vDisks of this host over one write buffer. Cheap to clone; one thread.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    context: Rc<Context>,
+    backends: RefCell<HashMap<VpoolId, Rc<dyn Backend>>>,
+    vdisks: RefCell<HashMap<VdiskId, Vdisk>>,
+    /// Records found in the write buffer whose vDisks are not open yet.
+    replayed: RefCell<HashMap<VdiskId, Vec<Rc<Record>>>>,
+    /// What the log found damaged.
+    damage: RefCell<Vec<(Option<VdiskId>, String)>>,
+    /// One vDisk is opened, made or deleted at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Engine {
+    /// Replays the write buffer into memory; ready for [`Engine::attach_backend`] and [`Engine::open_vdisk`].
+    pub async fn open(config: EngineConfig, parts: EngineParts) -> Result<Engine, VolumeError> {
+        let EngineParts { clock, chance, registry, pages, buffer } = parts;
+        let (log, replay) = Log::open(buffer, chance.uuid(), config.memory_bytes).await?;
+        let next_page = pages.highest().await? + 1;
+        let context = Rc::new(Context::new(config, clock, chance, registry, pages, log, next_page));
+        let inner = Inner {
+            context,
+            backends: RefCell::default(),
+            vdisks: RefCell::default(),
+            replayed: RefCell::new(replay.records),
+            damage: RefCell::new(replay.damage),
+            turn: tokio::sync::Mutex::new(()),
+        };
+        let engine = Engine { inner: Rc::new(inner) };
+        engine.relieve_pressure();
+        Ok(engine)
+    }
+
+    /// Tells where a vPool's objects live. Before any vDisk of it is opened. Deletions that a crash cut short go on.
+    pub fn attach_backend(&self, vpool: VpoolId, backend: Rc<dyn Backend>) {
+        self.inner.backends.borrow_mut().insert(vpool, backend);
+        self.resume_deletions(vpool);
+    }
+
+    /// Forgets a vPool whose vDisks are all gone.
+    pub fn detach_backend(&self, vpool: VpoolId) {
+        self.inner.backends.borrow_mut().remove(&vpool);
+    }
+
+    fn backend(&self, vpool: VpoolId) -> Result<Rc<dyn Backend>, VolumeError> {
+        let backend = self.inner.backends.borrow().get(&vpool).cloned();
+        backend.ok_or_else(|| VolumeError::NotFound(format!("vPool {vpool} has no backend here")))
+    }
+
+    /// The open vDisk of that identity.
+    pub fn vdisk(&self, id: VdiskId) -> Option<Vdisk> {
+        let vdisk = self.inner.vdisks.borrow().get(&id).cloned();
+        vdisk.filter(|vdisk| !vdisk.inner.head.borrow().head.deleted)
+    }
+
+    /// Makes a vDisk: on the backend and in the registry when this returns.
+    pub async fn create_vdisk(&self, request: CreateVdisk) -> Result<Vdisk, VolumeError> {
+        let size = request.size.0;
+        if !size.is_multiple_of(CLUSTER_SIZE_BYTES) || size > VDISK_SIZE_BYTES_MAX {
+            return Err(VolumeError::Refused(format!("size {size}: must be whole 4 KiB clusters, 64 TiB at most")));
+        }
+        let properties = String::from_utf8(request.properties.to_vec())
+            .map_err(|_| VolumeError::Refused("properties must be UTF-8 text".into()))?;
+        let _turn = self.inner.turn.lock().await;
+        let backend = self.backend(request.vpool)?;
+        let (id, vpool) = (request.id, request.vpool);
+        let (source, head) = match request.base {
+            None => {
+                let head = Head::new(vpool, request.size, None, properties);
+                let put = Transaction::new().compare(head_key(id), Revision(0)).put(head_key(id), head.encode());
+                let committed = self.inner.context.registry.commit(put).await?;
+                let revision = committed.ok_or_else(|| VolumeError::Refused(format!("vDisk {id} exists")))?;
+                (nothing(request.size), VersionedHead { head, revision })
+            }
+            Some((parent, snapshot)) => self.register_clone(&request, parent, snapshot, properties).await?,
+        };
+        let size_now = head.head.size;
+        let context = self.inner.context.clone();
+        let vdisk = Vdisk::assemble(id, context, backend, head, request.on_full, source);
+        vdisk.start().await?;
+        self.keep(vdisk.clone());
+        vdisk.start_destaging();
+        if request.size > size_now {
+            vdisk.resize(request.size).await?;
+        }
+        Ok(vdisk)
+    }
+
+    /// A clone registers on its snapshot in one transaction, which fails if the snapshot is being deleted.
+    async fn register_clone(
+        &self,
+        request: &CreateVdisk,
+        parent: VdiskId,
+        snapshot: SnapshotId,
+        properties: String,
+    ) -> Result<(CloneSource, VersionedHead), VolumeError> {
+        let parent = self.open_any(request.vpool, parent, OnFull::Stall { timeout: None }).await?;
+        let _meta = parent.inner.meta.lock().await;
+        let visible = parent.snapshots().iter().any(|known| known.id == snapshot && !known.hidden);
+        if !visible {
+            return Err(VolumeError::NotFound(format!("snapshot {snapshot} is not there, or is being deleted")));
+        }
+        let source = parent.clone_source(snapshot)?;
+        if request.size < source.size {
+            let (asked, least) = (request.size.0, source.size.0);
+            return Err(VolumeError::Refused(format!("size {asked} is less than the snapshot's, {least}")));
+        }
+        let id = request.id;
+        let head = Head::new(request.vpool, source.size, Some((parent.id(), snapshot)), properties);
+        if self.inner.context.registry.get(&head_key(id)).await?.is_some() {
+            return Err(VolumeError::Refused(format!("vDisk {id} exists")));
+        }
+        let put = Transaction::new().compare(head_key(id), Revision(0)).put(head_key(id), head.encode());
+        parent
+            .inner
+            .commit_with(put, |parent_head| {
+                if let Some(entry) = parent_head.snapshot_mut(snapshot) {
+                    entry.clones.push(id);
+                }
+            })
+            .await?;
+        // Both keys were written by the same transaction.
+        let revision = parent.inner.head.borrow().revision;
+        Ok((source, VersionedHead { head, revision }))
+    }
+
+    /// Opens (or returns the open) vDisk.
+    pub async fn open_vdisk(&self, vpool: VpoolId, id: VdiskId, on_full: OnFull) -> Result<Vdisk, VolumeError> {
+        let _turn = self.inner.turn.lock().await;
+        let vdisk = self.open_any(vpool, id, on_full).await?;
+        if vdisk.inner.head.borrow().head.deleted {
+            return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
+        }
+        Ok(vdisk)
+    }
+
+    /// Deleted ones too: their clones read them. The caller has the turn.
+    async fn open_any(&self, vpool: VpoolId, id: VdiskId, on_full: OnFull) -> Result<Vdisk, VolumeError> {
+        let open = self.inner.vdisks.borrow().get(&id).cloned();
+        if let Some(vdisk) = open {
+            return Ok(vdisk);
+        }
+        let context = self.inner.context.clone();
+        let backend = self.backend(vpool)?;
+        let Some(entry) = context.registry.get(&head_key(id)).await? else {
+            return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
+        };
+        let head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
+        let base = match head.head.base {
+            Some((parent, snapshot)) => {
+                let parent = Box::pin(self.open_any(vpool, parent, OnFull::Stall { timeout: None })).await?;
+                Some(parent.clone_source(snapshot)?)
+            }
+            None => None,
+        };
+        // Taken out only once nothing can fail any more: they are the only copy.
+        let records = self.inner.replayed.borrow().get(&id).cloned().unwrap_or_default();
+        let vdisk = Vdisk::load(id, context, backend, head, on_full, base, records).await?;
+        self.inner.replayed.borrow_mut().remove(&id);
+        self.keep(vdisk.clone());
+        self.tell_damage(&vdisk).await?;
+        Ok(vdisk)
+    }
+
+    async fn tell_damage(&self, vdisk: &Vdisk) -> Result<(), VolumeError> {
+        let mine = |(whose, _): &&(Option<VdiskId>, String)| whose.is_none_or(|whose| whose == vdisk.id());
+        let reason = self.inner.damage.borrow().iter().find(mine).map(|(_, reason)| reason.clone());
+        match reason {
+            Some(reason) => vdisk.damaged(reason).await,
+            None => Ok(()),
+        }
+    }
+
+    fn keep(&self, vdisk: Vdisk) {
+        self.inner.context.note_open(&vdisk);
+        self.inner.vdisks.borrow_mut().insert(vdisk.id(), vdisk);
+    }
+
+    /// Opens every vDisk that has records in the write buffer, so that they leave it, and drops the records of vDisks
+    /// that no registry knows. Once all backends are attached.
+    pub async fn claim_buffered(&self, on_full: OnFull) -> Result<(), VolumeError> {
+        let waiting: Vec<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        for id in waiting {
+            let entry = self.inner.context.registry.get(&head_key(id)).await?;
+            let Some(entry) = entry else {
+                let dropped = self.inner.replayed.borrow_mut().remove(&id).map_or(0, |records| records.len());
+                tracing::warn!(vdisk = %id, dropped, "the write buffer has records of a vDisk that is not known here");
+                continue;
+            };
+            let vpool = Head::decode(id, &entry.value)?.vpool;
+            let _turn = self.inner.turn.lock().await;
+            if let Err(error) = self.open_any(vpool, id, on_full).await {
+                tracing::error!(vdisk = %id, %error, "a vDisk with data in the write buffer cannot be opened");
+            }
+        }
+        Ok(())
+    }
+
+    /// Figures as of now.
+    pub fn stats(&self) -> EngineStats {
+        let log = self.inner.context.log.stats();
+        EngineStats {
+            buffer_total_bytes: log.total_bytes,
+            buffer_used_bytes: log.used_bytes,
+            log_written_bytes: log.written_bytes,
+            log_syncs: log.syncs,
+            vdisks_open: self.inner.vdisks.borrow().len() as u64,
+        }
+    }
+
+    /// Sends out everything buffered (as far as the backends take it within `patience`), checkpoints, syncs. What did
+    /// not leave is found in the write buffer at the next start.
+    pub async fn close(&self, patience: Duration) -> Result<(), VolumeError> {
+        let context = &self.inner.context;
+        let vdisks: Vec<Vdisk> = self.inner.vdisks.borrow().values().cloned().collect();
+        for vdisk in &vdisks {
+            vdisk.inner.closing.set(true);
+            vdisk.inner.destage_soon();
+        }
+        let deadline = context.clock.now() + patience;
+        while vdisks.iter().any(|vdisk| vdisk.inner.has_buffered()) && context.clock.now() < deadline {
+            context.clock.sleep(Duration::from_millis(10)).await;
+        }
+        for vdisk in &vdisks {
+            vdisk.inner.is_ended.set(true);
+            vdisk.inner.destage_soon();
+            if let Err(error) = vdisk.checkpoint().await {
+                tracing::warn!(vdisk = %vdisk.id(), %error, "the map could not be checkpointed");
+            }
+        }
+        let synced = context.log.sync().await;
+        self.inner.vdisks.borrow_mut().clear();
+        self.inner.replayed.borrow_mut().clear();
+        synced
+    }
+
+    /// When the write buffer gets short, everything in it is sent out; what cannot leave is moved together.
+    fn relieve_pressure(&self) {
+        let engine = Rc::downgrade(&self.inner);
+        let pressure = self.inner.context.log.state.pressure.clone();
+        let clock = self.inner.context.clock.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                pressure.notified().await;
+                let Some(inner) = Weak::upgrade(&engine) else { break };
+                inner.vdisks.borrow().values().filter(|vdisk| vdisk.inner.has_buffered()).for_each(|vdisk| {
+                    vdisk.inner.destage_soon();
+                });
+                let log = inner.context.log.clone();
+                let stats = log.stats();
+                if stats.used_bytes * 4 > stats.total_bytes * 3 {
+                    log.move_oldest().await;
+                }
+                drop((log, inner));
+                // At most so often: whoever waits for room asks again.
+                clock.sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+}
+
+/// Where an empty vDisk starts from.
+fn nothing(size: ovs_units::ByteCount) -> CloneSource {
+    CloneSource::empty(Tree::default(), Table::default(), size)
+}

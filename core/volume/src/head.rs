@@ -1,0 +1,119 @@
+//! The head of a vDisk: its commit point in the registry. It changes only by compare-and-swap.
+
+use crate::{Revision, VolumeError};
+use ovs_format::journal::Position;
+use ovs_units::{ByteCount, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId, VpoolId};
+use serde::{Deserialize, Serialize};
+
+/// The registry key under which a vDisk's head is.
+pub(crate) fn head_key(vdisk: VdiskId) -> String {
+    format!("head/{vdisk}")
+}
+
+pub(crate) const HEAD_PREFIX: &str = "head/";
+
+const FORMAT: u32 = 1;
+
+/// What the registry says of a vDisk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    format: u32,
+    pub(crate) vpool: VpoolId,
+    /// Raised at every opening for writing; never used twice.
+    pub(crate) epoch: Epoch,
+    /// The journal record committed last; none until the first start object is put.
+    pub(crate) position: Option<(Epoch, JournalIndex)>,
+    /// Operations up to here are in the journal.
+    pub(crate) sequence: Sequence,
+    pub(crate) size: ByteCount,
+    pub(crate) base: Option<(VdiskId, SnapshotId)>,
+    /// Epochs and the sequence after which each starts: what older epochs buffered past it never happened.
+    pub(crate) epochs: Vec<(Epoch, Sequence)>,
+    pub(crate) snapshots: Vec<HeadSnapshot>,
+    /// Set when it was found that an acknowledged write is lost or wrong.
+    pub(crate) damaged: Option<String>,
+    /// Deleted by its user; kept while others depend on it.
+    pub(crate) deleted: bool,
+    pub(crate) properties: String,
+}
+
+/// A snapshot in a head.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeadSnapshot {
+    pub(crate) id: SnapshotId,
+    pub(crate) name: Name,
+    pub(crate) created_ms: u64,
+    pub(crate) sequence: Sequence,
+    pub(crate) size: ByteCount,
+    pub(crate) hidden: bool,
+    pub(crate) clones: Vec<VdiskId>,
+}
+
+impl Head {
+    pub(crate) fn new(
+        vpool: VpoolId,
+        size: ByteCount,
+        base: Option<(VdiskId, SnapshotId)>,
+        properties: String,
+    ) -> Head {
+        Head {
+            format: FORMAT,
+            vpool,
+            epoch: Epoch(0),
+            position: None,
+            sequence: Sequence(0),
+            size,
+            base,
+            epochs: Vec::new(),
+            snapshots: Vec::new(),
+            damaged: None,
+            deleted: false,
+            properties,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a head has only keys that JSON knows")
+    }
+
+    pub(crate) fn decode(vdisk: VdiskId, bytes: &[u8]) -> Result<Head, VolumeError> {
+        let head: Head = serde_json::from_slice(bytes)
+            .map_err(|error| VolumeError::Damaged(format!("the head of vDisk {vdisk}: {error}")))?;
+        if head.format != FORMAT {
+            return Err(VolumeError::Damaged(format!("the head of vDisk {vdisk} has format {}", head.format)));
+        }
+        Ok(head)
+    }
+
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.position.map(|(epoch, index)| Position { epoch, index })
+    }
+
+    pub(crate) fn set_position(&mut self, position: Position) {
+        self.position = Some((position.epoch, position.index));
+    }
+
+    /// Did operation `sequence` of `epoch` happen, as far as later epochs know?
+    pub(crate) fn accepts(&self, epoch: Epoch, sequence: Sequence) -> bool {
+        sequence > self.sequence && self.epochs.iter().all(|(later, after)| *later <= epoch || sequence <= *after)
+    }
+
+    /// Forgets what says nothing any more: of the epochs that start at or before the committed sequence only the
+    /// newest counts.
+    pub(crate) fn prune_epochs(&mut self) {
+        let committed = self.sequence;
+        let newest = self.epochs.iter().filter(|(_, after)| *after <= committed).map(|(epoch, _)| *epoch).max();
+        self.epochs.retain(|(epoch, after)| *after > committed || Some(*epoch) == newest);
+    }
+
+    pub(crate) fn snapshot_mut(&mut self, id: SnapshotId) -> Option<&mut HeadSnapshot> {
+        self.snapshots.iter_mut().find(|snapshot| snapshot.id == id)
+    }
+}
+
+/// A head and the version under which it was read or written.
+#[derive(Debug, Clone)]
+pub(crate) struct VersionedHead {
+    pub(crate) head: Head,
+    pub(crate) revision: Revision,
+}

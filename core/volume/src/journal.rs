@@ -1,0 +1,149 @@
+//! The journal of a vDisk on its backend: names, and following the chain of epochs.
+
+use crate::VolumeError;
+use crate::sco::{object_name, vdisk_prefix};
+use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
+use ovs_format::journal::{Position, Record};
+use ovs_units::{Epoch, JournalIndex, VdiskId};
+
+/// The name of a record.
+pub(crate) fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
+    object_name(format!("{}j/{:016x}-{:016x}", vdisk_prefix(vdisk), position.epoch.0, position.index.0))
+}
+
+/// The name of the mark that a vDisk is deleted. It is put first and goes last.
+pub(crate) fn tombstone_name(vdisk: VdiskId) -> ObjectName {
+    object_name(format!("{}tombstone", vdisk_prefix(vdisk)))
+}
+
+/// Puts a record. The reserve may be used: commits lead to room.
+pub(crate) async fn put(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    position: Position,
+    record: &Record,
+) -> Result<(), VolumeError> {
+    let bytes = record.encode(vdisk, position).into();
+    Ok(backend.put(&record_name(vdisk, position), vec![bytes], Urgency::Reserve).await?)
+}
+
+/// A record, `None` when there is none.
+pub(crate) async fn get(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    position: Position,
+) -> Result<Option<Record>, VolumeError> {
+    let name = record_name(vdisk, position);
+    let bytes = match backend.get(&name).await {
+        Ok(bytes) => bytes,
+        Err(BackendError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let record = Record::decode(&bytes, vdisk, position);
+    record.map(Some).map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))
+}
+
+async fn must_get(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Record, VolumeError> {
+    let missing = || VolumeError::Damaged(format!("object {} is missing", record_name(vdisk, position)));
+    get(backend, vdisk, position).await?.ok_or_else(missing)
+}
+
+/// The records that make up the vDisk, oldest first, from just after `from` (the beginning: `None`) to `to`.
+pub(crate) async fn read_chain(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    from: Option<Position>,
+    to: Position,
+) -> Result<Vec<(Position, Record)>, VolumeError> {
+    // Backwards by start objects: which stretch of each epoch counts.
+    let mut stretches = Vec::new();
+    let mut last = to;
+    loop {
+        if let Some(from) = from.filter(|from| from.epoch == last.epoch) {
+            if from.index > last.index {
+                return Err(wrong_chain(vdisk, from));
+            }
+            stretches.push((from.index.next(), last));
+            break;
+        }
+        stretches.push((JournalIndex(0), last));
+        let start = Position { epoch: last.epoch, index: JournalIndex(0) };
+        let Record::Start { continues, .. } = must_get(backend, vdisk, start).await? else {
+            return Err(VolumeError::Damaged(format!("object {} is no start", record_name(vdisk, start))));
+        };
+        match (continues, from) {
+            (None, None) => break,
+            (None, Some(from)) => return Err(wrong_chain(vdisk, from)),
+            (Some(before), _) if before.epoch < last.epoch => last = before,
+            (Some(before), _) => return Err(wrong_chain(vdisk, before)),
+        }
+        if from.is_some_and(|from| from.epoch > last.epoch) {
+            return Err(wrong_chain(vdisk, last));
+        }
+    }
+    let mut records = Vec::new();
+    for (first, last) in stretches.into_iter().rev() {
+        for index in first.0..=last.index.0 {
+            let position = Position { epoch: last.epoch, index: JournalIndex(index) };
+            records.push((position, must_get(backend, vdisk, position).await?));
+        }
+    }
+    Ok(records)
+}
+
+fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
+    let (epoch, index) = (at.epoch, at.index);
+    VolumeError::Damaged(format!("the journal of vDisk {vdisk} does not pass through epoch {epoch}, record {index}"))
+}
+
+/// The newest record on the backend, found without any registry: the highest epoch that has a start object, then
+/// dense probing (listings may lag).
+pub(crate) async fn newest(backend: &dyn Backend, vdisk: VdiskId) -> Result<Option<Position>, VolumeError> {
+    let prefix = format!("{}j/", vdisk_prefix(vdisk));
+    let mut after: Option<ObjectName> = None;
+    let mut newest = None;
+    loop {
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { break };
+        newest = page.iter().filter_map(|object| position_of(&object.name, &prefix)).max().max(newest);
+        after = Some(last.name.clone());
+    }
+    let Some(mut position) = newest else { return Ok(None) };
+    loop {
+        let next = Position { epoch: position.epoch, index: position.index.next() };
+        match get(backend, vdisk, next).await? {
+            Some(_) => position = next,
+            None => return Ok(Some(position)),
+        }
+    }
+}
+
+fn position_of(name: &ObjectName, prefix: &str) -> Option<Position> {
+    let (epoch, index) = name.as_str().strip_prefix(prefix)?.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    Some(Position { epoch: Epoch(number(epoch)?), index: JournalIndex(number(index)?) })
+}
+
+/// Refuses a head that is older than what the backend holds: a registry that was restored from a copy.
+pub(crate) async fn check_not_older(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    epoch: Epoch,
+    position: Position,
+) -> Result<(), VolumeError> {
+    // Epochs are raised in the registry before their start object is put, and one record at most is in flight.
+    let prefix = format!("{}j/", vdisk_prefix(vdisk));
+    let last_of_epoch = Position { epoch, index: JournalIndex(u64::MAX) };
+    let newer = backend.list(&prefix, Some(&record_name(vdisk, last_of_epoch)), 1).await?;
+    let two_on = Position { epoch: position.epoch, index: JournalIndex(position.index.0 + 2) };
+    let is_older = match newer.first() {
+        Some(_) => true,
+        None => get(backend, vdisk, two_on).await?.is_some(),
+    };
+    if is_older {
+        return Err(VolumeError::Refused(format!(
+            "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
+        )));
+    }
+    Ok(())
+}

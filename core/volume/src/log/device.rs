@@ -1,0 +1,228 @@
+//! The device under the write buffer: slots of fixed size, written and read in blocks.
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use ovs_format::log::BLOCK_BYTES;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+/// Slots of fixed size. Writes are whole blocks; nothing is stable before `sync` of the slot has returned `Ok`.
+pub trait LogDevice {
+    /// How many slots.
+    fn slot_count(&self) -> usize;
+
+    /// Bytes of each, a multiple of 4096.
+    fn slot_bytes(&self) -> u64;
+
+    /// Writes the parts one after the other; their total is whole blocks. When this returns the kernel has them.
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>>;
+
+    /// Everything written to the slot before is on stable storage when this returns `Ok`. After an error nothing is
+    /// known about it, and asking again does not help.
+    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>>;
+
+    /// Reads what the medium holds (not what a cache may hold).
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>>;
+}
+
+/// Slots as files of zeros in a directory, with direct I/O, locked against a second owner.
+#[derive(Debug)]
+pub struct FileDevice {
+    shared: Arc<Shared>,
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Shared {
+    slots: Vec<File>,
+    slot_bytes: u64,
+    direct: bool,
+    /// Aligned buffers for direct I/O, kept so that the write path does not allocate.
+    buffers: Mutex<Vec<AlignedBuffer>>,
+}
+
+impl FileDevice {
+    /// Opens or makes `slot_count` slots of `slot_bytes` below `directory`. Slots that exist keep their size, and none
+    /// is ever removed, so a smaller count than before is raised to what is there. Blocks; call it before serving.
+    pub fn open(directory: &Path, slot_count: usize, slot_bytes: u64) -> io::Result<FileDevice> {
+        make_directory(directory)?;
+        let lock = File::create(directory.join("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            io::Error::new(error.kind(), format!("the write buffer {} is in use by another ovsd", directory.display()))
+        })?;
+        let existing = (0..).take_while(|slot| slot_path(directory, *slot).exists()).count();
+        let slot_bytes = match existing {
+            0 => slot_bytes,
+            _ => std::fs::metadata(slot_path(directory, 0))?.len(),
+        };
+        if slot_bytes < 16 * BLOCK_BYTES as u64 || !slot_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return Err(io::Error::other(format!("slots of {slot_bytes} bytes: must be whole blocks, 16 at least")));
+        }
+        for slot in existing..slot_count {
+            make_slot(directory, slot, slot_bytes)?;
+        }
+        File::open(directory)?.sync_all()?;
+        let mut slots = Vec::new();
+        let mut direct = true;
+        for slot in 0..existing.max(slot_count) {
+            let (file, is_direct) = open_slot(&slot_path(directory, slot))?;
+            if file.metadata()?.len() != slot_bytes {
+                return Err(io::Error::other(format!("slot {slot} of the write buffer has a wrong size")));
+            }
+            direct &= is_direct;
+            slots.push(file);
+        }
+        if !direct {
+            tracing::warn!(directory = %directory.display(), "no direct I/O here: the write buffer goes through the page cache");
+        }
+        let shared = Arc::new(Shared { slots, slot_bytes, direct, buffers: Mutex::default() });
+        Ok(FileDevice { shared, _lock: lock })
+    }
+}
+
+fn slot_path(directory: &Path, slot: usize) -> PathBuf {
+    directory.join(format!("slot-{slot:04}.seg"))
+}
+
+/// Makes the directory and syncs the parents that now name it.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_directory(parent)?;
+        std::fs::create_dir(directory).or_else(|e| if directory.is_dir() { Ok(()) } else { Err(e) })?;
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Written with zeros, not merely allocated: an extent that is only reserved costs a metadata write at its first use.
+/// Appears under its name only when whole.
+fn make_slot(directory: &Path, slot: usize, slot_bytes: u64) -> io::Result<()> {
+    let temporary = directory.join(format!("slot-{slot:04}.new"));
+    let file = File::create(&temporary)?;
+    let zeros = vec![0; 1 << 20];
+    let mut offset = 0;
+    while offset < slot_bytes {
+        let length = zeros.len().min((slot_bytes - offset) as usize);
+        file.write_all_at(&zeros[..length], offset)?;
+        offset += length as u64;
+    }
+    file.sync_all()?;
+    std::fs::rename(temporary, slot_path(directory, slot))
+}
+
+fn open_slot(path: &Path) -> io::Result<(File, bool)> {
+    let direct = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty());
+    match direct {
+        Ok(file) => Ok((File::from(file), true)),
+        // tmpfs and a few others refuse O_DIRECT with EINVAL.
+        Err(rustix::io::Errno::INVAL) => {
+            Ok((OpenOptions::new().read(true).write(true).custom_flags(0).open(path)?, false))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Shared {
+    fn buffer(&self, length: usize) -> AlignedBuffer {
+        let kept = self.buffers.lock().ok().and_then(|mut kept| kept.pop());
+        let mut buffer = kept.unwrap_or_default();
+        buffer.resize(length);
+        buffer
+    }
+
+    fn keep(&self, buffer: AlignedBuffer) {
+        if let Ok(mut kept) = self.buffers.lock()
+            && kept.len() < 4
+        {
+            kept.push(buffer);
+        }
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let length = parts.iter().map(Bytes::len).sum();
+        let mut buffer = self.buffer(length);
+        let mut at = 0;
+        for part in parts {
+            buffer.as_mut()[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        let result = self.slots[slot].write_all_at(buffer.as_mut(), offset);
+        self.keep(buffer);
+        result
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> io::Result<Bytes> {
+        let mut buffer = self.buffer(length.next_multiple_of(BLOCK_BYTES));
+        let result = self.slots[slot].read_exact_at(&mut buffer.as_mut()[..], offset);
+        let bytes = result.map(|()| Bytes::copy_from_slice(&buffer.as_mut()[..length]));
+        self.keep(buffer);
+        bytes
+    }
+}
+
+impl LogDevice for FileDevice {
+    fn slot_count(&self) -> usize {
+        self.shared.slots.len()
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.shared.slot_bytes
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        let shared = self.shared.clone();
+        Box::pin(blocking(move || shared.write(slot, offset, &parts)))
+    }
+
+    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
+        let shared = self.shared.clone();
+        Box::pin(blocking(move || shared.slots[slot].sync_data()))
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        let shared = self.shared.clone();
+        Box::pin(blocking(move || {
+            if !shared.direct {
+                // What matters after a crash is the medium, not a page cache that may hold what never reached it.
+                let advice = rustix::fs::Advice::DontNeed;
+                let _ = rustix::fs::fadvise(&shared.slots[slot], offset, None, advice);
+            }
+            shared.read(slot, offset, length)
+        }))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Bytes that start on a 4 KiB boundary, as direct I/O wants them.
+#[derive(Debug, Default)]
+struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl AlignedBuffer {
+    fn resize(&mut self, length: usize) {
+        if self.memory.len() < length + BLOCK_BYTES {
+            self.memory = vec![0; length + BLOCK_BYTES];
+        }
+        self.start = self.memory.as_ptr().align_offset(BLOCK_BYTES);
+        self.length = length;
+    }
+
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.length]
+    }
+}

@@ -1,0 +1,168 @@
+//! The write buffer: one log per device, shared by all vDisks of an engine.
+//!
+//! ```text
+//!  append ─▶ pending ─▶ writer: one batch in flight ─▶ written (acknowledged) ─▶ sync: one round in flight ─▶ stable
+//! ```
+//!
+//! Invariants
+//! * One batch is in flight at a time, so a record is `written` only when every earlier byte of the log is.
+//! * A record's payload stays in memory until it is stable: when a write or sync fails, the segment is retired and what
+//!   was not stable in it is written again elsewhere, before any flush is answered. A failed sync is never asked again.
+//! * A slot is reused only after everything appended before it became free is stable: what superseded its records.
+//! * The end that a replay chose is made persistent, by a new segment's header, before anything is served.
+//!
+//! Not here: what records mean to a vDisk (see `vdisk`), space on backends.
+
+mod append;
+mod device;
+mod record;
+mod replay;
+mod writer;
+
+pub use device::{FileDevice, LogDevice};
+pub(crate) use append::{Room, RoomFor};
+pub(crate) use record::{Append, Record};
+
+use crate::VolumeError;
+use ovs_format::log::VoidRange;
+use record::Segment;
+use ovs_format::log::BLOCK_BYTES;
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::{Rc, Weak},
+};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Payload that is written but not stable is synced at this much even if nobody asks, to bound what must be kept.
+const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+/// Free slots that only the named class of appends may go below.
+const RESERVE_WRITES: usize = 3;
+const RESERVE_ZEROES: usize = 2;
+const RESERVE_MOVES: usize = 1;
+
+/// The log. Cheap to clone; one thread.
+#[derive(Clone)]
+pub(crate) struct Log {
+    pub(crate) state: Rc<State>,
+}
+
+/// A slot that may be used again.
+struct FreeSlot {
+    slot: usize,
+    /// Everything appended up to here must be stable first …
+    after_order: u64,
+    /// … and every batch below this: records that were only moved have no order of their own.
+    after_lsn: u64,
+}
+
+pub(crate) struct State {
+    device: Rc<dyn LogDevice>,
+    id: Uuid,
+    memory_bytes_max: u64,
+
+    next_order: Cell<u64>,
+    next_lsn: Cell<u64>,
+    next_generation: Cell<u64>,
+    /// All batches below are with the kernel, or void.
+    written_lsn: Cell<u64>,
+    /// All batches below are stable, or void.
+    synced_lsn: Cell<u64>,
+    /// Every record up to here is written, in the order of appends.
+    written_order: Cell<u64>,
+    synced_order: Cell<u64>,
+    voids: RefCell<Vec<VoidRange>>,
+    retirements: Cell<u64>,
+
+    pending: RefCell<VecDeque<Rc<Record>>>,
+    unsynced: RefCell<VecDeque<Rc<Record>>>,
+    unsynced_bytes: Cell<u64>,
+    resident: RefCell<VecDeque<Weak<Record>>>,
+    memory_bytes: Cell<u64>,
+
+    current: RefCell<Option<Rc<Segment>>>,
+    current_offset: Cell<u64>,
+    segments: RefCell<BTreeMap<u64, Weak<Segment>>>,
+    free: RefCell<VecDeque<FreeSlot>>,
+    promised_blocks: Cell<u64>,
+
+    work: Rc<Notify>,
+    sync_wanted: Rc<Notify>,
+    synced: Notify,
+    space: Notify,
+    /// Told when free space gets short.
+    pub(crate) pressure: Rc<Notify>,
+    write_turn: tokio::sync::Mutex<()>,
+    offline: RefCell<Option<String>>,
+    log_written_bytes: Cell<u64>,
+    syncs: Cell<u64>,
+}
+
+/// Figures of the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogStats {
+    pub(crate) total_bytes: u64,
+    pub(crate) used_bytes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) syncs: u64,
+}
+
+impl State {
+    /// Lets whoever waits for room look again.
+    pub(crate) fn wake_waiting(&self) {
+        self.space.notify_waiters();
+    }
+
+    /// A segment's last record has gone.
+    fn segment_is_free(&self, segment: &Segment) {
+        self.segments.borrow_mut().remove(&segment.generation);
+        if !segment.retired.get() {
+            let after_order = self.next_order.get();
+            let after_lsn = self.next_lsn.get();
+            self.free.borrow_mut().push_back(FreeSlot { slot: segment.slot, after_order, after_lsn });
+        }
+        self.space.notify_waiters();
+    }
+
+    fn unpromise(&self, record: &Record) {
+        let promised = record.promised_blocks.replace(0);
+        self.promised_blocks.set(self.promised_blocks.get() - promised);
+    }
+
+    /// Batches below this are needed by nobody.
+    fn floor_lsn(&self) -> u64 {
+        let segments = self.segments.borrow();
+        let lowest = segments.values().find_map(Weak::upgrade);
+        lowest.map_or(self.next_lsn.get(), |segment| segment.start_lsn)
+    }
+}
+
+impl Log {
+    /// Data clusters in one record at most: 1 MiB, less where slots are small.
+    pub(crate) fn record_clusters_max(&self) -> u64 {
+        (self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16).clamp(1, 256)
+    }
+
+    pub(crate) fn check_online(&self) -> Result<(), VolumeError> {
+        match &*self.state.offline.borrow() {
+            None => Ok(()),
+            Some(reason) => Err(VolumeError::Offline(format!("the write buffer failed: {reason}"))),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> LogStats {
+        let state = &self.state;
+        let slots = state.device.slot_count() as u64;
+        let slot_bytes = state.device.slot_bytes();
+        let unused = state.free.borrow().len() as u64 * slot_bytes;
+        let rest_of_current =
+            state.current.borrow().as_ref().map_or(0, |_| slot_bytes.saturating_sub(state.current_offset.get()));
+        LogStats {
+            total_bytes: slots * slot_bytes,
+            used_bytes: (slots * slot_bytes).saturating_sub(unused + rest_of_current),
+            written_bytes: state.log_written_bytes.get(),
+            syncs: state.syncs.get(),
+        }
+    }
+}

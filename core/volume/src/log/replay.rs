@@ -1,0 +1,382 @@
+//! Opening the log: what is on the device, up to where it counts, and what is damage rather than the tail of a crash.
+//!
+//! | a batch that should be next is … | some header attests a higher `synced_lsn` | meaning |
+//! |---|---|---|
+//! | bad or missing | no | the end of the log: it was never vouched for; nothing after it counts |
+//! | bad or missing | yes, but a header lists it as void, or every later floor is above it | nothing: skip it |
+//! | bad or missing | yes | damage: the vDisks of its records (all, if its header is lost) are DAMAGED |
+
+use super::record::{Place, Record, Segment};
+use super::{FreeSlot, Log, LogDevice, State};
+use crate::VolumeError;
+use bytes::Bytes;
+use ovs_format::log::{BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader};
+use ovs_units::VdiskId;
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    rc::Rc,
+};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// What a replay found.
+pub(crate) struct Replay {
+    /// Records by vDisk, in the order of the log.
+    pub(crate) records: HashMap<VdiskId, Vec<Rc<Record>>>,
+    /// vDisks with damaged records, and what is wrong; `None` as key: it cannot be told whose.
+    pub(crate) damage: Vec<(Option<VdiskId>, String)>,
+}
+
+/// A good batch on the device.
+struct FoundBatch {
+    header: BatchHeader,
+    payload_offset: u64,
+}
+
+/// A hole in the sequence of batches of a segment.
+struct Gap {
+    lsn: u64,
+    offset: u64,
+    /// The vDisks of its records, if its header could be read.
+    vdisks: Option<BTreeSet<VdiskId>>,
+}
+
+struct FoundSegment {
+    slot: usize,
+    header: SegmentHeader,
+    batches: Vec<FoundBatch>,
+    gaps: Vec<Gap>,
+    /// Where the next batch would be; `None` behind a seal.
+    open_end: Option<u64>,
+}
+
+impl Log {
+    /// Reads the device and chooses the log's end; the log is ready to append when this returns.
+    pub(crate) async fn open(
+        device: Rc<dyn LogDevice>,
+        fresh_id: Uuid,
+        memory_bytes_max: u64,
+    ) -> Result<(Log, Replay), VolumeError> {
+        let mut headers = BTreeMap::new();
+        let mut unused = Vec::new();
+        for slot in 0..device.slot_count() {
+            let block = read(&*device, slot, 0, BLOCK_BYTES).await?;
+            match SegmentHeader::decode(&block) {
+                Ok(header) => drop(headers.insert(header.generation, (slot, header))),
+                Err(_) => unused.push(slot),
+            }
+        }
+        let mut segments = Vec::new();
+        let limits: Vec<u64> = lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
+        for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
+            segments.push(scan(&*device, slot, header, limit_lsn).await?);
+        }
+        let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
+        let (replay, open_end) = log.take_in(segments);
+        for slot in unused {
+            log.state.free.borrow_mut().push_back(FreeSlot { slot, after_order: 0, after_lsn: 0 });
+        }
+        log.persist_end(open_end).await?;
+        log.start();
+        Ok((log, replay))
+    }
+
+    /// Turns what was found into records and segments, up to the end of the log.
+    /// The second value is where the last segment with records ends, if it has no seal.
+    fn take_in(&self, segments: Vec<FoundSegment>) -> (Replay, Option<OpenEnd>) {
+        let state = &self.state;
+        let attested = segments
+            .iter()
+            .flat_map(|s| s.batches.iter().map(|b| b.header.synced_lsn).chain([s.header.synced_lsn]))
+            .max()
+            .unwrap_or(0);
+        let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
+        let voids: Vec<_> = segments.iter().flat_map(|s| s.header.voids.clone()).collect();
+        let is_void = |lsn: u64| voids.iter().any(|void| (void.from_lsn..void.to_lsn).contains(&lsn));
+        let end_lsn = segments
+            .iter()
+            .flat_map(|s| &s.gaps)
+            .map(|gap| gap.lsn)
+            .filter(|lsn| *lsn >= attested && !is_void(*lsn))
+            .min()
+            .unwrap_or(u64::MAX);
+        let mut replay = Replay { records: HashMap::new(), damage: Vec::new() };
+        let mut next_lsn = attested;
+        let mut open_end = None;
+        for found in segments {
+            let segment = Rc::new(Segment {
+                slot: found.slot,
+                generation: found.header.generation,
+                start_lsn: found.header.start_lsn,
+                state: Rc::downgrade(state),
+                records: RefCell::default(),
+                retired: Cell::new(false),
+            });
+            state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
+            for gap in &found.gaps {
+                if gap.lsn < attested && gap.lsn >= floor && !is_void(gap.lsn) {
+                    // Kept as evidence.
+                    segment.retired.set(true);
+                    let text = format!("slot {} of the write buffer at {}: batch {} is bad", found.slot, gap.offset, gap.lsn);
+                    match &gap.vdisks {
+                        Some(vdisks) => replay.damage.extend(vdisks.iter().map(|v| (Some(*v), text.clone()))),
+                        None => replay.damage.push((None, text)),
+                    }
+                }
+            }
+            let cut = found.gaps.iter().find(|gap| gap.lsn == end_lsn);
+            let end = cut.map(|gap| gap.offset).or(found.open_end);
+            for batch in found.batches.into_iter().take_while(|batch| batch.header.lsn < end_lsn) {
+                next_lsn = next_lsn.max(batch.header.lsn + 1);
+                take_in_batch(state, &segment, batch, &mut replay);
+            }
+            if let Some(offset) = end.filter(|_| !segment.records.borrow().is_empty() && !segment.retired.get()) {
+                open_end = Some(OpenEnd { slot: segment.slot, generation: segment.generation, offset });
+            }
+            // Without records the segment goes here, and its slot is free.
+        }
+        state.next_lsn.set(next_lsn);
+        state.written_lsn.set(next_lsn);
+        (replay, open_end)
+    }
+
+    /// A new segment says where the log ends, and what lies before it is made stable: what is served from now on stays.
+    async fn persist_end(&self, open_end: Option<OpenEnd>) -> Result<(), VolumeError> {
+        let state = &self.state;
+        if let Some(OpenEnd { slot, generation, offset }) = open_end
+            && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
+        {
+            self.seal(slot, generation, offset).await.map_err(|error| device_error("write", slot, &error))?;
+        }
+        let slots: BTreeSet<usize> = {
+            let segments = state.segments.borrow();
+            segments.values().filter_map(std::rc::Weak::upgrade).map(|segment| segment.slot).collect()
+        };
+        for slot in slots {
+            state.device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))?;
+        }
+        state.synced_lsn.set(state.next_lsn.get());
+        state.synced_order.set(state.next_order.get());
+        if state.free.borrow().is_empty() {
+            tracing::warn!("the write buffer is full of records that are not on a backend yet: no room until some are");
+            return Ok(());
+        }
+        state.free.borrow_mut().iter_mut().for_each(|free| (free.after_lsn, free.after_order) = (0, 0));
+        self.rotate().await.map_err(|error| device_error("write", 0, &error))?;
+        let slot = state.current.borrow().as_ref().map_or(0, |segment| segment.slot);
+        state.device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))
+    }
+}
+
+fn take_in_batch(state: &Rc<State>, segment: &Rc<Segment>, batch: FoundBatch, replay: &mut Replay) {
+    let mut offset = batch.payload_offset;
+    for header in batch.header.records {
+        let order = state.next_order.get() + 1;
+        state.next_order.set(order);
+        state.written_order.set(order);
+        let data_clusters = match &header.kind {
+            RecordKind::Data(checksums) => checksums.len(),
+            RecordKind::Zero => 0,
+        };
+        let vdisk = header.vdisk;
+        let place = Place { segment: segment.clone(), offset, lsn: batch.header.lsn };
+        replay.records.entry(vdisk).or_default().push(Record::replayed(state, header, place, order));
+        offset += (data_clusters * BLOCK_BYTES) as u64;
+    }
+}
+
+/// For each segment, in order of generation, the lowest start of those after it: from there on its batches do not count.
+fn lowest_start_after(starts: Vec<u64>) -> Vec<u64> {
+    let mut lowest = u64::MAX;
+    let mut limits: Vec<u64> = starts
+        .into_iter()
+        .rev()
+        .map(|start| {
+            let limit = lowest;
+            lowest = lowest.min(start);
+            limit
+        })
+        .collect();
+    limits.reverse();
+    limits
+}
+
+/// Where a segment without a seal ends.
+struct OpenEnd {
+    slot: usize,
+    generation: u64,
+    offset: u64,
+}
+
+/// Reads the batches of one segment. A gap is where the next batch should be and is not; behind it the scan goes on
+/// with the next batch of the same segment, if there is one.
+async fn scan(
+    device: &dyn LogDevice,
+    slot: usize,
+    segment: SegmentHeader,
+    limit_lsn: u64,
+) -> Result<FoundSegment, VolumeError> {
+    let (mut batches, mut gaps, mut open_end) = (Vec::new(), Vec::new(), None);
+    let mut window = Window::new(device, slot);
+    let (mut offset, mut lsn) = (BLOCK_BYTES as u64, segment.start_lsn);
+    while lsn < limit_lsn {
+        open_end = Some(offset);
+        match read_batch(&mut window, offset, segment.generation, lsn).await? {
+            Found::Good(batch, _) if batch.header.is_seal => {
+                open_end = None;
+                break;
+            }
+            Found::Good(batch, end) => {
+                lsn = batch.header.lsn + 1;
+                batches.push(batch);
+                offset = end;
+                open_end = Some(offset);
+            }
+            Found::Bad(vdisks) => {
+                gaps.push(Gap { lsn, offset, vdisks });
+                let Some((ahead, next_lsn)) = window.next_batch(offset, segment.generation, lsn).await? else { break };
+                (offset, lsn) = (ahead, next_lsn);
+            }
+        }
+    }
+    Ok(FoundSegment { slot, header: segment, batches, gaps, open_end })
+}
+
+enum Found {
+    /// And where the next one starts.
+    Good(FoundBatch, u64),
+    /// With the vDisks of its records, if its header is good.
+    Bad(Option<BTreeSet<VdiskId>>),
+}
+
+async fn read_batch(window: &mut Window<'_>, offset: u64, generation: u64, lsn: u64) -> Result<Found, VolumeError> {
+    let header = match window.header(offset).await? {
+        Some(Ok(header)) if header.generation == generation && header.lsn == lsn => header,
+        _ => return Ok(Found::Bad(None)),
+    };
+    let header_bytes = BatchHeader::encoded_bytes(header.records.len(), header.payload_clusters());
+    let payload_offset = offset + header_bytes as u64;
+    let length = header.payload_clusters() * BLOCK_BYTES;
+    let payload = window.bytes(payload_offset, length).await?;
+    let checksums = header.records.iter().flat_map(|record| match &record.kind {
+        RecordKind::Data(checksums) => checksums.as_slice(),
+        RecordKind::Zero => &[],
+    });
+    let is_good = payload.as_ref().is_some_and(|payload| {
+        payload.chunks(BLOCK_BYTES).zip(checksums).all(|(cluster, sum)| ovs_format::checksum(cluster) == *sum)
+    });
+    if is_good {
+        let end = payload_offset + length as u64;
+        Ok(Found::Good(FoundBatch { header, payload_offset }, end))
+    } else {
+        Ok(Found::Bad(Some(header.records.iter().map(|record| record.vdisk).collect())))
+    }
+}
+
+/// Reads a slot in large pieces.
+struct Window<'a> {
+    device: &'a dyn LogDevice,
+    slot: usize,
+    start: u64,
+    bytes: Bytes,
+}
+
+const WINDOW_BYTES: usize = 8 << 20;
+const BATCH_BYTES_MAX: usize =
+    (BATCH_RECORDS_MAX * 56 + BATCH_CLUSTERS_MAX * 4 + 64).next_multiple_of(BLOCK_BYTES) + BATCH_CLUSTERS_MAX * BLOCK_BYTES;
+const _: () = assert!(BATCH_BYTES_MAX <= WINDOW_BYTES);
+
+impl<'a> Window<'a> {
+    fn new(device: &'a dyn LogDevice, slot: usize) -> Self {
+        Window { device, slot, start: 0, bytes: Bytes::new() }
+    }
+
+    /// Bytes of the slot; `None` when they would lie past its end.
+    async fn bytes(&mut self, offset: u64, length: usize) -> Result<Option<Bytes>, VolumeError> {
+        if length > WINDOW_BYTES || offset + length as u64 > self.device.slot_bytes() {
+            return Ok(None);
+        }
+        let is_inside = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
+        if !is_inside {
+            let available = (self.device.slot_bytes() - offset).min(WINDOW_BYTES as u64) as usize;
+            self.bytes = read(self.device, self.slot, offset, available).await?;
+            self.start = offset;
+        }
+        let at = (offset - self.start) as usize;
+        Ok(Some(self.bytes.slice(at..at + length)))
+    }
+
+    /// The next batch of this generation behind a bad one: where, and its number.
+    async fn next_batch(&mut self, bad: u64, generation: u64, lsn: u64) -> Result<Option<(u64, u64)>, VolumeError> {
+        let mut offset = bad + BLOCK_BYTES as u64;
+        while let Some(header) = self.header(offset).await? {
+            if let Ok(header) = header
+                && header.generation == generation
+                && header.lsn > lsn
+            {
+                return Ok(Some((offset, header.lsn)));
+            }
+            offset += BLOCK_BYTES as u64;
+        }
+        Ok(None)
+    }
+
+    /// The batch header at `offset`; `None` at the end of the slot.
+    async fn header(&mut self, offset: u64) -> Result<Option<Result<BatchHeader, ()>>, VolumeError> {
+        let Some(block) = self.bytes(offset, BLOCK_BYTES).await? else { return Ok(None) };
+        let Ok(length) = BatchHeader::claimed_bytes(&block) else { return Ok(Some(Err(()))) };
+        let Some(bytes) = self.bytes(offset, length).await? else { return Ok(Some(Err(()))) };
+        Ok(Some(BatchHeader::decode(&bytes).map_err(|_| ())))
+    }
+}
+
+async fn read(device: &dyn LogDevice, slot: usize, offset: u64, length: usize) -> Result<Bytes, VolumeError> {
+    device.read(slot, offset, length).await.map_err(|error| device_error("read", slot, &error))
+}
+
+fn device_error(operation: &str, slot: usize, error: &std::io::Error) -> VolumeError {
+    VolumeError::Offline(format!("cannot {operation} slot {slot} of the write buffer: {error}"))
+}
+
+fn empty_state(
+    device: Rc<dyn LogDevice>,
+    segments: &[FoundSegment],
+    fresh_id: Uuid,
+    memory_bytes_max: u64,
+) -> State {
+    let newest = segments.iter().max_by_key(|segment| segment.header.generation);
+    State {
+        device,
+        id: newest.map_or(fresh_id, |segment| segment.header.log),
+        memory_bytes_max,
+        next_order: Cell::new(0),
+        next_lsn: Cell::new(0),
+        next_generation: Cell::new(newest.map_or(1, |segment| segment.header.generation + 1)),
+        written_lsn: Cell::new(0),
+        synced_lsn: Cell::new(0),
+        written_order: Cell::new(0),
+        synced_order: Cell::new(0),
+        voids: RefCell::new(newest.map(|segment| segment.header.voids.clone()).unwrap_or_default()),
+        retirements: Cell::new(0),
+        pending: RefCell::new(VecDeque::new()),
+        unsynced: RefCell::new(VecDeque::new()),
+        unsynced_bytes: Cell::new(0),
+        resident: RefCell::new(VecDeque::new()),
+        memory_bytes: Cell::new(0),
+        current: RefCell::new(None),
+        current_offset: Cell::new(0),
+        segments: RefCell::new(BTreeMap::new()),
+        free: RefCell::new(VecDeque::new()),
+        promised_blocks: Cell::new(0),
+        work: Rc::new(Notify::new()),
+        sync_wanted: Rc::new(Notify::new()),
+        synced: Notify::new(),
+        space: Notify::new(),
+        pressure: Rc::new(Notify::new()),
+        write_turn: tokio::sync::Mutex::new(()),
+        offline: RefCell::new(None),
+        log_written_bytes: Cell::new(0),
+        syncs: Cell::new(0),
+    }
+}

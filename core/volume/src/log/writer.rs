@@ -1,0 +1,358 @@
+//! The two loops of the log: one writes batches, one syncs them; and what they do when the device fails.
+
+use super::record::{Place, Record, Segment};
+use super::{FreeSlot, Log, State, UNSYNCED_BYTES_MAX};
+use crate::VolumeError;
+use bytes::Bytes;
+use ovs_format::log::{
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, VOIDS_MAX, VoidRange,
+};
+use ovs_units::CLUSTER_SIZE_BYTES;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::{Rc, Weak},
+};
+
+/// So many segments may fail one after the other before the log gives up.
+const FAILURES_MAX: usize = 3;
+
+impl Log {
+    /// Starts the loops, which end when the log is dropped.
+    pub(super) fn start(&self) {
+        // While they wait the loops hold nothing of the log, so that dropping the log ends them.
+        let (writer, syncer) = (Rc::downgrade(&self.state), Rc::downgrade(&self.state));
+        let (work, sync_wanted) = (self.state.work.clone(), self.state.sync_wanted.clone());
+        tokio::task::spawn_local(async move {
+            while let Some(state) = writer.upgrade() {
+                if state.pending.borrow().is_empty() {
+                    drop(state);
+                    work.notified().await;
+                } else {
+                    Log { state }.write_next().await;
+                }
+            }
+        });
+        tokio::task::spawn_local(async move {
+            loop {
+                sync_wanted.notified().await;
+                let Some(state) = syncer.upgrade() else { break };
+                let log = Log { state };
+                let _ = log.sync_round().await;
+                log.state.synced.notify_waiters();
+            }
+        });
+    }
+
+    /// Everything that is written now is stable when this returns `Ok`.
+    pub(crate) async fn sync(&self) -> Result<(), VolumeError> {
+        self.check_online()?;
+        let (lsn, order) = (self.state.written_lsn.get(), self.state.written_order.get());
+        loop {
+            let synced = self.state.synced.notified();
+            tokio::pin!(synced);
+            synced.as_mut().enable();
+            if self.state.synced_lsn.get() >= lsn && self.state.synced_order.get() >= order {
+                return Ok(());
+            }
+            self.check_online()?;
+            self.state.sync_wanted.notify_one();
+            synced.await;
+        }
+    }
+
+    async fn write_next(&self) {
+        let _turn = self.state.write_turn.lock().await;
+        let batch = self.take_batch();
+        if !batch.is_empty() {
+            self.write_batch(batch).await;
+        }
+    }
+
+    fn take_batch(&self) -> Vec<Rc<Record>> {
+        let mut pending = self.state.pending.borrow_mut();
+        let mut batch = Vec::new();
+        let mut clusters = 0;
+        let clusters_max = BATCH_CLUSTERS_MAX.min((self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16) as usize);
+        while let Some(record) = pending.front() {
+            clusters += record.data_clusters();
+            let full = batch.len() == BATCH_RECORDS_MAX || (clusters > clusters_max && !batch.is_empty());
+            if full {
+                break;
+            }
+            batch.extend(pending.pop_front());
+        }
+        batch
+    }
+
+    /// Writes the records, wherever that works; they are written when this returns, or the log is offline.
+    /// The caller holds the write turn.
+    async fn write_batch(&self, batch: Vec<Rc<Record>>) {
+        let mut failures = 0;
+        while self.state.offline.borrow().is_none() {
+            match self.try_write_batch(&batch).await {
+                Ok(()) => return,
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!(%error, "a write to the write buffer failed; its segment is retired");
+                    let current = self.state.current.borrow().clone();
+                    if let Some(segment) = current {
+                        self.retire(&segment).await;
+                    }
+                    if failures == FAILURES_MAX {
+                        self.go_offline(error.to_string());
+                    }
+                }
+            }
+        }
+        batch.iter().for_each(|record| record.wake());
+    }
+
+    async fn try_write_batch(&self, batch: &[Rc<Record>]) -> std::io::Result<()> {
+        let state = &self.state;
+        let payload_clusters: usize = batch.iter().map(|record| record.data_clusters()).sum();
+        let header_bytes = BatchHeader::encoded_bytes(batch.len(), payload_clusters);
+        let length = (header_bytes + payload_clusters * BLOCK_BYTES) as u64;
+        // The last block is for the seal.
+        let end = state.device.slot_bytes() - BLOCK_BYTES as u64;
+        let fits = state.current.borrow().is_some() && state.current_offset.get() + length <= end;
+        if !fits {
+            self.rotate().await?;
+        }
+        let segment = state.current.borrow().clone().ok_or_else(|| std::io::Error::other("no segment"))?;
+        let (offset, lsn) = (state.current_offset.get(), state.next_lsn.get());
+        let records = batch.iter().map(|record| record.header.clone()).collect();
+        let header = state.batch_header(segment.generation, lsn, records);
+        let mut parts = vec![Bytes::from(header.encode())];
+        parts.extend(batch.iter().filter_map(|record| record.data.borrow().clone().filter(|_| record.has_data())));
+        // The number is taken before the write: should it fail half way, nothing else will ever bear it.
+        state.next_lsn.set(lsn + 1);
+        state.current_offset.set(offset + length);
+        state.device.write(segment.slot, offset, parts).await?;
+        state.log_written_bytes.set(state.log_written_bytes.get() + length);
+        self.batch_is_written(batch, &segment, offset + header_bytes as u64, lsn);
+        Ok(())
+    }
+
+    fn batch_is_written(&self, batch: &[Rc<Record>], segment: &Rc<Segment>, payload_offset: u64, lsn: u64) {
+        let state = &self.state;
+        let mut offset = payload_offset;
+        for record in batch {
+            *record.place.borrow_mut() = Some(Place { segment: segment.clone(), offset, lsn });
+            let bytes = record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
+            offset += bytes;
+            segment.records.borrow_mut().push(Rc::downgrade(record));
+            state.unpromise(record);
+            state.unsynced_bytes.set(state.unsynced_bytes.get() + bytes);
+            state.unsynced.borrow_mut().push_back(record.clone());
+            state.written_order.set(state.written_order.get().max(record.order));
+            record.wake();
+        }
+        state.written_lsn.set(lsn + 1);
+        if state.unsynced_bytes.get() > UNSYNCED_BYTES_MAX {
+            state.sync_wanted.notify_one();
+        }
+    }
+
+    /// Starts a new segment in a free slot. The caller holds the write turn.
+    pub(super) async fn rotate(&self) -> std::io::Result<()> {
+        let state = &self.state;
+        let full = state.current.borrow().clone();
+        if let Some(segment) = full {
+            self.seal(segment.slot, segment.generation, state.current_offset.get()).await?;
+            state.current.borrow_mut().take();
+        }
+        loop {
+            let (lsn, order) = (state.synced_lsn.get(), state.synced_order.get());
+            // What superseded a slot's old records must be stable before they go. Slots become free in the order of
+            // that, so the oldest free one is the first that may be used.
+            let reusable = |free: &FreeSlot| free.after_lsn <= lsn && free.after_order <= order;
+            let index = state.free.borrow().iter().position(reusable);
+            if let Some(free) = index.and_then(|index| state.free.borrow_mut().remove(index)) {
+                return self.start_segment(free.slot).await;
+            }
+            if state.offline.borrow().is_some() {
+                return Err(std::io::Error::other("the write buffer is offline"));
+            }
+            if lsn < state.written_lsn.get() {
+                self.sync_segments().await?;
+            } else {
+                state.pressure.notify_one();
+                self.room_changed().await;
+            }
+        }
+    }
+
+    /// Ends a segment, so that nobody takes what follows for damage.
+    pub(super) async fn seal(&self, slot: usize, generation: u64, offset: u64) -> std::io::Result<()> {
+        let state = &self.state;
+        let lsn = state.next_lsn.get();
+        state.next_lsn.set(lsn + 1);
+        let mut seal = state.batch_header(generation, lsn, Vec::new());
+        seal.is_seal = true;
+        state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await
+    }
+
+    async fn start_segment(&self, slot: usize) -> std::io::Result<()> {
+        let state = &self.state;
+        let generation = state.next_generation.get();
+        state.next_generation.set(generation + 1);
+        let header = SegmentHeader {
+            log: state.id,
+            generation,
+            start_lsn: state.next_lsn.get(),
+            synced_lsn: state.synced_lsn.get(),
+            voids: state.voids.borrow().clone(),
+        };
+        let segment = Rc::new(Segment {
+            slot,
+            generation,
+            start_lsn: header.start_lsn,
+            state: Rc::downgrade(state),
+            records: RefCell::default(),
+            retired: Cell::new(false),
+        });
+        state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
+        *state.current.borrow_mut() = Some(segment);
+        state.current_offset.set(BLOCK_BYTES as u64);
+        state.device.write(slot, 0, vec![Bytes::from(header.encode())]).await
+    }
+
+    /// One round of the sync loop; failures are dealt with until everything written at its start is stable.
+    async fn sync_round(&self) -> Result<(), VolumeError> {
+        self.check_online()?;
+        if self.try_sync().await.is_ok() {
+            return Ok(());
+        }
+        let _turn = self.state.write_turn.lock().await;
+        self.sync_segments().await.map_err(|error| VolumeError::Offline(error.to_string()))
+    }
+
+    /// Syncs until it works, retiring what fails. The caller holds the write turn.
+    pub(super) async fn sync_segments(&self) -> std::io::Result<()> {
+        for _ in 0..FAILURES_MAX {
+            let Err((segment, error)) = self.try_sync().await else { return Ok(()) };
+            tracing::error!(slot = segment.slot, %error, "a sync of the write buffer failed; its segment is retired");
+            self.retire(&segment).await;
+        }
+        let reason = "several segments could not be synced one after the other";
+        self.go_offline(reason.into());
+        Err(std::io::Error::other(reason))
+    }
+
+    /// Syncs every segment with something unstable in it. What is written while this runs is left to the next round.
+    async fn try_sync(&self) -> Result<(), (Rc<Segment>, std::io::Error)> {
+        let state = &self.state;
+        let (lsn, order, retirements) = (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
+        let mut dirty: BTreeMap<u64, Rc<Segment>> = BTreeMap::new();
+        for record in state.unsynced.borrow().iter() {
+            if let Some(place) = &*record.place.borrow() {
+                dirty.insert(place.segment.generation, place.segment.clone());
+            }
+        }
+        for segment in dirty.into_values().filter(|segment| !segment.retired.get()) {
+            state.syncs.set(state.syncs.get() + 1);
+            state.device.sync(segment.slot).await.map_err(|error| (segment.clone(), error))?;
+        }
+        if state.retirements.get() != retirements {
+            // The writer retired a segment meanwhile: its records have new places that this round did not sync.
+            return Ok(());
+        }
+        let is_stable = |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
+        let mut unsynced = state.unsynced.borrow_mut();
+        let mut bytes = 0;
+        unsynced.retain(|record| {
+            let stable = is_stable(record);
+            if stable {
+                state.resident.borrow_mut().push_back(Rc::downgrade(record));
+            } else {
+                bytes += record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
+            }
+            !stable
+        });
+        drop(unsynced);
+        state.unsynced_bytes.set(bytes);
+        state.synced_lsn.set(state.synced_lsn.get().max(lsn));
+        state.synced_order.set(state.synced_order.get().max(order));
+        state.evict();
+        Ok(())
+    }
+
+    /// Gives a segment up: what is not stable in it is void there and is written again from memory.
+    /// The caller holds the write turn.
+    async fn retire(&self, segment: &Rc<Segment>) {
+        let state = &self.state;
+        segment.retired.set(true);
+        state.retirements.set(state.retirements.get() + 1);
+        // From here on new batches go elsewhere, behind a header that names the void.
+        let from_lsn = state.synced_lsn.get().max(segment.start_lsn);
+        let is_current = state.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, segment));
+        let to_lsn = if is_current { state.next_lsn.get() } else { state.end_of(segment) };
+        state.current.borrow_mut().take();
+        let mut voids = state.voids.borrow_mut();
+        voids.push(VoidRange { from_lsn, to_lsn });
+        let excess = voids.len().saturating_sub(VOIDS_MAX);
+        voids.drain(..excess);
+        drop(voids);
+        let lost: Vec<Rc<Record>> = {
+            let mut unsynced = state.unsynced.borrow_mut();
+            let in_it = |record: &Rc<Record>| {
+                record.place.borrow().as_ref().is_some_and(|place| Rc::ptr_eq(&place.segment, segment))
+            };
+            let lost = unsynced.iter().filter(|record| in_it(record)).cloned().collect();
+            unsynced.retain(|record| !in_it(record));
+            lost
+        };
+        for chunk in lost.chunks(16) {
+            if let Err(error) = Box::pin(self.try_write_batch(chunk)).await {
+                self.go_offline(format!("what was not stable could not be written again: {error}"));
+                return;
+            }
+        }
+    }
+
+    /// The log takes nothing more. What was acknowledged and is stable is found again at the next start.
+    pub(super) fn go_offline(&self, reason: String) {
+        tracing::error!(reason, "the write buffer is offline");
+        *self.state.offline.borrow_mut() = Some(reason);
+        self.state.pending.borrow_mut().drain(..).for_each(|record| record.wake());
+        self.state.synced.notify_waiters();
+        self.state.space.notify_waiters();
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.work.notify_one();
+        self.sync_wanted.notify_one();
+    }
+}
+
+impl State {
+    fn batch_header(&self, generation: u64, lsn: u64, records: Vec<RecordHeader>) -> BatchHeader {
+        let (synced_lsn, floor_lsn) = (self.synced_lsn.get(), self.floor_lsn());
+        BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal: false, records }
+    }
+
+    /// One past the last LSN of a segment that is not the current one.
+    fn end_of(&self, segment: &Segment) -> u64 {
+        let segments = self.segments.borrow();
+        let next = segments.range(segment.generation + 1..).find_map(|(_, next)| Weak::upgrade(next));
+        next.map_or(self.next_lsn.get(), |next| next.start_lsn)
+    }
+
+    /// Lets go of payload in memory past the budget, oldest first; all of it is stable.
+    fn evict(&self) {
+        while self.memory_bytes.get() > self.memory_bytes_max {
+            let Some(oldest) = self.resident.borrow_mut().pop_front() else { return };
+            if let Some(record) = oldest.upgrade() {
+                record.evict();
+            }
+        }
+        // Records that are gone leave their place in the queue: drop those at its front.
+        let mut resident = self.resident.borrow_mut();
+        while resident.front().is_some_and(|record| record.strong_count() == 0) {
+            resident.pop_front();
+        }
+    }
+}

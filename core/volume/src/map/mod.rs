@@ -1,0 +1,9 @@
+//! The map of a vDisk: which cluster lives where on the backend; copy-on-write, checkpointed in pages.
+
+mod checkpoint;
+mod table;
+mod tree;
+
+pub(crate) use checkpoint::Checkpoint;
+pub(crate) use table::Table;
+pub(crate) use tree::{Place, Tree};

@@ -1,0 +1,266 @@
+//! The LBA map: cluster → place, as a tree of pages.
+//!
+//! ```text
+//!  level 3, 2, 1: 512 children each      level 0 (leaf): 512 places
+//! ```
+//!
+//! Cloning a tree is cloning its root's reference: pages are shared and copied when one of the sharers changes them.
+//! Pages that are stored keep their number until they change, and are loaded when first needed.
+
+use crate::{PageId, PageStore, VolumeError};
+use ovs_format::page::{self, ChildEntry, FANOUT, RootEntry};
+use ovs_units::{Cluster, ClusterCount, ClusterRange};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+const TOP_LEVEL: u32 = 3;
+
+/// Where a cluster lives: the index of an SCO in the vDisk's table, and the cluster's index in the SCO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) sco: u64,
+    pub(crate) offset: u32,
+}
+
+impl Place {
+    /// 0 is kept for "nowhere".
+    fn pack(self) -> u64 {
+        (self.sco + 1) << 16 | u64::from(self.offset)
+    }
+
+    fn unpack(packed: u64) -> Option<Place> {
+        let sco = (packed >> 16).checked_sub(1)?;
+        Some(Place { sco, offset: (packed & 0xffff) as u32 })
+    }
+}
+
+/// A map. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Tree {
+    root: Option<Child>,
+}
+
+#[derive(Clone)]
+pub(super) struct Child {
+    pub(super) page: Rc<Page>,
+    /// Clusters mapped below.
+    mapped: u64,
+}
+
+pub(super) struct Page {
+    /// Its number in the page store; 0 while it is not stored as it is.
+    pub(super) id: Cell<u64>,
+    /// Its contents, once loaded.
+    node: RefCell<Option<Rc<Node>>>,
+}
+
+#[derive(Clone)]
+pub(super) enum Node {
+    Leaf(Box<[u64; FANOUT]>),
+    Inner(Box<[Option<Child>; FANOUT]>),
+}
+
+impl Tree {
+    pub(crate) fn mapped(&self) -> ClusterCount {
+        ClusterCount(self.root.as_ref().map_or(0, |root| root.mapped))
+    }
+
+    /// A tree whose root is in the page store.
+    pub(crate) fn stored(root: RootEntry) -> Tree {
+        Tree { root: (root.page != 0).then(|| Child::stored(ChildEntry { page: root.page, mapped: root.mapped })) }
+    }
+
+    pub(super) fn root(&self) -> Option<&Child> {
+        self.root.as_ref()
+    }
+
+    /// The place of the first cluster of the range (`None`: nowhere) and for how many clusters that holds: they follow
+    /// each other in the same SCO, or are all nowhere.
+    pub(crate) async fn find(
+        &self,
+        store: &dyn PageStore,
+        range: ClusterRange,
+    ) -> Result<(Option<Place>, u64), VolumeError> {
+        let (cluster, wanted) = (range.start.0, range.count.0);
+        let Some(mut child) = self.root.clone() else { return Ok((None, wanted)) };
+        for level in (1..=TOP_LEVEL).rev() {
+            let node = child.page.node(store, level).await?;
+            let Node::Inner(children) = &*node else { return Err(wrong_level(&child)) };
+            match &children[index_at(cluster, level)] {
+                Some(below) => child = below.clone(),
+                None => {
+                    let span = span(level);
+                    return Ok((None, wanted.min(span - cluster % span)));
+                }
+            }
+        }
+        let node = child.page.node(store, 0).await?;
+        let Node::Leaf(places) = &*node else { return Err(wrong_level(&child)) };
+        let first = index_at(cluster, 0);
+        let run_max = wanted.min((FANOUT - first) as u64) as usize;
+        let run = &places[first..first + run_max];
+        let step = u64::from(run[0] != 0);
+        let same = |(index, place): (usize, &u64)| *place == run[0] + step * index as u64;
+        let count = run.iter().enumerate().take_while(|entry| same(*entry)).count();
+        Ok((Place::unpack(run[0]), count as u64))
+    }
+
+    /// Loads what [`Tree::set`] of that range will change.
+    pub(crate) async fn prepare(&self, store: &dyn PageStore, range: ClusterRange) -> Result<(), VolumeError> {
+        match &self.root {
+            Some(root) if !range.is_empty() => prepare(store, root, TOP_LEVEL, range.start.0, range.end().0).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Maps the clusters to places that follow each other from `place` on, or to nowhere. What it changes must have
+    /// been prepared.
+    pub(crate) fn set(&mut self, range: ClusterRange, place: Option<Place>) {
+        if range.is_empty() || (place.is_none() && self.root.is_none()) {
+            return;
+        }
+        let root = self.root.get_or_insert_with(|| Child::empty(TOP_LEVEL));
+        set_in(root, TOP_LEVEL, range.start.0, range.end().0, place.map_or(0, Place::pack));
+        if root.mapped == 0 {
+            self.root = None;
+        }
+    }
+
+    /// Unmaps everything from `start` on.
+    pub(crate) fn tail(start: Cluster) -> ClusterRange {
+        ClusterRange { start, count: ClusterCount(span(TOP_LEVEL + 1) - start.0) }
+    }
+}
+
+/// Clusters below one entry of a page of this level.
+fn span(level: u32) -> u64 {
+    (FANOUT as u64).pow(level)
+}
+
+fn index_at(cluster: u64, level: u32) -> usize {
+    ((cluster / span(level)) % FANOUT as u64) as usize
+}
+
+fn wrong_level(child: &Child) -> VolumeError {
+    VolumeError::Damaged(format!("map page {} is of a wrong level", child.page.id.get()))
+}
+
+async fn prepare(
+    store: &dyn PageStore,
+    child: &Child,
+    level: u32,
+    start: u64,
+    end: u64,
+) -> Result<(), VolumeError> {
+    let node = child.page.node(store, level).await?;
+    let Node::Inner(children) = &*node else { return Ok(()) };
+    let span = span(level);
+    for index in start / span..=(end - 1) / span {
+        let (from, to) = (start.max(index * span), end.min((index + 1) * span));
+        let is_whole = to - from == span;
+        if let Some(below) = &children[(index % FANOUT as u64) as usize]
+            && !is_whole
+        {
+            Box::pin(prepare(store, below, level - 1, from, to)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
+    let mut mapped = child.mapped;
+    match child.change() {
+        Node::Leaf(places) => {
+            let step = u64::from(packed != 0);
+            for (count, place) in places[index_at(start, 0)..][..(end - start) as usize].iter_mut().enumerate() {
+                mapped -= u64::from(*place != 0);
+                mapped += step;
+                *place = packed + step * count as u64;
+            }
+        }
+        Node::Inner(children) => {
+            let span = span(level);
+            for index in start / span..=(end - 1) / span {
+                let (from, to) = (start.max(index * span), end.min((index + 1) * span));
+                let slot = &mut children[(index % FANOUT as u64) as usize];
+                mapped -= slot.as_ref().map_or(0, |below| below.mapped);
+                if to - from == span {
+                    *slot = None; // whole: what was there need not even be loaded
+                }
+                if packed != 0 {
+                    let below = slot.get_or_insert_with(|| Child::empty(level - 1));
+                    set_in(below, level - 1, from, to, packed + (from - start));
+                } else if let Some(below) = slot {
+                    set_in(below, level - 1, from, to, 0);
+                }
+                slot.take_if(|below| below.mapped == 0);
+                mapped += slot.as_ref().map_or(0, |below| below.mapped);
+            }
+        }
+    }
+    child.mapped = mapped;
+}
+
+impl Child {
+    fn empty(level: u32) -> Child {
+        let node = match level {
+            0 => Node::Leaf(Box::new([0; FANOUT])),
+            _ => Node::Inner(Box::new([const { None }; FANOUT])),
+        };
+        Child { page: Rc::new(Page { id: Cell::new(0), node: RefCell::new(Some(Rc::new(node))) }), mapped: 0 }
+    }
+
+    fn stored(entry: ChildEntry) -> Child {
+        Child { page: Rc::new(Page { id: Cell::new(entry.page), node: RefCell::new(None) }), mapped: entry.mapped }
+    }
+
+    pub(super) fn entry(&self, page: u64) -> ChildEntry {
+        ChildEntry { page, mapped: self.mapped }
+    }
+
+    /// The page's contents, for changing: copied if anybody else has them, and no longer what is stored.
+    fn change(&mut self) -> &mut Node {
+        if Rc::get_mut(&mut self.page).is_none() {
+            let node = self.page.node.borrow().clone();
+            self.page = Rc::new(Page { id: Cell::new(0), node: RefCell::new(node) });
+        }
+        let page = Rc::get_mut(&mut self.page).expect("a page that was just made has one owner");
+        page.id.set(0);
+        Rc::make_mut(page.node.get_mut().as_mut().expect("pages are prepared before they are changed"))
+    }
+}
+
+impl Page {
+    /// The contents, loaded if need be.
+    async fn node(&self, store: &dyn PageStore, level: u32) -> Result<Rc<Node>, VolumeError> {
+        if let Some(node) = &*self.node.borrow() {
+            return Ok(node.clone());
+        }
+        let id = self.id.get();
+        let bytes = store
+            .load(PageId(id))
+            .await?
+            .ok_or_else(|| VolumeError::Damaged(format!("map page {id} is missing from the local store")))?;
+        let damaged = |error| VolumeError::Damaged(format!("map page {id}: {error}"));
+        let node = Rc::new(match level {
+            0 => Node::Leaf(page::decode_leaf(&bytes).map_err(damaged)?),
+            _ => {
+                let entries = page::decode_inner(&bytes).map_err(damaged)?;
+                let mut children = Box::new([const { None }; FANOUT]);
+                for (child, entry) in children.iter_mut().zip(entries.iter()).filter(|(_, entry)| entry.page != 0) {
+                    *child = Some(Child::stored(*entry));
+                }
+                Node::Inner(children)
+            }
+        });
+        // Somebody else may have loaded it meanwhile: keep theirs.
+        Ok(self.node.borrow_mut().get_or_insert(node).clone())
+    }
+
+    /// The contents, if they are in memory.
+    pub(super) fn resident(&self) -> Option<Rc<Node>> {
+        self.node.borrow().clone()
+    }
+}

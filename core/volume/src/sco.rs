@@ -1,0 +1,122 @@
+//! SCOs on the backend: their names, how they are made, and verified reads.
+
+use crate::VolumeError;
+use bytes::Bytes;
+use ovs_backend::{Backend, ObjectName};
+use ovs_format::sco::{self, ScoRef};
+use ovs_units::{CLUSTER_SIZE_BYTES, Epoch, PutId, ScoNumber, VdiskId};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
+
+/// Headers kept in memory: 4096 of 4 MiB SCOs are 16 GiB of data and 16 MiB here.
+const HEADERS_MAX: usize = 4096;
+
+/// The folder of everything of a vDisk on its backend.
+pub(crate) fn vdisk_prefix(vdisk: VdiskId) -> String {
+    format!("v/{}/", vdisk.0.simple())
+}
+
+pub(crate) fn object_name(text: String) -> ObjectName {
+    ObjectName::new(text).expect("our own names are object names")
+}
+
+pub(crate) fn sco_name(vdisk: VdiskId, epoch: Epoch, number: ScoNumber) -> ObjectName {
+    object_name(format!("{}s/{:016x}-{:016x}", vdisk_prefix(vdisk), epoch.0, number.0))
+}
+
+/// An SCO to be put: the object's parts and what the map will keep of it.
+pub(crate) struct NewSco {
+    pub(crate) reference: ScoRef,
+    pub(crate) parts: Vec<Bytes>,
+}
+
+impl NewSco {
+    /// `data` are whole clusters, `checksums` theirs.
+    pub(crate) fn new(
+        vdisk: VdiskId,
+        epoch: Epoch,
+        number: ScoNumber,
+        put: PutId,
+        data: Vec<Bytes>,
+        checksums: &[u32],
+    ) -> NewSco {
+        let (header, reference) = sco::encode_header(vdisk, epoch, number, put, checksums);
+        let mut parts = vec![Bytes::from(header)];
+        parts.extend(data);
+        NewSco { reference, parts }
+    }
+
+    pub(crate) fn name(&self) -> ObjectName {
+        sco_name(self.reference.vdisk, self.reference.epoch, self.reference.number)
+    }
+}
+
+/// The headers of SCOs that were read lately.
+#[derive(Default)]
+pub(crate) struct ScoHeaders {
+    known: RefCell<HashMap<PutId, (Rc<Vec<u32>>, u64)>>,
+    tick: Cell<u64>,
+}
+
+impl ScoHeaders {
+    /// Clusters `offset .. offset + count` of an SCO, verified.
+    pub(crate) async fn read(
+        &self,
+        backend: &dyn Backend,
+        sco: &ScoRef,
+        offset: u32,
+        count: u32,
+    ) -> Result<Bytes, VolumeError> {
+        let name = sco_name(sco.vdisk, sco.epoch, sco.number);
+        let checksums = self.checksums(backend, sco, &name).await?;
+        let length = u64::from(count) * CLUSTER_SIZE_BYTES;
+        let bytes = backend.get_range(&name, sco.cluster_offset_bytes(offset), length).await?;
+        if bytes.len() as u64 != length {
+            let found = bytes.len();
+            return Err(VolumeError::Damaged(format!("object {name} is too short: {found} of {length} bytes")));
+        }
+        let clusters = bytes.chunks(CLUSTER_SIZE_BYTES as usize);
+        for (index, (cluster, expected)) in clusters.zip(&checksums[offset as usize..]).enumerate() {
+            let found = ovs_format::checksum(cluster);
+            if found != *expected {
+                let at = offset as usize + index;
+                return Err(VolumeError::Damaged(format!(
+                    "object {name}, cluster {at}: checksum {found:08x} where {expected:08x} was expected"
+                )));
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn checksums(
+        &self,
+        backend: &dyn Backend,
+        sco: &ScoRef,
+        name: &ObjectName,
+    ) -> Result<Rc<Vec<u32>>, VolumeError> {
+        let tick = self.tick.get() + 1;
+        self.tick.set(tick);
+        if let Some((checksums, used)) = self.known.borrow_mut().get_mut(&sco.put) {
+            *used = tick;
+            return Ok(checksums.clone());
+        }
+        let length = sco::header_bytes(sco.cluster_count as usize) as u64;
+        let header = backend.get_range(name, 0, length).await?;
+        let checksums = sco::decode_header(&header, sco)
+            .map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))?;
+        let checksums = Rc::new(checksums);
+        let mut known = self.known.borrow_mut();
+        if known.len() >= HEADERS_MAX {
+            // The half that was not used for longest goes.
+            let mut ticks: Vec<u64> = known.values().map(|(_, used)| *used).collect();
+            let (_, median, _) = ticks.select_nth_unstable(HEADERS_MAX / 2);
+            let median = *median;
+            known.retain(|_, (_, used)| *used > median);
+        }
+        known.insert(sco.put, (checksums.clone(), tick));
+        Ok(checksums)
+    }
+}

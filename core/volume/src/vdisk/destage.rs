@@ -1,0 +1,360 @@
+//! From the write buffer to the backend, layer by layer.
+//!
+//! Crash order, each step durable before the next begins:
+//!
+//! 1. SCOs with the layer's data are put under names that are never used again.
+//! 2. The TLog that names them is put in the journal: from here on a recovery from the backend alone finds the data.
+//! 3. The head is committed with the TLog's position and sequence: from here on replay skips the layer's records.
+//! 4. In memory: the map takes the new places, snapshots that end with the layer get their root, the layer is dropped;
+//!    with the last reference to its records go their segments' slots.
+//!
+//! A crash after 1 or 2 leaves objects that nothing names; the data is still in the write buffer.
+
+use super::{Inner, Vdisk, count};
+use crate::engine::Context;
+use crate::map::{Checkpoint, Place, Table};
+use crate::overlay::{Layer, Piece};
+use crate::sco::NewSco;
+use crate::VolumeError;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use ovs_backend::Urgency;
+use ovs_format::journal::{Record, Target, TlogEntry};
+use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, PutId, ScoNumber};
+use std::{
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+/// SCOs of one vDisk on their way at once.
+const PUTS_MAX: usize = 4;
+/// TLogs between two checkpoints of the map.
+const CHECKPOINT_EVERY: u64 = 32;
+
+impl Vdisk {
+    /// Sends out what is buffered now, and waits for it.
+    pub async fn destage(&self) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        inner.seal();
+        let last = inner.sealed.borrow().back().cloned();
+        let Some(last) = last else { return Ok(()) };
+        loop {
+            let destaged = inner.destaged.notified();
+            if !inner.sealed.borrow().iter().any(|layer| Rc::ptr_eq(layer, &last)) {
+                return Ok(());
+            }
+            inner.check_serving_or_closing()?;
+            inner.destage_soon();
+            destaged.await;
+        }
+    }
+
+    /// Stores the map in the local page store, so that the next open need not read the journal.
+    pub(crate) async fn checkpoint(&self) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        let _meta = inner.meta.lock().await;
+        inner.checkpoint().await
+    }
+
+    /// The task that sends out this vDisk's layers; ends when the vDisk is closed.
+    pub(crate) fn start_destaging(&self) {
+        let vdisk = Rc::downgrade(&self.inner);
+        let (wanted, clock) = (self.inner.destage_wanted.clone(), self.inner.context.clock.clone());
+        // While it waits the task holds nothing of the vDisk, so that dropping the vDisk ends it.
+        tokio::task::spawn_local(async move {
+            while let Some(wait) = step(&vdisk).await {
+                tokio::select! {
+                    () = wanted.notified() => {}
+                    () = clock.sleep(wait) => {}
+                }
+            }
+        });
+    }
+}
+
+/// Sends out what is due. Returns how long to wait before looking again, `None` when the vDisk is gone.
+async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
+    let inner = vdisk.upgrade()?;
+    let vdisk = Vdisk { inner };
+    let inner = &vdisk.inner;
+    if inner.is_ended.get() {
+        return None;
+    }
+    let config = &inner.context.config;
+    let age = inner.active.borrow().since.get().map(|since| inner.context.clock.now() - since);
+    let is_due = inner.destage_now.replace(false)
+        || inner.active.borrow().data().bytes().0 >= config.destage_bytes
+        || age.is_some_and(|age| age >= config.destage_after);
+    if is_due {
+        inner.seal();
+    }
+    loop {
+        let oldest = inner.sealed.borrow().front().cloned();
+        let Some(layer) = oldest else { break };
+        if inner.check_serving_or_closing().is_err() {
+            return Some(Duration::from_secs(1));
+        }
+        match inner.send_out(&layer).await {
+            Ok(()) => inner.moving_again(),
+            Err(VolumeError::Retry(reason) | VolumeError::NoSpace(reason)) => {
+                inner.stalled(reason);
+                return Some(Duration::from_millis(500));
+            }
+            Err(error) => {
+                inner.go_offline(format!("its data cannot be sent to the backend: {error}"));
+                return Some(Duration::from_secs(1));
+            }
+        }
+    }
+    let age = inner.active.borrow().since.get().map(|since| inner.context.clock.now() - since);
+    Some(age.map_or(Duration::from_secs(60), |age| config.destage_after.saturating_sub(age)))
+}
+
+impl Inner {
+    /// Asks for everything buffered to leave.
+    pub(crate) fn destage_soon(&self) {
+        self.destage_now.set(true);
+        self.destage_wanted.notify_one();
+    }
+
+    /// While closing, what is buffered may still leave.
+    pub(super) fn check_serving_or_closing(&self) -> Result<(), VolumeError> {
+        match self.check_serving() {
+            Err(VolumeError::Offline(_)) if self.closing.get() && self.trouble_is_passing() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn trouble_is_passing(&self) -> bool {
+        use crate::engine::VdiskState;
+        matches!(self.state(), VdiskState::Ok | VdiskState::Stalled(_))
+    }
+
+    async fn send_out(&self, layer: &Rc<Layer>) -> Result<(), VolumeError> {
+        let _turn = self.context.destage_turns.acquire().await.map_err(|e| VolumeError::Offline(e.to_string()))?;
+        self.resolve_base().await?;
+        {
+            // The SCOs' names are of this epoch.
+            let _meta = self.meta.lock().await;
+            self.start_epoch_if_needed().await?;
+        }
+        let epoch = self.epoch();
+        let (scos, entries) = self.put_scos(layer).await?;
+        let _meta = self.meta.lock().await;
+        if self.epoch() != epoch || !self.started.get() {
+            return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));
+        }
+        // What the map needs in memory is loaded first: after the commit nothing may fail.
+        for entry in &entries {
+            let tree = self.tree.borrow().clone();
+            let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
+            tree.prepare(&*self.context.pages, range).await?;
+        }
+        let sequence = layer.last_sequence.get();
+        let record = Record::Tlog { sequence, scos: scos.clone(), entries: entries.clone() };
+        let position = self.append_to_journal(&record).await?;
+        self.commit(|head| {
+            head.set_position(position);
+            head.sequence = sequence;
+            head.prune_epochs();
+        })
+        .await?;
+        self.take_places(layer, &scos, &entries);
+        self.context.destage_moved();
+        self.destaged.notify_waiters();
+        self.settled.notify_waiters();
+        count(&self.commits_since_checkpoint, 1);
+        if self.commits_since_checkpoint.get() >= CHECKPOINT_EVERY
+            && let Err(error) = self.checkpoint().await
+        {
+            // Nothing depends on it: the next open reads more of the journal.
+            tracing::warn!(vdisk = %self.id, %error, "the map could not be checkpointed");
+        }
+        Ok(())
+    }
+
+    /// A clone's data may refer to its parent's snapshot on the backend only once that is there.
+    async fn resolve_base(&self) -> Result<(), VolumeError> {
+        let base = self.base.borrow().clone();
+        let Some(base) = base else { return Ok(()) };
+        let parent = &base.parent.inner;
+        let tree = loop {
+            let destaged = parent.destaged.notified();
+            if let Some(tree) = base.snapshot.tree() {
+                break tree;
+            }
+            parent.check_serving_or_closing()?;
+            if parent.is_stalled() {
+                return Err(VolumeError::Retry(format!("its parent {} waits for the backend", parent.id)));
+            }
+            parent.destage_soon();
+            destaged.await;
+        };
+        *self.tree.borrow_mut() = tree;
+        *self.table.borrow_mut() = parent.table.borrow().clone();
+        *self.base.borrow_mut() = None;
+        Ok(())
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(*self.trouble.borrow(), Some(crate::engine::VdiskState::Stalled(_)))
+    }
+
+    /// Step 1: the layer's data as SCOs, in cluster order.
+    async fn put_scos(
+        &self,
+        layer: &Layer,
+    ) -> Result<(Vec<ovs_format::sco::ScoRef>, Vec<TlogEntry>), VolumeError> {
+        let mut plan = Plan::new((self.context.config.sco_bytes / CLUSTER_SIZE_BYTES).max(1));
+        layer.pieces().into_iter().for_each(|(cluster, piece)| plan.add(cluster, piece));
+        let Plan { scos: planned, entries, .. } = plan;
+        let mut references = vec![None; planned.len()];
+        let mut in_flight = FuturesUnordered::new();
+        let mut waiting = planned.into_iter().enumerate();
+        loop {
+            while in_flight.len() < PUTS_MAX
+                && let Some((index, pieces)) = waiting.next()
+            {
+                in_flight.push(async move { (index, self.put_sco(pieces).await) });
+            }
+            match in_flight.next().await {
+                Some((index, reference)) => references[index] = Some(reference?),
+                None => break,
+            }
+        }
+        let references = references.into_iter().flatten().collect();
+        Ok((references, entries))
+    }
+
+    async fn put_sco(&self, pieces: Vec<Piece>) -> Result<ovs_format::sco::ScoRef, VolumeError> {
+        let (mut data, mut checksums) = (Vec::with_capacity(pieces.len()), Vec::new());
+        for piece in &pieces {
+            data.push(self.context.log.read(&piece.record, piece.first, piece.count).await?);
+            let (first, count) = (piece.first as usize, piece.count as usize);
+            checksums.extend_from_slice(&piece.record.checksums()[first..first + count]);
+        }
+        let number = ScoNumber(self.next_sco.get());
+        self.next_sco.set(number.0 + 1);
+        let put = PutId(self.context.chance.uuid());
+        let sco = NewSco::new(self.id, self.epoch(), number, put, data, &checksums);
+        let bytes: usize = sco.parts.iter().map(bytes::Bytes::len).sum();
+        let mut attempt = 0;
+        loop {
+            // A retry is identical; a put that is given up leaves its name to nobody else.
+            match self.backend.put(&sco.name(), sco.parts.clone(), Urgency::Normal).await {
+                Err(ovs_backend::BackendError::Retry { .. }) if attempt < 3 && !self.closing.get() => {
+                    self.backoff(attempt).await;
+                    attempt += 1;
+                }
+                result => {
+                    result?;
+                    count(&self.counters.backend_put_bytes, bytes as u64);
+                    return Ok(sco.reference);
+                }
+            }
+        }
+    }
+
+    /// Step 4. One step, without a wait.
+    fn take_places(&self, layer: &Rc<Layer>, scos: &[ovs_format::sco::ScoRef], entries: &[TlogEntry]) {
+        apply_tlog(
+            &mut self.tree.borrow_mut(),
+            Rc::make_mut(&mut self.table.borrow_mut()),
+            scos,
+            entries,
+        );
+        let tree = self.tree.borrow().clone();
+        layer.markers.borrow_mut().drain(..).for_each(|snapshot| snapshot.resolve(tree.clone()));
+        self.sealed.borrow_mut().retain(|other| !Rc::ptr_eq(other, layer));
+    }
+
+    /// The caller holds `meta`.
+    async fn checkpoint(&self) -> Result<(), VolumeError> {
+        // A snapshot that is still open would be missed by whoever reads the journal from here on.
+        let is_open = self.snapshots.borrow().iter().any(|node| node.tree().is_none());
+        if is_open || self.base.borrow().is_some() {
+            return Ok(());
+        }
+        let head = self.head.borrow().head.clone();
+        let Some(position) = head.position() else { return Ok(()) };
+        let resolved = |node: &Rc<super::SnapshotNode>| node.tree().map(|tree| (node.id, tree));
+        let checkpoint = Checkpoint {
+            position,
+            sequence: head.sequence,
+            tree: self.tree.borrow().clone(),
+            table: Table::clone(&self.table.borrow()),
+            snapshots: self.snapshots.borrow().iter().filter_map(resolved).collect(),
+        };
+        let Context { pages, next_page, .. } = &*self.context;
+        checkpoint.store(self.id, &**pages, next_page).await?;
+        self.commits_since_checkpoint.set(0);
+        Ok(())
+    }
+}
+
+/// The map after a TLog whose clusters are prepared.
+pub(super) fn apply_tlog(
+    tree: &mut crate::map::Tree,
+    table: &mut Table,
+    scos: &[ovs_format::sco::ScoRef],
+    entries: &[TlogEntry],
+) {
+    let first = table.len();
+    scos.iter().for_each(|sco| table.push(*sco));
+    for entry in entries {
+        let place = match entry.target {
+            Target::Zero => None,
+            Target::Sco { sco, offset } => Some(Place { sco: first + u64::from(sco), offset }),
+        };
+        tree.set(ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) }, place);
+    }
+}
+
+/// Which pieces go into which SCO.
+struct Plan {
+    clusters_max: u64,
+    scos: Vec<Vec<Piece>>,
+    filled: u64,
+    entries: Vec<TlogEntry>,
+}
+
+impl Plan {
+    fn new(clusters_max: u64) -> Plan {
+        let clusters_max = clusters_max.min(ovs_format::sco::CLUSTERS_MAX as u64);
+        Plan { clusters_max, scos: Vec::new(), filled: clusters_max, entries: Vec::new() }
+    }
+
+    fn add(&mut self, cluster: Cluster, piece: Piece) {
+        if piece.is_zero() {
+            self.entries.push(TlogEntry { cluster, count: piece.count, target: Target::Zero });
+            return;
+        }
+        let mut done = 0;
+        while done < piece.count {
+            if self.filled == self.clusters_max {
+                self.scos.push(Vec::new());
+                self.filled = 0;
+            }
+            let count = (piece.count - done).min(self.clusters_max - self.filled);
+            let target = Target::Sco { sco: self.scos.len() as u32 - 1, offset: self.filled as u32 };
+            self.push_entry(TlogEntry { cluster: Cluster(cluster.0 + done), count, target });
+            let part = Piece { record: piece.record.clone(), first: piece.first + done, count };
+            self.scos.last_mut().expect("one was just pushed").push(part);
+            self.filled += count;
+            done += count;
+        }
+    }
+
+    /// Neighbours that go to neighbouring places are one entry.
+    fn push_entry(&mut self, entry: TlogEntry) {
+        if let (Some(last), Target::Sco { sco, offset }) = (self.entries.last_mut(), entry.target)
+            && let Target::Sco { sco: last_sco, offset: last_offset } = last.target
+            && last_sco == sco
+            && u64::from(last_offset) + last.count == u64::from(offset)
+            && last.cluster.0 + last.count == entry.cluster.0
+        {
+            last.count += entry.count;
+        } else {
+            self.entries.push(entry);
+        }
+    }
+}

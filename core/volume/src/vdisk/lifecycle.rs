@@ -1,0 +1,268 @@
+//! Epochs, the journal's one writer, and the operations that change what a vDisk is: rollback, resize, properties.
+
+use super::{Inner, SnapshotNode, Vdisk};
+use crate::engine::VdiskState;
+use crate::head::{Head, VersionedHead, head_key};
+use crate::journal;
+use crate::map::Tree;
+use crate::{Transaction, VolumeError};
+use bytes::Bytes;
+use ovs_format::journal::{Position, Record};
+use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Cluster, JournalIndex, SnapshotId, VDISK_SIZE_BYTES_MAX};
+use std::{rc::Rc, time::Duration};
+
+/// A journal record that the backend does not take within this time is given up, with its epoch.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(20);
+
+impl Vdisk {
+    /// Puts the start object of a vDisk that was just made.
+    pub(crate) async fn start(&self) -> Result<(), VolumeError> {
+        self.ensure_started().await
+    }
+
+    /// Before its first acknowledgement an epoch has its start object on the backend.
+    pub(super) async fn ensure_started(&self) -> Result<(), VolumeError> {
+        if self.inner.started.get() {
+            return Ok(());
+        }
+        let vdisk = self.clone();
+        finish_even_if_dropped(async move {
+            let _meta = vdisk.inner.meta.lock().await;
+            vdisk.inner.start_epoch_if_needed().await
+        })
+        .await
+    }
+
+    /// Replaces the opaque properties (UTF-8), on the backend, before it returns.
+    pub async fn set_properties(&self, properties: Bytes) -> Result<(), VolumeError> {
+        let text = String::from_utf8(properties.to_vec())
+            .map_err(|_| VolumeError::Refused("properties must be UTF-8 text".into()))?;
+        let vdisk = self.clone();
+        finish_even_if_dropped(async move {
+            let inner = &vdisk.inner;
+            let _meta = inner.meta.lock().await;
+            if inner.head.borrow().head.properties == text {
+                return Ok(());
+            }
+            let position = inner.append_to_journal(&Record::Properties { properties }).await?;
+            inner.commit(|head| {
+                head.set_position(position);
+                head.properties = text;
+            })
+            .await
+        })
+        .await
+    }
+
+    /// From now on the vDisk is what it was at the snapshot. What was written since is gone, unless a later snapshot
+    /// has it. The caller sees to it that nobody writes.
+    pub async fn rollback(&self, id: SnapshotId) -> Result<(), VolumeError> {
+        let vdisk = self.clone();
+        finish_even_if_dropped(async move {
+            let inner = &vdisk.inner;
+            inner.visible_snapshot(id)?;
+            let _frozen = inner.freeze();
+            // Everything before the rollback goes to the backend first: later snapshots may need it.
+            vdisk.destage().await?;
+            let _meta = inner.meta.lock().await;
+            let node = inner.visible_snapshot(id)?;
+            let tree = node.tree().ok_or_else(|| VolumeError::Retry("the snapshot is not on the backend".into()))?;
+            let sequence = inner.last_sequence.get().next();
+            let position = inner.append_to_journal(&Record::Rollback { id, sequence }).await?;
+            let size = node.size;
+            inner.commit(|head| {
+                head.set_position(position);
+                head.sequence = sequence;
+                head.size = size;
+                head.prune_epochs();
+            })
+            .await?;
+            inner.last_sequence.set(sequence);
+            *inner.tree.borrow_mut() = tree;
+            inner.size.set(size);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Grows or shrinks to whole clusters. What is cut off reads as zeros if it ever comes back.
+    pub async fn resize(&self, size: ByteCount) -> Result<(), VolumeError> {
+        if !size.0.is_multiple_of(CLUSTER_SIZE_BYTES) || size.0 > VDISK_SIZE_BYTES_MAX {
+            return Err(VolumeError::Refused(format!("size {}: must be whole 4 KiB clusters, 64 TiB at most", size.0)));
+        }
+        let vdisk = self.clone();
+        finish_even_if_dropped(async move {
+            let inner = &vdisk.inner;
+            let shrinks = size < inner.size.get();
+            let _frozen = shrinks.then(|| inner.freeze());
+            if shrinks {
+                // What is cut off must not come back from the write buffer.
+                vdisk.destage().await?;
+            }
+            let _meta = inner.meta.lock().await;
+            if size == inner.size.get() {
+                return Ok(());
+            }
+            let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
+            let tree = inner.tree.borrow().clone();
+            tree.prepare(&*inner.context.pages, tail).await?;
+            let position = inner.append_to_journal(&Record::Resize { size }).await?;
+            inner.commit(|head| {
+                head.set_position(position);
+                head.size = size;
+            })
+            .await?;
+            if shrinks {
+                inner.tree.borrow_mut().set(tail, None);
+            }
+            inner.size.set(size);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// Appends a record to the journal. The caller holds `meta` and commits the position next.
+    pub(super) async fn append_to_journal(&self, record: &Record) -> Result<Position, VolumeError> {
+        self.start_epoch_if_needed().await?;
+        let head = self.head.borrow().head.clone();
+        let last = head.position().ok_or_else(|| VolumeError::Offline("an epoch without a start".into()))?;
+        let position = Position { epoch: last.epoch, index: last.index.next() };
+        self.put_in_journal(position, record).await?;
+        Ok(position)
+    }
+
+    /// Tries for a while, always with the same bytes. When that fails nobody knows whether the record is there: the
+    /// epoch is given up, so that its name is never used for anything else; the next one continues from what is
+    /// committed.
+    async fn put_in_journal(&self, position: Position, record: &Record) -> Result<(), VolumeError> {
+        let deadline = self.context.clock.now() + JOURNAL_PATIENCE;
+        let mut attempt = 0;
+        loop {
+            match journal::put(&*self.backend, self.id, position, record).await {
+                Err(VolumeError::Retry(reason) | VolumeError::NoSpace(reason))
+                    if self.context.clock.now() < deadline && !self.closing.get() =>
+                {
+                    self.stalled(reason);
+                    self.backoff(attempt).await;
+                    attempt += 1;
+                }
+                Ok(()) => {
+                    self.moving_again();
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.started.set(false);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Raises the epoch in the registry, puts its start object, commits that. The caller holds `meta`.
+    pub(super) async fn start_epoch_if_needed(&self) -> Result<(), VolumeError> {
+        if self.started.get() {
+            return Ok(());
+        }
+        self.check_serving()?;
+        let starts_after = self.last_sequence.get();
+        self.commit(|head| {
+            head.epoch = head.epoch.next();
+            head.epochs.push((head.epoch, starts_after));
+            head.prune_epochs();
+        })
+        .await?;
+        let head = self.head.borrow().head.clone();
+        let is_new = head.position.is_none();
+        let start = Record::Start {
+            continues: head.position(),
+            starts_after,
+            size: if is_new { head.size } else { ByteCount(0) },
+            base: head.base.filter(|_| is_new),
+            properties: if is_new { Bytes::from(head.properties) } else { Bytes::new() },
+        };
+        let position = Position { epoch: head.epoch, index: JournalIndex(0) };
+        self.put_in_journal(position, &start).await?;
+        self.commit(|head| head.set_position(position)).await?;
+        self.next_sco.set(0);
+        self.started.set(true);
+        Ok(())
+    }
+
+    /// Changes the head in the registry, synced. The caller holds `meta`. What others need to change in the same
+    /// transaction goes through [`Inner::commit_with`].
+    pub(super) async fn commit(&self, change: impl FnOnce(&mut Head)) -> Result<(), VolumeError> {
+        self.commit_with(Transaction::new(), change).await
+    }
+
+    pub(crate) async fn commit_with(
+        &self,
+        transaction: Transaction,
+        change: impl FnOnce(&mut Head),
+    ) -> Result<(), VolumeError> {
+        let VersionedHead { mut head, revision } = self.head.borrow().clone();
+        change(&mut head);
+        let key = head_key(self.id);
+        let transaction = transaction.compare(&key, revision).put(&key, head.encode());
+        match self.context.commit_patiently(transaction, &self.closing).await? {
+            Some(revision) => {
+                *self.head.borrow_mut() = VersionedHead { head, revision };
+                Ok(())
+            }
+            None => {
+                let reason = "its head was changed by somebody else".to_owned();
+                self.go_offline(reason.clone());
+                Err(VolumeError::Fenced(format!("vDisk {}: {reason}", self.id)))
+            }
+        }
+    }
+
+    /// The backend does not take data for now.
+    pub(super) fn stalled(&self, reason: String) {
+        let mut trouble = self.trouble.borrow_mut();
+        if trouble.is_none() {
+            tracing::warn!(vdisk = %self.id, reason, "the backend takes no data; the vDisk goes on from the write buffer");
+            *trouble = Some(VdiskState::Stalled(reason));
+            self.destaged.notify_waiters();
+        }
+    }
+
+    pub(super) fn moving_again(&self) {
+        let mut trouble = self.trouble.borrow_mut();
+        if matches!(*trouble, Some(VdiskState::Stalled(_))) {
+            tracing::info!(vdisk = %self.id, "the backend takes data again");
+            *trouble = None;
+        }
+    }
+
+    pub(super) fn visible_snapshot(&self, id: SnapshotId) -> Result<Rc<SnapshotNode>, VolumeError> {
+        let node = self.snapshot_node(id)?;
+        let hidden = self.head.borrow().head.snapshots.iter().any(|snapshot| snapshot.id == id && snapshot.hidden);
+        if hidden { Err(VolumeError::NotFound(format!("snapshot {id} is deleted"))) } else { Ok(node) }
+    }
+
+    fn freeze(&self) -> Frozen<'_> {
+        self.frozen.set(true);
+        self.freezes.set(self.freezes.get() + 1);
+        Frozen(self)
+    }
+}
+
+/// Writes wait while this lives.
+struct Frozen<'a>(&'a Inner);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.frozen.set(false);
+        self.0.settled.notify_waiters();
+    }
+}
+
+/// Runs to its end even when the caller goes away: a journal must not be left in the middle of a step.
+pub(super) async fn finish_even_if_dropped<T: 'static>(
+    work: impl Future<Output = Result<T, VolumeError>> + 'static,
+) -> Result<T, VolumeError> {
+    let finished = tokio::task::spawn_local(work).await;
+    finished.unwrap_or_else(|error| Err(VolumeError::Offline(format!("the operation ended early: {error}"))))
+}

@@ -1,0 +1,338 @@
+//! Opening a vDisk: the head, the map as of its last checkpoint, the journal since, the write buffer's records since.
+//!
+//! | what is missing or wrong | what is done |
+//! |---|---|
+//! | checkpoint missing, older, damaged | more of the journal is read; the checkpoint is only a cache |
+//! | journal record missing or damaged | refused: DAMAGED, with the object's name |
+//! | head older than the backend | refused: the registry is not the newest |
+//! | records do not follow each other, log attests no damage | cut there: what follows was never vouched for |
+//! | the log reports damage that may concern the vDisk | DAMAGED, kept in the head |
+
+use super::snapshot::CloneSource;
+use super::{Counters, Inner, SnapshotNode, Vdisk};
+use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
+use crate::head::{Head, HeadSnapshot, VersionedHead};
+use crate::journal;
+use crate::log::Record as LogRecord;
+use crate::map::{Table, Tree};
+use crate::overlay::Layer;
+use crate::{PageStore, VolumeError};
+use ovs_backend::Backend;
+use ovs_format::journal::{Position, Record};
+use ovs_format::page::CheckpointRecord;
+use ovs_units::{Cluster, ClusterCount, ClusterRange, Sequence, SnapshotId, VdiskId};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashSet, VecDeque},
+    rc::Rc,
+};
+use tokio::sync::Notify;
+
+impl Vdisk {
+    /// A vDisk in memory, its layers empty.
+    pub(crate) fn assemble(
+        id: VdiskId,
+        context: Rc<Context>,
+        backend: Rc<dyn Backend>,
+        head: VersionedHead,
+        on_full: OnFull,
+        source: CloneSource,
+    ) -> Vdisk {
+        let CloneSource { tree, table, pending, .. } = source;
+        let inner = Inner {
+            id,
+            vpool: head.head.vpool,
+            context,
+            backend,
+            size: Cell::new(head.head.size),
+            on_full: Cell::new(on_full),
+            trouble: RefCell::new(None),
+            closing: Cell::new(false),
+            is_ended: Cell::new(false),
+            last_sequence: Cell::new(head.head.sequence),
+            started: Cell::new(false),
+            next_sco: Cell::new(0),
+            active: RefCell::new(Layer::new()),
+            sealed: RefCell::new(VecDeque::new()),
+            base: RefCell::new(pending),
+            tree: RefCell::new(tree),
+            table: RefCell::new(Rc::new(table)),
+            snapshots: RefCell::default(),
+            head: RefCell::new(head),
+            meta: tokio::sync::Mutex::new(()),
+            commits_since_checkpoint: Cell::new(0),
+            busy_clusters: RefCell::new(HashSet::new()),
+            frozen: Cell::new(false),
+            freezes: Cell::new(0),
+            settled: Notify::new(),
+            destage_wanted: Rc::new(Notify::new()),
+            destage_now: Cell::new(false),
+            destaged: Notify::new(),
+            counters: Counters::default(),
+        };
+        Vdisk { inner: Rc::new(inner) }
+    }
+
+    /// Opens what the head describes. `base` is what a clone's parent gives for its snapshot.
+    pub(crate) async fn load(
+        id: VdiskId,
+        context: Rc<Context>,
+        backend: Rc<dyn Backend>,
+        head: VersionedHead,
+        on_full: OnFull,
+        base: Option<CloneSource>,
+        records: Vec<Rc<LogRecord>>,
+    ) -> Result<Vdisk, VolumeError> {
+        let position = head.head.position();
+        let pending = base.as_ref().and_then(|base| base.pending.clone());
+        let mut maps = Maps::new(base.clone());
+        if let Some(position) = position {
+            journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
+            let stored = Maps::from_checkpoint(&*context.pages, id, position).await;
+            let (from, start) = match stored {
+                Some((from, stored)) => (Some(from), stored),
+                None => (None, maps),
+            };
+            maps = match start.roll_forward(&*context.pages, &*backend, id, from, position).await {
+                // Pages are only a cache: whatever is wrong with them, the journal has it all.
+                Err(VolumeError::Damaged(reason)) if from.is_some() => {
+                    tracing::warn!(vdisk = %id, reason, "the checkpoint is of no use; reading the whole journal");
+                    context.pages.forget(&id.to_string()).await?;
+                    Maps::new(base).roll_forward(&*context.pages, &*backend, id, None, position).await?
+                }
+                maps => maps?,
+            };
+        }
+        // The base is pending only while nothing of the clone itself has been committed.
+        let pending = pending.filter(|_| maps.is_base);
+        let Maps { tree, table, snapshots, .. } = maps;
+        let size = head.head.size;
+        let entries = head.head.snapshots.clone();
+        let vdisk =
+            Vdisk::assemble(id, context, backend, head, on_full, CloneSource { tree, table, size, pending });
+        for entry in &entries {
+            let stored = snapshots.iter().find(|(id, _)| *id == entry.id).map(|(_, tree)| tree.clone());
+            vdisk.inner.snapshots.borrow_mut().push(SnapshotNode::of(entry, stored));
+        }
+        vdisk.take_in(records).await?;
+        vdisk.start_destaging();
+        Ok(vdisk)
+    }
+
+    /// The write buffer's records become layers again, with the snapshots where they were.
+    async fn take_in(&self, mut records: Vec<Rc<LogRecord>>) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        let head = inner.head.borrow().head.clone();
+        records.retain(|record| head.accepts(record.header.epoch, record.header.sequence));
+        // A record that was written twice, or moved, counts once; a newer epoch's use of a sequence wins.
+        records.sort_by_key(|record| (record.header.sequence, std::cmp::Reverse(record.header.epoch)));
+        records.dedup_by_key(|record| record.header.sequence);
+        let mut snapshots: VecDeque<Rc<SnapshotNode>> =
+            inner.snapshots.borrow().iter().filter(|node| node.tree().is_none()).cloned().collect();
+        let mut next = head.sequence;
+        self.mark_snapshots(&mut snapshots, next);
+        for record in records {
+            if record.header.sequence != next.next() {
+                let (expected, found) = (next.next(), record.header.sequence);
+                tracing::warn!(vdisk = %inner.id, %expected, %found, "the write buffer ends before records that were never vouched for");
+                break;
+            }
+            next = record.header.sequence;
+            let active = inner.active.borrow().clone();
+            active.insert(record, inner.context.clock.now());
+            inner.last_sequence.set(next);
+            self.mark_snapshots(&mut snapshots, next);
+        }
+        if let Some(lost) = snapshots.front() {
+            // A snapshot returned only after its records were stable: their loss is damage.
+            let reason = format!("snapshot {} needs write {} and the write buffer ends at {next}", lost.name, lost.sequence);
+            return self.damaged(reason).await;
+        }
+        Ok(())
+    }
+
+    fn mark_snapshots(&self, snapshots: &mut VecDeque<Rc<SnapshotNode>>, sequence: Sequence) {
+        let inner = &self.inner;
+        while let Some(node) = snapshots.pop_front_if(|node| node.sequence <= sequence) {
+            inner.seal();
+            match inner.sealed.borrow().back() {
+                Some(last) => last.markers.borrow_mut().push(node),
+                None => node.resolve(inner.tree.borrow().clone()),
+            }
+        }
+    }
+
+    /// Keeps in the head that something acknowledged is lost; the vDisk does not serve any more.
+    pub(crate) async fn damaged(&self, reason: String) -> Result<(), VolumeError> {
+        tracing::error!(vdisk = %self.inner.id, reason, "vDisk is damaged");
+        let _meta = self.inner.meta.lock().await;
+        self.inner.commit(|head| head.damaged = Some(reason)).await
+    }
+}
+
+/// The maps of a vDisk and its snapshots while the journal is read.
+struct Maps {
+    tree: Tree,
+    table: Table,
+    snapshots: Vec<(SnapshotId, Tree)>,
+    /// Snapshots whose last write is not in the map yet.
+    open: Vec<(SnapshotId, Sequence)>,
+    /// The last operation in the map.
+    sequence: Sequence,
+    /// Nothing has been committed since the clone's base.
+    is_base: bool,
+}
+
+impl Maps {
+    fn new(base: Option<CloneSource>) -> Maps {
+        let (tree, table) = base.map(|base| (base.tree, base.table)).unwrap_or_default();
+        Maps { tree, table, snapshots: Vec::new(), open: Vec::new(), sequence: Sequence(0), is_base: true }
+    }
+
+    /// The newest checkpoint, if it is usable: not newer than the head.
+    async fn from_checkpoint(pages: &dyn PageStore, id: VdiskId, head: Position) -> Option<(Position, Maps)> {
+        let bytes = pages.record(&id.to_string()).await.ok()??;
+        let record = match CheckpointRecord::decode(&bytes) {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(vdisk = %id, %error, "the checkpoint is of no use");
+                return None;
+            }
+        };
+        let position = Position { epoch: record.epoch, index: record.index };
+        if position > head {
+            return None;
+        }
+        let table = Table::load(pages, &record.table_pages).await.ok()?;
+        let snapshots = record.snapshots.iter().map(|(id, root)| (*id, Tree::stored(*root))).collect();
+        let (tree, sequence) = (Tree::stored(record.root), record.sequence);
+        Some((position, Maps { tree, table, snapshots, open: Vec::new(), sequence, is_base: false }))
+    }
+
+    /// Applies the journal from after `from` up to `to`.
+    async fn roll_forward(
+        mut self,
+        pages: &dyn PageStore,
+        backend: &dyn Backend,
+        id: VdiskId,
+        from: Option<Position>,
+        to: Position,
+    ) -> Result<Maps, VolumeError> {
+        for (_, record) in journal::read_chain(backend, id, from, to).await? {
+            self.apply(pages, record).await?;
+        }
+        Ok(self)
+    }
+
+    async fn apply(&mut self, pages: &dyn PageStore, record: Record) -> Result<(), VolumeError> {
+        match record {
+            Record::Tlog { sequence, scos, entries } => {
+                self.close_snapshots_before(sequence);
+                for entry in &entries {
+                    let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
+                    self.tree.prepare(pages, range).await?;
+                }
+                super::destage::apply_tlog(&mut self.tree, &mut self.table, &scos, &entries);
+                self.is_base = false;
+                self.sequence = sequence;
+                self.close_snapshots_before(sequence.next());
+            }
+            Record::Snapshot { id, sequence, .. } if sequence <= self.sequence => {
+                self.snapshots.push((id, self.tree.clone()));
+            }
+            Record::Snapshot { id, sequence, .. } => self.open.push((id, sequence)),
+            Record::SnapshotDelete { .. } | Record::Start { .. } | Record::Properties { .. } => {}
+            Record::Rollback { id, sequence } => {
+                self.close_snapshots_before(sequence);
+                let found = self.snapshots.iter().find(|(other, _)| *other == id);
+                let (_, tree) = found.ok_or_else(|| {
+                    VolumeError::Damaged(format!("the journal rolls back to snapshot {id}, which it does not have"))
+                })?;
+                self.tree = tree.clone();
+                self.is_base = false;
+                self.sequence = sequence;
+            }
+            Record::Resize { size } => {
+                let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
+                self.tree.prepare(pages, tail).await?;
+                self.tree.set(tail, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// TLogs never straddle a snapshot: one that ends behind it lies wholly behind it.
+    fn close_snapshots_before(&mut self, sequence: Sequence) {
+        let tree = self.tree.clone();
+        let (done, open) = self.open.drain(..).partition(|(_, at)| *at < sequence);
+        self.open = open;
+        let done: Vec<(SnapshotId, Sequence)> = done;
+        self.snapshots.extend(done.into_iter().map(|(id, _)| (id, tree.clone())));
+    }
+}
+
+/// What a vDisk is, from its journal alone: everything but its maps.
+pub(crate) async fn metadata_of(
+    backend: &dyn Backend,
+    id: VdiskId,
+    vpool: ovs_units::VpoolId,
+) -> Result<Option<Head>, VolumeError> {
+    let Some(newest) = journal::newest(backend, id).await? else { return Ok(None) };
+    let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
+    for (position, record) in journal::read_chain(backend, id, None, newest).await? {
+        head.set_position(position);
+        head.epoch = position.epoch;
+        match record {
+            Record::Start { continues, starts_after, size, base, properties } => {
+                head.epochs.push((position.epoch, starts_after));
+                if continues.is_none() {
+                    (head.size, head.base) = (size, base);
+                    head.properties = String::from_utf8_lossy(&properties).into_owned();
+                }
+            }
+            Record::Tlog { sequence, .. } => head.sequence = sequence,
+            Record::Snapshot { id, name, created_ms, sequence, size } => {
+                let (hidden, clones) = (false, Vec::new());
+                head.snapshots.push(HeadSnapshot { id, name, created_ms, sequence, size, hidden, clones });
+            }
+            // Clones that are found later keep it; see `Engine::adopt_vdisk`.
+            Record::SnapshotDelete { id } => {
+                if let Some(snapshot) = head.snapshot_mut(id) {
+                    snapshot.hidden = true;
+                }
+            }
+            Record::Rollback { id, sequence } => {
+                head.sequence = sequence;
+                if let Some(snapshot) = head.snapshot_mut(id) {
+                    head.size = snapshot.size;
+                }
+            }
+            Record::Resize { size } => head.size = size,
+            Record::Properties { properties } => head.properties = String::from_utf8_lossy(&properties).into_owned(),
+        }
+    }
+    head.prune_epochs();
+    Ok(Some(head))
+}
+
+/// A found vDisk as it is told to the service.
+pub(crate) fn found_vdisk(id: VdiskId, head: &Head, problem: Option<String>) -> FoundVdisk {
+    let told = |snapshot: &HeadSnapshot| SnapshotInfo {
+        id: snapshot.id,
+        name: snapshot.name.clone(),
+        created_ms: snapshot.created_ms,
+        sequence: snapshot.sequence,
+        size: snapshot.size,
+        on_backend: snapshot.sequence <= head.sequence,
+        hidden: snapshot.hidden,
+        clone_count: snapshot.clones.len() as u64,
+    };
+    FoundVdisk {
+        id,
+        properties: bytes::Bytes::from(head.properties.clone()),
+        size: head.size,
+        snapshots: head.snapshots.iter().map(told).collect(),
+        base: head.base,
+        problem,
+    }
+}

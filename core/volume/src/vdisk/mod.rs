@@ -1,0 +1,246 @@
+//! One open vDisk: its state, and the door to its operations.
+//!
+//! ```text
+//!  active layer  ◀─ writes           reads: active, sealed (newest first), base layers, tree
+//!  sealed layers ─▶ destage (oldest first) ─▶ SCOs ─▶ TLog ─▶ head ─▶ tree
+//! ```
+//!
+//! Invariants
+//! * Sequences are assigned and records appended in one step without a wait, so a vDisk's log order is its accepted
+//!   order.
+//! * The journal has one writer at a time: whoever holds `meta`.
+//! * Layers never straddle a snapshot, so every TLog lies wholly before or after each snapshot.
+
+mod destage;
+mod load;
+mod lifecycle;
+mod read;
+mod snapshot;
+mod write;
+
+pub(crate) use load::{found_vdisk, metadata_of};
+pub(crate) use snapshot::{CloneSource, SnapshotNode};
+
+use crate::engine::{Context, OnFull, SnapshotInfo, VdiskState, VdiskStats};
+use crate::head::VersionedHead;
+use crate::map::{Table, Tree};
+use crate::overlay::Layer;
+use crate::VolumeError;
+use bytes::Bytes;
+use ovs_backend::Backend;
+use ovs_units::{ByteCount, Epoch, Sequence, VdiskId, VpoolId};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashSet, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// One open vDisk. Cheap to clone; one thread.
+#[derive(Clone)]
+pub struct Vdisk {
+    pub(crate) inner: Rc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: VdiskId,
+    pub(crate) vpool: VpoolId,
+    pub(crate) context: Rc<Context>,
+    pub(crate) backend: Rc<dyn Backend>,
+
+    size: Cell<ByteCount>,
+    on_full: Cell<OnFull>,
+    /// Why it does not serve writes, if so.
+    trouble: RefCell<Option<VdiskState>>,
+    /// Set when the vDisk is being closed or deleted.
+    pub(crate) closing: Cell<bool>,
+    /// Set when nothing more is to be sent out.
+    pub(crate) is_ended: Cell<bool>,
+
+    /// The last operation accepted.
+    last_sequence: Cell<Sequence>,
+    /// The epoch of what is being appended; `started` once its start object is on the backend.
+    started: Cell<bool>,
+    next_sco: Cell<u64>,
+    active: RefCell<Rc<Layer>>,
+    sealed: RefCell<VecDeque<Rc<Layer>>>,
+    /// A clone of a snapshot whose data is still in the write buffer reads it from there.
+    base: RefCell<Option<PendingBase>>,
+    tree: RefCell<Tree>,
+    table: RefCell<Rc<Table>>,
+    pub(crate) snapshots: RefCell<Vec<Rc<SnapshotNode>>>,
+    pub(crate) head: RefCell<VersionedHead>,
+    /// Held by whoever writes the journal or the head.
+    pub(crate) meta: tokio::sync::Mutex<()>,
+    commits_since_checkpoint: Cell<u64>,
+
+    /// Clusters that a ragged write has read and not yet written back.
+    busy_clusters: RefCell<HashSet<u64>>,
+    /// Set while a rollback or a shrink replaces the map.
+    frozen: Cell<bool>,
+    /// How often that happened.
+    freezes: Cell<u64>,
+    settled: Notify,
+    destage_wanted: Rc<Notify>,
+    destage_now: Cell<bool>,
+    destaged: Notify,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: Cell<u64>,
+    writes: Cell<u64>,
+    read_bytes: Cell<u64>,
+    written_bytes: Cell<u64>,
+    flushes: Cell<u64>,
+    backend_put_bytes: Cell<u64>,
+}
+
+fn count(counter: &Cell<u64>, by: u64) {
+    counter.set(counter.get() + by);
+}
+
+/// A parent's snapshot that is not on the backend yet.
+#[derive(Clone)]
+struct PendingBase {
+    parent: Vdisk,
+    snapshot: Rc<SnapshotNode>,
+    layers: Vec<Rc<Layer>>,
+}
+
+/// What to read from, as of one moment.
+#[derive(Clone)]
+struct View {
+    /// Newest first.
+    layers: Vec<Rc<Layer>>,
+    tree: Tree,
+    table: Rc<Table>,
+    size: ByteCount,
+}
+
+impl Vdisk {
+    /// Its identity.
+    pub fn id(&self) -> VdiskId {
+        self.inner.id
+    }
+
+    /// Its vPool.
+    pub fn vpool(&self) -> VpoolId {
+        self.inner.vpool
+    }
+
+    /// Its size in bytes, whole clusters.
+    pub fn size(&self) -> ByteCount {
+        self.inner.size.get()
+    }
+
+    /// The opaque properties last set.
+    pub fn properties(&self) -> Bytes {
+        Bytes::from(self.inner.head.borrow().head.properties.clone())
+    }
+
+    /// What a write does from now on when the write buffer is full.
+    pub fn set_on_full(&self, on_full: OnFull) {
+        self.inner.on_full.set(on_full);
+        self.inner.context.log.state.wake_waiting();
+    }
+
+    /// Figures as of now.
+    pub fn stats(&self) -> VdiskStats {
+        let inner = &self.inner;
+        let c = &inner.counters;
+        VdiskStats {
+            state: inner.state(),
+            epoch: inner.epoch(),
+            sequence: inner.last_sequence.get(),
+            size: inner.size.get(),
+            mapped: inner.tree.borrow().mapped().bytes(),
+            buffered: inner.buffered(),
+            reads: c.reads.get(),
+            writes: c.writes.get(),
+            read_bytes: c.read_bytes.get(),
+            written_bytes: c.written_bytes.get(),
+            flushes: c.flushes.get(),
+            backend_put_bytes: c.backend_put_bytes.get(),
+        }
+    }
+
+    /// All snapshots in the order they were taken, hidden ones too.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let head = self.inner.head.borrow();
+        let nodes = self.inner.snapshots.borrow();
+        nodes.iter().map(|node| node.info(&head.head)).collect()
+    }
+}
+
+impl Inner {
+    pub(crate) fn state(&self) -> VdiskState {
+        if let Err(VolumeError::Offline(reason)) = self.context.log.check_online() {
+            return VdiskState::Offline(reason);
+        }
+        if let Some(reason) = &self.head.borrow().head.damaged {
+            return VdiskState::Damaged(reason.clone());
+        }
+        self.trouble.borrow().clone().unwrap_or(VdiskState::Ok)
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.head.borrow().head.epoch
+    }
+
+    /// Bytes of data in its layers.
+    pub(crate) fn buffered(&self) -> ByteCount {
+        let sealed: u64 = self.sealed.borrow().iter().map(|layer| layer.data().0).sum();
+        ovs_units::ClusterCount(sealed + self.active.borrow().data().0).bytes()
+    }
+
+    pub(crate) fn has_buffered(&self) -> bool {
+        !self.active.borrow().is_empty() || !self.sealed.borrow().is_empty()
+    }
+
+    fn check_serving(&self) -> Result<(), VolumeError> {
+        if self.closing.get() {
+            return Err(VolumeError::Offline(format!("vDisk {} is being closed", self.id)));
+        }
+        match self.state() {
+            VdiskState::Ok | VdiskState::Stalled(_) => Ok(()),
+            VdiskState::Damaged(reason) => Err(VolumeError::Damaged(reason)),
+            VdiskState::Offline(reason) => Err(VolumeError::Offline(reason)),
+        }
+    }
+
+    /// Stops it for good in this process: somebody else owns it, or nothing more can be promised.
+    fn go_offline(&self, reason: String) {
+        tracing::error!(vdisk = %self.id, reason, "vDisk is offline");
+        *self.trouble.borrow_mut() = Some(VdiskState::Offline(reason));
+        self.destaged.notify_waiters();
+        self.settled.notify_waiters();
+    }
+
+    fn view(&self) -> View {
+        let mut layers = Vec::with_capacity(4);
+        layers.push(self.active.borrow().clone());
+        layers.extend(self.sealed.borrow().iter().rev().cloned());
+        if let Some(base) = &*self.base.borrow() {
+            layers.extend(base.layers.iter().rev().cloned());
+        }
+        let (tree, table) = (self.tree.borrow().clone(), self.table.borrow().clone());
+        View { layers, tree, table, size: self.size.get() }
+    }
+
+    /// Ends the active layer, if there is anything in it.
+    fn seal(&self) {
+        let mut active = self.active.borrow_mut();
+        if !active.is_empty() {
+            let full = std::mem::replace(&mut *active, Layer::new());
+            self.sealed.borrow_mut().push_back(full);
+        }
+    }
+
+    async fn backoff(&self, attempt: u32) {
+        let wait = Duration::from_millis(50 << attempt.min(6));
+        self.context.clock.sleep(wait).await;
+    }
+}

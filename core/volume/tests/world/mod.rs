@@ -1,0 +1,186 @@
+//! One host with one vPool, in memory but for the write buffer; it can crash and lose its local state.
+
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
+use ovs_volume::{
+    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, FileDevice, MemoryPages, MemoryRegistry, OnFull,
+    SystemClock, Vdisk,
+};
+use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
+use uuid::Uuid;
+
+pub const MIB: u64 = 1 << 20;
+const STALL: OnFull = OnFull::Stall { timeout: None };
+
+pub fn range(start: u64, length: u64) -> ByteRange {
+    ByteRange::new(ByteOffset(start), ByteCount(length)).unwrap()
+}
+
+pub fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// Runs a case on one thread; whatever it left running ends with it.
+pub fn run(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, case);
+}
+
+/// Identities in a row.
+#[derive(Default)]
+struct Counting(Cell<u128>);
+
+impl Chance for Counting {
+    fn uuid(&self) -> Uuid {
+        self.0.set(self.0.get() + 1);
+        Uuid::from_u128(self.0.get())
+    }
+}
+
+pub struct World {
+    directory: tempfile::TempDir,
+    lives: u32,
+    chance: Rc<Counting>,
+    registry: Rc<MemoryRegistry>,
+    pages: Rc<MemoryPages>,
+    backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
+    takes_data: Rc<Cell<bool>>,
+    engine: Option<Engine>,
+    vpool: VpoolId,
+}
+
+impl World {
+    pub async fn new() -> World {
+        let takes_data = Rc::new(Cell::new(true));
+        let taking = takes_data.clone();
+        let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
+            let refuse = call.operation == Operation::Put && !taking.get();
+            refuse.then_some(Fault::ErrorBefore)
+        });
+        let mut world = World {
+            directory: tempfile::tempdir().unwrap(),
+            lives: 0,
+            chance: Rc::default(),
+            registry: Rc::default(),
+            pages: Rc::default(),
+            backend: Rc::new(backend),
+            takes_data,
+            engine: None,
+            vpool: VpoolId(Uuid::from_u128(1 << 64)),
+        };
+        world.boot().await;
+        world
+    }
+
+    async fn boot(&mut self) {
+        let buffer: PathBuf = self.directory.path().join(format!("buffer-{}", self.lives));
+        let parts = EngineParts {
+            clock: Rc::new(SystemClock::new()),
+            chance: self.chance.clone(),
+            registry: self.registry.clone(),
+            pages: self.pages.clone(),
+            buffer: Rc::new(FileDevice::open(&buffer, 12, 2 * MIB).unwrap()),
+        };
+        let config = EngineConfig { destage_bytes: 4 * MIB, memory_bytes: 4 * MIB, sco_bytes: MIB, ..EngineConfig::default() };
+        let engine = Engine::open(config, parts).await.unwrap();
+        engine.attach_backend(self.vpool, self.backend.clone());
+        self.engine = Some(engine);
+    }
+
+    pub fn engine(&self) -> Engine {
+        self.engine.clone().unwrap()
+    }
+
+    pub async fn create(&mut self, size: u64) -> Vdisk {
+        let id = VdiskId(self.chance.uuid());
+        let request = CreateVdisk {
+            id,
+            vpool: self.vpool,
+            size: ByteCount(size),
+            properties: "{}".into(),
+            base: None,
+            on_full: STALL,
+        };
+        self.engine().create_vdisk(request).await.unwrap()
+    }
+
+    pub async fn clone_of(&mut self, parent: &Vdisk, snapshot: SnapshotId, size: u64) -> Vdisk {
+        let id = VdiskId(self.chance.uuid());
+        let base = Some((parent.id(), snapshot));
+        let request =
+            CreateVdisk { id, vpool: self.vpool, size: ByteCount(size), properties: "{}".into(), base, on_full: STALL };
+        self.engine().create_vdisk(request).await.unwrap()
+    }
+
+    pub async fn snapshot(&mut self, disk: &Vdisk, text: &str) -> SnapshotId {
+        let id = SnapshotId(self.chance.uuid());
+        disk.snapshot(id, name(text)).await.unwrap();
+        id
+    }
+
+    pub async fn open(&self, id: VdiskId) -> Vdisk {
+        self.engine().open_vdisk(self.vpool, id, STALL).await.unwrap()
+    }
+
+    pub async fn delete(&self, disk: &Vdisk) {
+        self.engine().delete_vdisk(self.vpool, disk.id()).await.unwrap();
+    }
+
+    /// The process dies: nothing is closed. vDisks that are still held outlive it, as a dead process's would not, so
+    /// the new life works on a copy of the write buffer.
+    pub async fn crash_and_reopen(&mut self) {
+        let old = self.directory.path().join(format!("buffer-{}", self.lives));
+        self.lives += 1;
+        let new = self.directory.path().join(format!("buffer-{}", self.lives));
+        std::fs::create_dir(&new).unwrap();
+        for entry in std::fs::read_dir(&old).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), new.join(entry.file_name())).unwrap();
+        }
+        self.engine = None;
+        self.boot().await;
+    }
+
+    pub async fn close_and_reopen(&mut self) {
+        self.engine().close(Duration::from_secs(10)).await.unwrap();
+        self.crash_and_reopen().await;
+    }
+
+    /// Everything but the backend goes; then it is recovered.
+    pub async fn lose_local_state(&mut self) {
+        self.engine().close(Duration::from_secs(10)).await.unwrap();
+        self.engine = None;
+        self.lives += 1;
+        self.registry = Rc::default();
+        self.pages = Rc::default();
+        self.boot().await;
+        for found in self.engine().discover(self.vpool).await.unwrap() {
+            assert_eq!(found.problem, None);
+            self.engine().adopt_vdisk(self.vpool, found.id).await.unwrap();
+        }
+    }
+
+    pub fn backend_takes_data(&self, takes: bool) {
+        self.takes_data.set(takes);
+    }
+
+    /// Lets background work go on for so many seconds.
+    pub async fn wait(&self, seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    /// Comes back when the backend is empty, or after a while.
+    pub async fn settle(&self) {
+        for _ in 0..200 {
+            if self.objects().await.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn objects(&self) -> Vec<String> {
+        let objects = self.backend.list("v/", None, 100_000).await.unwrap();
+        objects.into_iter().map(|object| object.name.to_string()).collect()
+    }
+}
