@@ -109,12 +109,13 @@ fn first_line(unit: Unit, total: Option<u64>) -> u64 {
     }
 }
 
-/// The next tenth after `done`, or the next doubling.
+/// The next tenth after `done`, the end being the last; or the next doubling.
 fn next_line(done: u64, next: u64, total: Option<u64>) -> u64 {
     match total {
+        Some(total) if done >= total => u64::MAX,
         Some(total) => {
             let tenth = total.div_ceil(10).max(1);
-            (done / tenth + 1).saturating_mul(tenth)
+            (done / tenth + 1).saturating_mul(tenth).min(total)
         }
         None => (done.max(next)).saturating_mul(2),
     }
@@ -170,6 +171,7 @@ mod tests {
         check(Some(100), [5, 35, 36, 99, 100].into_iter(), &[35, 99, 100]);
         check(Some(0), [0].into_iter(), &[]);
         check(Some(3), 1..=3, &[1, 2, 3]);
+        check(Some(101), [90, 101].into_iter(), &[90, 101]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 ///
 /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 #[derive(Debug, Parser)]
-#[command(name = "ovs", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "ovs", version, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -39,8 +39,8 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct GlobalArgs {
-    /// Print tables for people, or JSON: the objects of the API
-    #[arg(long, global = true, value_enum, default_value = "table")]
+    /// table for people, json for programs: the objects of the API
+    #[arg(long, global = true, value_enum, default_value = "table", hide_possible_values = true)]
     pub output: OutputFormat,
     /// The directory below which ovsd keeps /etc/ovs, /var/lib/ovs, /run/ovs and /mnt/ovs
     #[arg(long, global = true, env = "OVS_ROOT", value_name = "DIR", value_hint = ValueHint::DirPath)]
