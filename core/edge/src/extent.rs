@@ -10,10 +10,6 @@ const PUNCH_HOLE: i32 = 0x02;
 /// `FALLOC_FL_ZERO_RANGE`.
 const ZERO_RANGE: i32 = 0x10;
 
-/// The largest single trim or zeroing that goes to the server: its length field has 32 bits, and a whole number of
-/// clusters keeps every piece but the first and last aligned.
-const PIECE_SIZE_BYTES_MAX: u64 = 1 << 30;
-
 /// The part of a read that lies within the file; `None` at or past its end.
 pub fn readable(wanted: ByteRange, size: ByteCount) -> Option<ByteRange> {
     let length = size.0.checked_sub(wanted.start.0)?.min(wanted.length.0);
@@ -64,21 +60,6 @@ impl Allocation {
             _ => None,
         }
     }
-}
-
-/// A range of any length as pieces that one request can carry, cut at cluster boundaries.
-pub fn pieces(range: ByteRange) -> impl Iterator<Item = ByteRange> {
-    let end = range.end().0;
-    let mut at = range.start.0;
-    std::iter::from_fn(move || {
-        if at >= end {
-            return None;
-        }
-        let cut = (at / PIECE_SIZE_BYTES_MAX + 1) * PIECE_SIZE_BYTES_MAX;
-        let piece = ByteRange { start: ByteOffset(at), length: ByteCount(cut.min(end) - at) };
-        at = cut;
-        Some(piece)
-    })
 }
 
 /// What lseek(2) looks for.
@@ -166,17 +147,6 @@ mod tests {
         for refused in [2, 8, 0x12, 0x13, 0x20, 0x40, -1, i32::MIN] {
             assert_eq!(Allocation::parse(refused), None, "{refused:#x}");
         }
-    }
-
-    #[test]
-    fn long_ranges_are_cut_at_whole_pieces() {
-        let whole = range(100, (5 << 30) + 1);
-        let cut: Vec<ByteRange> = pieces(whole).collect();
-        assert_eq!(cut.len(), 6);
-        assert_eq!(cut.iter().map(|p| p.length.0).sum::<u64>(), whole.length.0);
-        assert_eq!(cut[0].start, whole.start);
-        assert!(cut.windows(2).all(|w| w[0].end() == w[1].start && w[1].start.0 % PIECE_SIZE_BYTES_MAX == 0));
-        assert_eq!(pieces(range(7, 0)).count(), 0);
     }
 
     #[test]

@@ -39,6 +39,8 @@ struct Facts {
     owner: Ownership,
     times: Times,
     asked_at: Instant,
+    /// Written since ovsd was asked, so that it may take more or less room by now.
+    is_written: bool,
 }
 
 /// How a file differs from what the kernel may remember of it.
@@ -61,6 +63,7 @@ impl File {
             owner: Ownership::from_labels(&vdisk.labels.0),
             times: Times::all(created_at(vdisk)),
             asked_at: Instant::now(),
+            is_written: false,
         };
         File {
             id: vdisk.uuid,
@@ -94,6 +97,7 @@ impl File {
         facts.owner = owner;
         facts.allocated = allocated(vdisk);
         facts.asked_at = Instant::now();
+        facts.is_written = false;
         change
     }
 
@@ -123,15 +127,17 @@ impl File {
         self.facts().owner
     }
 
-    /// True when ovsd was not asked for so long.
-    pub fn is_older_than(&self, age: Duration) -> bool {
-        self.facts().asked_at.elapsed() >= age
+    /// True when ovsd should be asked again: not asked for so long, or written since.
+    pub fn is_stale(&self, age_max: Duration) -> bool {
+        let facts = self.facts();
+        facts.is_written || facts.asked_at.elapsed() >= age_max
     }
 
     /// Contents were changed through this file.
     pub fn mark_modified(&self) {
         let now = clock::now();
         let mut facts = self.facts();
+        facts.is_written = true;
         facts.times.modified = now;
         facts.times.changed = now;
     }

@@ -233,9 +233,10 @@ impl Watcher {
         {
             mount.invalidator.forget(Stale::Contents(file.inode));
         }
-        // Most events are echoes of what we did ourselves.
+        // Most events are echoes of what we did ourselves. The end of a vDisk need not have a revision of its own.
+        let is_end = matches!(event.kind, EventKind::VdiskTrashed | EventKind::VdiskDeleted);
         let is_known = |revision| file.as_ref().is_some_and(|file| file.revision() >= revision);
-        if event.revision.is_some_and(is_known) {
+        if !is_end && event.revision.is_some_and(is_known) {
             return Ok(());
         }
         refresh(&self.rpc, mount, VdiskId(id)).await?;

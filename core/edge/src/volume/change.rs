@@ -59,9 +59,9 @@ impl Volume {
         Ok(file.attributes())
     }
 
-    /// Asks ovsd again about a vDisk whose facts are old. Without an answer the old ones have to do.
+    /// Asks ovsd again about a vDisk whose facts are stale. Without an answer the old ones have to do.
     pub(super) async fn refresh(&self, file: &File) -> Result<(), Errno> {
-        if !file.is_older_than(FACTS_AGE_MAX) {
+        if !file.is_stale(FACTS_AGE_MAX) {
             return Ok(());
         }
         match self.rpc.vdisk_if_reachable(file.id).await {

@@ -93,10 +93,8 @@ impl Volume {
             return Ok(());
         }
         let client = file.link.client().await?;
-        for piece in extent::pieces(range) {
-            if let Err(error) = clear(&client, piece, what).await {
-                return Err(self.failed(file, "discard", &error).await);
-            }
+        if let Err(error) = clear(&client, range, what).await {
+            return Err(self.failed(file, "discard", &error).await);
         }
         file.link.mark_dirty();
         file.mark_modified();
