@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use ovs_api::Paths;
 use ovs_service::{config::Config, engine_thread, notify::ServiceManager, process, service::Service};
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -31,8 +31,17 @@ enum LogFormat {
     Json,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match ovsd(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ovsd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ovsd(arguments: Arguments) -> anyhow::Result<()> {
     // Per thread and inherited: before there is any other thread.
     let io_flusher = process::become_io_flusher();
     let paths = Paths::new(arguments.root.as_deref());

@@ -115,7 +115,7 @@ impl Volumes {
         match &opened {
             Ok((_, true)) => slot.settle(),
             Ok((_, false)) => *slot.problem.borrow_mut() = None,
-            Err(problem) if problem.kind() == ProblemKind::NotFound => self.forget_slot(id),
+            Err(_) if self.record(id).await.is_err() => self.forget_slot(id),
             Err(problem) => *slot.problem.borrow_mut() = Some(problem.clone()),
         }
         if before.as_ref().map(|problem| &problem.detail)
@@ -135,7 +135,12 @@ impl Volumes {
             return Err(offline(&pool));
         }
         let on_full = to_engine(stored.record.on_full, stored.record.stall_timeout_ms);
-        let vdisk = self.engine.open_vdisk(stored.record.vpool, id, on_full).await.map_err(from_volume)?;
+        let vdisk =
+            self.engine.open_vdisk(stored.record.vpool, id, on_full).await.map_err(|error| match error {
+                // It has a record: something of it is lost.
+                VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
+                other => from_volume(other),
+            })?;
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
     }

@@ -25,7 +25,7 @@ use ovs_cluster::catalogue::{
 use ovs_units::{Name, VdiskId, VpoolId};
 use ovs_volume::FoundVdisk;
 use serde_json::json;
-use std::{path::Path, rc::Rc};
+use std::{collections::HashMap, path::Path, rc::Rc};
 use uuid::Uuid;
 
 /// What a recovery found and did.
@@ -191,7 +191,7 @@ impl Volumes {
         let found = self.engine.discover(vpool).await.map_err(from_volume)?;
         let total = found.len() as u64;
         let mut outcome = Outcome { found: total, ..Outcome::default() };
-        for (done, found) in (1..).zip(found) {
+        for (done, found) in (1..).zip(children_first(found)) {
             if running.is_some_and(Running::is_cancelled) || self.is_stopping() {
                 break;
             }
@@ -206,6 +206,13 @@ impl Volumes {
             }
             if let Some(running) = running {
                 running.progress(done, Some(total));
+            }
+        }
+        // Opened only now: a parent that is open does not learn of its clones any more.
+        for id in &outcome.taken_in {
+            if let Err(problem) = self.ensure_open(*id).await {
+                tracing::error!(vdisk = %id, %problem, "a vDisk that was taken in cannot be opened");
+                outcome.problems.push((*id, problem.detail));
             }
         }
         Ok(outcome)
@@ -226,9 +233,6 @@ impl Volumes {
         self.publish_vdisk(EventKind::VdiskCreated, &record, |event| {
             event.size_bytes = Some(record.size_bytes)
         });
-        if let Err(problem) = self.ensure_open(record.id).await {
-            tracing::error!(vdisk = %record.id, %problem, "a vDisk that was taken in cannot be opened");
-        }
         Ok(true)
     }
 
@@ -247,6 +251,24 @@ impl Volumes {
             Err(error) => Err(from_catalogue(error)),
         }
     }
+}
+
+/// Clones before what they were cloned from: a deleted snapshot is kept for the clones that are known already.
+fn children_first(mut found: Vec<FoundVdisk>) -> Vec<FoundVdisk> {
+    let parents: HashMap<VdiskId, VdiskId> =
+        found.iter().filter_map(|vdisk| Some((vdisk.id, vdisk.base?.0))).collect();
+    let depth = |vdisk: &FoundVdisk| {
+        let mut depth = 0;
+        let mut at = vdisk.id;
+        // No chain is longer than there are vDisks; a backend that says otherwise is not followed for ever.
+        while let Some(parent) = parents.get(&at).filter(|_| depth <= parents.len()) {
+            depth += 1;
+            at = *parent;
+        }
+        depth
+    };
+    found.sort_by_cached_key(|vdisk| std::cmp::Reverse(depth(vdisk)));
+    found
 }
 
 /// A vPool of which only `vpools.json` tells; version 0 says so.
