@@ -76,7 +76,8 @@ pub(crate) struct State {
     retirements: Cell<u64>,
 
     pending: RefCell<VecDeque<Rc<Record>>>,
-    unsynced: RefCell<VecDeque<Rc<Record>>>,
+    /// Written and not stable; what nobody refers to any more need not become so.
+    unsynced: RefCell<VecDeque<Weak<Record>>>,
     unsynced_bytes: Cell<u64>,
     resident: RefCell<VecDeque<Weak<Record>>>,
     memory_bytes: Cell<u64>,

@@ -144,7 +144,7 @@ impl Log {
             segment.records.borrow_mut().push(Rc::downgrade(record));
             state.unpromise(record);
             state.unsynced_bytes.set(state.unsynced_bytes.get() + bytes);
-            state.unsynced.borrow_mut().push_back(record.clone());
+            state.unsynced.borrow_mut().push_back(Rc::downgrade(record));
             state.written_order.set(state.written_order.get().max(record.order));
             record.wake();
         }
@@ -190,7 +190,9 @@ impl Log {
         state.next_lsn.set(lsn + 1);
         let mut seal = state.batch_header(generation, lsn, Vec::new());
         seal.is_seal = true;
-        state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await
+        state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await?;
+        state.written_lsn.set(lsn + 1);
+        Ok(())
     }
 
     async fn start_segment(&self, slot: usize) -> std::io::Result<()> {
@@ -245,7 +247,7 @@ impl Log {
         let state = &self.state;
         let (lsn, order, retirements) = (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
         let mut dirty: BTreeMap<u64, Rc<Segment>> = BTreeMap::new();
-        for record in state.unsynced.borrow().iter() {
+        for record in state.unsynced.borrow().iter().filter_map(Weak::upgrade) {
             if let Some(place) = &*record.place.borrow() {
                 dirty.insert(place.segment.generation, place.segment.clone());
             }
@@ -254,17 +256,19 @@ impl Log {
             state.syncs.set(state.syncs.get() + 1);
             state.device.sync(segment.slot).await.map_err(|error| (segment.clone(), error))?;
         }
-        if state.retirements.get() != retirements {
-            // The writer retired a segment meanwhile: its records have new places that this round did not sync.
+        let is_homeless = |record: &Rc<Record>| record.place.borrow().as_ref().is_none_or(|p| p.segment.retired.get());
+        if state.retirements.get() != retirements || state.unsynced.borrow().iter().filter_map(Weak::upgrade).any(|r| is_homeless(&r)) {
+            // The writer retires a segment meanwhile: its records get new places that this round did not sync.
             return Ok(());
         }
         let is_stable = |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
         let mut unsynced = state.unsynced.borrow_mut();
         let mut bytes = 0;
         unsynced.retain(|record| {
-            let stable = is_stable(record);
+            let Some(record) = record.upgrade() else { return false };
+            let stable = is_stable(&record);
             if stable {
-                state.resident.borrow_mut().push_back(Rc::downgrade(record));
+                state.resident.borrow_mut().push_back(Rc::downgrade(&record));
             } else {
                 bytes += record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
             }
@@ -289,20 +293,17 @@ impl Log {
         let is_current = state.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, segment));
         let to_lsn = if is_current { state.next_lsn.get() } else { state.end_of(segment) };
         state.current.borrow_mut().take();
+        state.written_lsn.set(state.written_lsn.get().max(to_lsn));
         let mut voids = state.voids.borrow_mut();
         voids.push(VoidRange { from_lsn, to_lsn });
         let excess = voids.len().saturating_sub(VOIDS_MAX);
         voids.drain(..excess);
         drop(voids);
-        let lost: Vec<Rc<Record>> = {
-            let mut unsynced = state.unsynced.borrow_mut();
-            let in_it = |record: &Rc<Record>| {
-                record.place.borrow().as_ref().is_some_and(|place| Rc::ptr_eq(&place.segment, segment))
-            };
-            let lost = unsynced.iter().filter(|record| in_it(record)).cloned().collect();
-            unsynced.retain(|record| !in_it(record));
-            lost
+        let in_it = |record: &Rc<Record>| {
+            record.place.borrow().as_ref().is_some_and(|place| Rc::ptr_eq(&place.segment, segment))
         };
+        // They stay among the unsynced, so that no sync passes over them.
+        let lost: Vec<Rc<Record>> = state.unsynced.borrow().iter().filter_map(Weak::upgrade).filter(in_it).collect();
         for chunk in lost.chunks(16) {
             if let Err(error) = Box::pin(self.try_write_batch(chunk)).await {
                 self.go_offline(format!("what was not stable could not be written again: {error}"));
