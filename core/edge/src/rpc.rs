@@ -24,6 +24,10 @@ const GLANCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the end of an attachment is insisted on; what is left over is swept up at the next sync.
 const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long ovsd may take to see that a connection is closed, and how often to ask.
+const HANG_UP_GRACE: Duration = Duration::from_secs(2);
+const HANG_UP_POLL: Duration = Duration::from_millis(20);
+
 /// Between two attempts after a broken connection.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -176,11 +180,20 @@ impl Rpc {
     /// Ends an attachment of ours whose client is closed. What does not work now is done by the next sync.
     pub async fn detach(&self, attachment: Uuid) {
         let client = self.client.clone().patience(DETACH_PATIENCE);
-        let query = DeleteAttachmentQuery { force: true };
-        match client.delete_attachment(&attachment, &query).await {
-            Ok(_) => {}
-            Err(error) if error.is(ProblemKind::NotFound) => {}
-            Err(error) => tracing::warn!(%attachment, %error, "an attachment was not given back yet"),
+        let since = Instant::now();
+        loop {
+            // ovsd may not have seen yet that the connection is closed. Force is kept for one that stays: it is
+            // remembered for ever as fenced.
+            let force = since.elapsed() >= HANG_UP_GRACE;
+            match client.delete_attachment(&attachment, &DeleteAttachmentQuery { force }).await {
+                Err(error) if error.is(ProblemKind::InUse) && !force => {}
+                Err(error) if !error.is(ProblemKind::NotFound) => {
+                    tracing::warn!(%attachment, %error, "an attachment was not given back yet");
+                    return;
+                }
+                Ok(_) | Err(_) => return,
+            }
+            sleep(HANG_UP_POLL).await;
         }
     }
 
