@@ -1,0 +1,227 @@
+//! The whole of `Volumes` over a real engine: directories in a temporary folder, the registry in memory, time that
+//! stands still until everything waits.
+
+mod attachments;
+mod crash;
+mod recovery;
+mod vdisks;
+mod vpools;
+
+use super::*;
+use ovs_api::{CreateSnapshot, CreateVdisk, Labels, PatchVdisk, Problem, ProblemKind, Source, VdiskRef};
+use ovs_nbd::{Server, ServerOptions};
+use ovs_units::{ByteCount, ByteOffset, ByteRange};
+use ovs_volume::{
+    EngineConfig, EngineParts, Entry, FileDevice, MemoryPages, MemoryRegistry, Revision, SystemChance,
+    Transaction, VolumeError,
+};
+use std::{cell::Cell, path::Path};
+
+type LocalBoxFuture<'a, T> = futures_util::future::LocalBoxFuture<'a, T>;
+
+/// What survives a crash of the process.
+pub(super) struct World {
+    dir: tempfile::TempDir,
+    registry: Rc<MemoryRegistry>,
+    pages: Rc<MemoryPages>,
+    wall_ms: Rc<Cell<u64>>,
+}
+
+impl World {
+    pub(super) fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let wall_ms = Rc::new(Cell::new(1_800_000_000_000));
+        World { dir, registry: Rc::default(), pages: Rc::default(), wall_ms }
+    }
+
+    pub(super) fn paths(&self) -> Paths {
+        Paths::new(Some(self.dir.path()))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Time passes for those who look at the calendar.
+    pub(super) fn later(&self, by: Duration) {
+        self.wall_ms.set(self.wall_ms.get() + by.as_millis() as u64);
+    }
+
+    /// One life of ovsd; it ends as with kill -9.
+    pub(super) fn life<T>(&self, body: impl AsyncFnOnce(Rc<Volumes>) -> T) -> T {
+        self.mortal_life(u64::MAX, Death::Before, body).0
+    }
+
+    /// One life whose registry stops answering at its n-th commit; tells how many commits there were.
+    pub(super) fn mortal_life<T>(
+        &self,
+        commits: u64,
+        death: Death,
+        body: impl AsyncFnOnce(Rc<Volumes>) -> T,
+    ) -> (T, u64) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        let mortal = Rc::new(MortalRegistry {
+            registry: self.registry.clone(),
+            commits_left: Cell::new(u64::MAX),
+            commits: Cell::new(0),
+            death,
+        });
+        let done = local.block_on(&runtime, async {
+            let volumes = self.start(mortal.clone()).await;
+            mortal.commits.set(0);
+            mortal.commits_left.set(commits);
+            body(volumes).await
+        });
+        drop(local);
+        (done, mortal.commits.get())
+    }
+
+    async fn start(&self, registry: Rc<MortalRegistry>) -> Rc<Volumes> {
+        let paths = self.paths();
+        std::fs::create_dir_all(paths.state_dir()).unwrap();
+        std::fs::create_dir_all(paths.nbd_dir()).unwrap();
+        let clock = Rc::new(TestClock { start: tokio::time::Instant::now(), wall_ms: self.wall_ms.clone() });
+        let buffer = FileDevice::open(&paths.state_dir().join("buffer"), 8, 1 << 20).unwrap();
+        let parts = EngineParts {
+            clock: clock.clone(),
+            chance: Rc::new(SystemChance),
+            registry: registry.clone(),
+            pages: self.pages.clone(),
+            buffer: Rc::new(buffer),
+        };
+        let engine = Engine::open(EngineConfig::default(), parts).await.unwrap();
+        let settings = Settings {
+            paths,
+            host_name: "here".into(),
+            makes_default_vpool: true,
+            default_backend_path: None,
+            trash_retention: Duration::from_secs(3600),
+            stall_timeout: None,
+            socket_group: "no such group".into(),
+            socket_mode: 0o660,
+        };
+        let tasks = Arc::new(Tasks::default());
+        let parts = VolumesParts { engine, registry, clock, chance: Rc::new(SystemChance), settings, tasks };
+        Volumes::start(parts, Server::new(ServerOptions::default())).await.unwrap()
+    }
+
+    /// The registry is gone, as after a lost RocksDB.
+    pub(super) fn lose_registry(&mut self) {
+        self.registry = Rc::default();
+        self.pages = Rc::default();
+    }
+}
+
+/// When a registry dies: before or after its last commit takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Death {
+    Before,
+    After,
+}
+
+struct MortalRegistry {
+    registry: Rc<MemoryRegistry>,
+    commits_left: Cell<u64>,
+    commits: Cell<u64>,
+    death: Death,
+}
+
+impl Registry for MortalRegistry {
+    fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
+        self.registry.get(key)
+    }
+
+    fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
+        self.registry.scan(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
+        Box::pin(async move {
+            self.commits.set(self.commits.get() + 1);
+            let left = self.commits_left.get();
+            self.commits_left.set(left.saturating_sub(1));
+            if left == 0 || (left == 1 && self.death == Death::Before) {
+                // As a process that is dead: it never hears the answer.
+                self.commits_left.set(0);
+                return std::future::pending().await;
+            }
+            let committed = self.registry.commit(transaction).await;
+            if left == 1 {
+                return std::future::pending().await;
+            }
+            committed
+        })
+    }
+}
+
+struct TestClock {
+    start: tokio::time::Instant,
+    wall_ms: Rc<Cell<u64>>,
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.wall_ms.get() + self.start.elapsed().as_millis() as u64
+    }
+
+    fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+pub(super) fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+pub(super) fn vdisk_ref(text: &str) -> VdiskRef {
+    format!("default:{text}").parse().unwrap()
+}
+
+pub(super) fn new_vdisk(text: &str, size_bytes: u64) -> CreateVdisk {
+    CreateVdisk { size_bytes: Some(size_bytes), ..CreateVdisk::new(name("default"), name(text)) }
+}
+
+pub(super) fn clone_of(source: &str, text: &str) -> CreateVdisk {
+    let source = Source { vdisk: vdisk_ref(source), snapshot: None };
+    CreateVdisk { source: Some(source), ..CreateVdisk::new(name("default"), name(text)) }
+}
+
+pub(super) fn new_snapshot(text: &str) -> CreateSnapshot {
+    CreateSnapshot { name: name(text), description: String::new(), labels: Labels::default() }
+}
+
+pub(super) fn no_terms() -> Terms {
+    Terms::default()
+}
+
+pub(super) fn refused<T: std::fmt::Debug>(result: Result<T, Problem>, kind: ProblemKind) -> Problem {
+    let problem = result.expect_err("it was not refused");
+    assert_eq!(problem.kind(), kind, "{problem:?}");
+    problem
+}
+
+pub(super) fn range(start: u64, length: u64) -> ByteRange {
+    ByteRange::new(ByteOffset(start), ByteCount(length)).unwrap()
+}
+
+pub(super) async fn write(volumes: &Volumes, vdisk: &str, at: u64, byte: u8, length: usize) {
+    let id = volumes.resolve(&vdisk_ref(vdisk)).await.unwrap();
+    let vdisk = volumes.ensure_open(id).await.unwrap();
+    vdisk.write(ByteOffset(at), vec![byte; length].into(), true).await.unwrap();
+}
+
+pub(super) async fn byte_at(volumes: &Volumes, vdisk: &str, at: u64) -> u8 {
+    let id = volumes.resolve(&vdisk_ref(vdisk)).await.unwrap();
+    let vdisk = volumes.ensure_open(id).await.unwrap();
+    vdisk.read(range(at, 1)).await.unwrap()[0]
+}
+
+pub(super) fn patch() -> PatchVdisk {
+    PatchVdisk::default()
+}

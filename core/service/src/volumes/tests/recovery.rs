@@ -1,0 +1,173 @@
+//! The registry lost, and everything lost.
+
+use super::*;
+use ovs_api::{
+    BackendKind, CreateBackend, DeleteVdiskQuery, RecoverVpool, TaskState, TrashQuery, VdiskQuery,
+};
+
+/// What a rebuilt catalogue must say as the one that was lost did.
+async fn told(volumes: &Rc<Volumes>) -> serde_json::Value {
+    let mut told = Vec::new();
+    for mut vdisk in volumes.list_vdisks(VdiskQuery::default()).await.unwrap().items {
+        let snapshots = volumes.list_snapshots(VdiskRef::Id(vdisk.uuid), Default::default()).await.unwrap();
+        vdisk.buffered_bytes = 0;
+        vdisk.allocated_bytes = 0;
+        let snapshots: Vec<_> =
+            snapshots.items.iter().map(|s| (&s.name, s.uuid, s.size_bytes, &s.description)).collect();
+        told.push(serde_json::json!({"vdisk": vdisk, "snapshots": snapshots}));
+    }
+    let mut pool = volumes.get_vpool(name("default")).await.unwrap();
+    pool.free_bytes = None;
+    pool.used_bytes = 0;
+    let trash: Vec<_> =
+        volumes.list_trash(TrashQuery::default()).await.unwrap().items.into_iter().map(|t| t.uuid).collect();
+    serde_json::json!({"vdisks": told, "trash": trash, "vpool": pool})
+}
+
+async fn fill(volumes: &Rc<Volumes>) {
+    let request = CreateVdisk {
+        size_bytes: Some(10_000),
+        byte_exact: true,
+        description: "d".into(),
+        ..new_vdisk("a", 0)
+    };
+    volumes.create_vdisk(request, no_terms()).await.unwrap();
+    write(volumes, "a", 0, 1, 4096).await;
+    let snapshot = CreateSnapshot { description: "first".into(), ..new_snapshot("s1") };
+    volumes.create_snapshot(vdisk_ref("a"), snapshot, no_terms()).await.unwrap();
+    write(volumes, "a", 0, 2, 4096).await;
+    volumes.create_vdisk(clone_of("a", "b"), no_terms()).await.unwrap();
+    volumes.create_vdisk(clone_of("b", "c"), no_terms()).await.unwrap();
+    write(volumes, "b", 0, 3, 4096).await;
+    volumes.set_template(vdisk_ref("c"), no_terms()).await.unwrap();
+    let rename = PatchVdisk { name: Some(name("renamed")), protected: Some(true), ..patch() };
+    volumes.update_vdisk(vdisk_ref("b"), rename, no_terms()).await.unwrap();
+    volumes.create_vdisk(new_vdisk("t", 8192), no_terms()).await.unwrap();
+    volumes.delete_vdisk(vdisk_ref("t"), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
+    volumes.create_vdisk(new_vdisk("gone", 8192), no_terms()).await.unwrap();
+    volumes.delete_vdisk(vdisk_ref("gone"), DeleteVdiskQuery { purge: true }, no_terms()).await.unwrap();
+    for text in ["a", "renamed", "c"] {
+        let id = volumes.resolve(&vdisk_ref(text)).await.unwrap();
+        volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+    }
+}
+
+async fn check_contents(volumes: &Rc<Volumes>) {
+    assert_eq!(byte_at(volumes, "a", 0).await, 2);
+    assert_eq!(byte_at(volumes, "renamed", 0).await, 3);
+    assert_eq!(byte_at(volumes, "c", 0).await, 2);
+    let (vdisk, _, found) =
+        volumes.snapshot_named(volumes.resolve(&vdisk_ref("a")).await.unwrap(), &name("s1")).await.unwrap();
+    assert_eq!(vdisk.read_snapshot(found.id, range(0, 1)).await.unwrap()[0], 1);
+}
+
+#[test]
+fn a_lost_registry_is_rebuilt_by_itself() {
+    let mut world = World::new();
+    let before = world.life(async |volumes: Rc<Volumes>| {
+        fill(&volumes).await;
+        told(&volumes).await
+    });
+    world.lose_registry();
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(told(&volumes).await, before);
+        check_contents(&volumes).await;
+        // What was rebuilt goes on as before.
+        volumes.create_vdisk(clone_of("renamed", "d"), no_terms()).await.unwrap();
+        assert_eq!(byte_at(&volumes, "d", 0).await, 3);
+    });
+    world.life(async |volumes: Rc<Volumes>| check_contents(&volumes).await);
+}
+
+#[test]
+fn unsent_writes_survive_a_lost_registry() {
+    let mut world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap();
+        write(&volumes, "a", 4096, 8, 4096).await;
+    });
+    world.lose_registry();
+    world.life(async |volumes: Rc<Volumes>| assert_eq!(byte_at(&volumes, "a", 4096).await, 8));
+}
+
+#[test]
+fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
+    let world = World::new();
+    let before = world.life(async |volumes: Rc<Volumes>| {
+        fill(&volumes).await;
+        told(&volumes).await
+    });
+    let disk = world.path().join("disk");
+    std::fs::rename(world.paths().state_dir().join("backend/default"), &disk).unwrap();
+
+    let new_host = World::new();
+    new_host.life(async |volumes: Rc<Volumes>| {
+        volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
+        let backend = |path: &std::path::Path| CreateBackend {
+            name: name("found"),
+            kind: BackendKind::Dir,
+            path: path.to_string_lossy().into_owned(),
+        };
+        let recover = |vpool: &str, path: &std::path::Path| {
+            volumes.recover_lost_vpool(RecoverVpool { name: name(vpool), backend: backend(path) })
+        };
+        refused(recover("default", &world.path().join("nothing")).await, ProblemKind::NotFound);
+        let task = recover("default", &disk).await.unwrap().0;
+        let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(over.state, TaskState::Succeeded, "{over:?}");
+        assert_eq!(over.result.as_ref().unwrap()["problems"], serde_json::json!([]), "{over:?}");
+        refused(recover("again", &disk).await, ProblemKind::Exists);
+        check_contents(&volumes).await;
+        let now = told(&volumes).await;
+        // Paths and the host's own are others; what was there is the same.
+        for (one, other) in now["vdisks"].as_array().unwrap().iter().zip(before["vdisks"].as_array().unwrap())
+        {
+            for member in [
+                "uuid",
+                "name",
+                "revision",
+                "size_bytes",
+                "is_template",
+                "protected",
+                "base",
+                "description",
+                "labels",
+            ] {
+                assert_eq!(one["vdisk"][member], other["vdisk"][member], "{member}");
+            }
+            assert_eq!(one["snapshots"], other["snapshots"]);
+        }
+        assert_eq!((&now["trash"], &now["vpool"]["uuid"]), (&before["trash"], &before["vpool"]["uuid"]));
+    });
+    new_host.life(async |volumes: Rc<Volumes>| check_contents(&volumes).await);
+}
+
+#[test]
+fn a_recovery_of_what_is_all_there_changes_nothing() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        fill(&volumes).await;
+        let before = told(&volumes).await;
+        let task = volumes.recover_vpool(name("default")).await.unwrap().0;
+        let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(over.result.unwrap()["taken_in"], serde_json::json!([]));
+        assert_eq!(told(&volumes).await, before);
+    });
+}
+
+#[test]
+fn event_numbers_grow_over_restarts() {
+    let mut world = World::new();
+    let mut newest = 0;
+    for round in 0..4 {
+        newest = world.life(async |volumes: Rc<Volumes>| {
+            volumes.create_vdisk(new_vdisk(&format!("v{round}"), 8192), no_terms()).await.unwrap();
+            let now = volumes.events.newest().0;
+            assert!(now > newest);
+            now
+        });
+        if round == 2 {
+            world.later(Duration::from_secs(3600));
+            world.lose_registry();
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Creating, changing, cloning, deleting.
+
+use super::*;
+use ovs_api::{
+    DeleteVdiskQuery, ListQuery, RestoreTrash, RollbackVdisk, SnapshotRef, TrashQuery, VdiskQuery, VdiskState,
+};
+
+#[test]
+fn the_same_create_again_finds_it_and_a_different_one_is_refused() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let first = volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap();
+        assert!(first.is_new);
+        assert_eq!((first.value.size_bytes, first.value.state), (8192, VdiskState::Ok));
+        let again = volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap();
+        assert!(!again.is_new);
+        assert_eq!(again.value.uuid, first.value.uuid);
+        let other =
+            refused(volumes.create_vdisk(new_vdisk("a", 4096), no_terms()).await, ProblemKind::Exists);
+        assert_eq!(other.extra["uuid"], first.value.uuid.to_string());
+        let nowhere = CreateVdisk::new(name("nowhere"), name("a"));
+        refused(volumes.create_vdisk(nowhere, no_terms()).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn many_identical_creates_at_once_make_one() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let create = || volumes.create_vdisk(new_vdisk("a", 8192), no_terms());
+        let (one, two, three) = tokio::join!(create(), create(), create());
+        let made = [one.unwrap(), two.unwrap(), three.unwrap()];
+        assert_eq!(made.iter().filter(|made| made.is_new).count(), 1);
+        assert!(made.iter().all(|one| one.value.uuid == made[0].value.uuid));
+    });
+}
+
+#[test]
+fn an_idempotency_key_outlives_its_object_by_a_day() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        let key = || Terms { idempotency_key: Some("create_vdisk:k 1/ü".into()), if_match: None };
+        let made = volumes.create_vdisk(new_vdisk("a", 8192), key()).await.unwrap();
+        // Renamed meanwhile: the key still finds it, where the name would not.
+        let renamed = PatchVdisk { name: Some(name("b")), ..patch() };
+        volumes.update_vdisk(vdisk_ref("a"), renamed, no_terms()).await.unwrap();
+        let again = volumes.create_vdisk(new_vdisk("a", 8192), key()).await.unwrap();
+        assert_eq!((again.is_new, again.value.uuid), (false, made.value.uuid));
+        refused(volumes.create_vdisk(new_vdisk("a", 4096), key()).await, ProblemKind::Conflict);
+        let purge = DeleteVdiskQuery { purge: true };
+        volumes.delete_vdisk(vdisk_ref("b"), purge, no_terms()).await.unwrap();
+        refused(volumes.create_vdisk(new_vdisk("a", 8192), key()).await, ProblemKind::Conflict);
+        volumes.sweep_idempotency_keys().await.unwrap();
+        refused(volumes.create_vdisk(new_vdisk("a", 8192), key()).await, ProblemKind::Conflict);
+        world.later(Duration::from_secs(24 * 3600));
+        volumes.sweep_idempotency_keys().await.unwrap();
+        assert!(volumes.create_vdisk(new_vdisk("a", 8192), key()).await.unwrap().is_new);
+    });
+}
+
+#[test]
+fn lists_come_by_vpool_and_name_in_pages() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        for text in ["b", "a", "c-1", "c"] {
+            volumes.create_vdisk(new_vdisk(text, 8192), no_terms()).await.unwrap();
+        }
+        let mut seen = Vec::new();
+        let mut query = VdiskQuery { limit: Some(3), ..VdiskQuery::default() };
+        loop {
+            let page = volumes.list_vdisks(query.clone()).await.unwrap();
+            seen.extend(page.items.into_iter().map(|vdisk| vdisk.name.to_string()));
+            query.cursor = page.next_cursor;
+            if query.cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, ["a", "b", "c", "c-1"]);
+        let only = VdiskQuery { name: Some(name("c")), ..VdiskQuery::default() };
+        assert_eq!(volumes.list_vdisks(only).await.unwrap().items.len(), 1);
+    });
+}
+
+#[test]
+fn a_change_asked_for_at_another_revision_is_refused() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let made = volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap().value;
+        let at = |revision| Terms { if_match: Some(revision), ..Terms::default() };
+        let describe = |text: &str| PatchVdisk { description: Some(text.into()), ..patch() };
+        let changed = volumes.update_vdisk(vdisk_ref("a"), describe("x"), at(made.revision)).await.unwrap();
+        assert!(changed.revision > made.revision);
+        let late = volumes.update_vdisk(vdisk_ref("a"), describe("y"), at(made.revision)).await;
+        let problem = refused(late, ProblemKind::PreconditionFailed);
+        assert_eq!(problem.extra["revision"], changed.revision);
+        let same = volumes.update_vdisk(vdisk_ref("a"), describe("x"), no_terms()).await.unwrap();
+        assert_eq!(same.revision, changed.revision, "nothing changed");
+    });
+}
+
+#[test]
+fn clones_see_the_moment_and_go_their_own_way() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap();
+        write(&volumes, "a", 0, 1, 4096).await;
+        let clone = volumes.create_vdisk(clone_of("a", "b"), no_terms()).await.unwrap().value;
+        assert_eq!(clone.size_bytes, 1 << 20);
+        write(&volumes, "a", 0, 2, 4096).await;
+        write(&volumes, "b", 8192, 3, 4096).await;
+        assert_eq!((byte_at(&volumes, "b", 0).await, byte_at(&volumes, "a", 8192).await), (1, 0));
+        let seen = volumes.list_snapshots(vdisk_ref("a"), ListQuery::default()).await.unwrap();
+        assert_eq!(seen.items.len(), 0, "the snapshot that the clone needed is nobody's");
+        let smaller = CreateVdisk { size_bytes: Some(4096), ..clone_of("a", "c") };
+        refused(volumes.create_vdisk(smaller, no_terms()).await, ProblemKind::Invalid);
+        // The parent may go; the clone stays.
+        volumes.delete_vdisk(vdisk_ref("a"), DeleteVdiskQuery { purge: true }, no_terms()).await.unwrap();
+        assert_eq!(byte_at(&volumes, "b", 0).await, 1);
+    });
+}
+
+#[test]
+fn a_template_is_frozen_and_stays_while_it_has_children() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("t", 8192), no_terms()).await.unwrap();
+        write(&volumes, "t", 0, 7, 4096).await;
+        let child = |text: &str| CreateVdisk {
+            template: Some(vdisk_ref("t")),
+            ..CreateVdisk::new(name("default"), name(text))
+        };
+        refused(volumes.create_vdisk(child("x"), no_terms()).await, ProblemKind::Conflict);
+        let template = volumes.set_template(vdisk_ref("t"), no_terms()).await.unwrap();
+        assert!(template.is_template);
+        assert_eq!(
+            volumes.set_template(vdisk_ref("t"), no_terms()).await.unwrap().revision,
+            template.revision
+        );
+        volumes.create_vdisk(child("x"), no_terms()).await.unwrap();
+        assert_eq!(byte_at(&volumes, "x", 0).await, 7);
+
+        let grow = PatchVdisk { size_bytes: Some(1 << 20), ..patch() };
+        refused(volumes.update_vdisk(vdisk_ref("t"), grow, no_terms()).await, ProblemKind::Conflict);
+        refused(
+            volumes.create_snapshot(vdisk_ref("t"), new_snapshot("s"), no_terms()).await,
+            ProblemKind::Conflict,
+        );
+        let in_use = volumes.delete_vdisk(vdisk_ref("t"), DeleteVdiskQuery::default(), no_terms()).await;
+        assert_eq!(refused(in_use, ProblemKind::InUse).extra["vdisks"].as_array().unwrap().len(), 1);
+        volumes.delete_vdisk(vdisk_ref("x"), DeleteVdiskQuery { purge: true }, no_terms()).await.unwrap();
+        volumes.delete_vdisk(vdisk_ref("t"), DeleteVdiskQuery { purge: true }, no_terms()).await.unwrap();
+    });
+}
+
+#[test]
+fn sizes_are_kept_to_the_byte_and_nothing_old_comes_back() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let request = CreateVdisk { size_bytes: Some(10_000), byte_exact: true, ..new_vdisk("a", 0) };
+        let made = volumes.create_vdisk(request, no_terms()).await.unwrap().value;
+        assert_eq!((made.size_bytes, made.capacity_bytes), (10_000, 12_288));
+        write(&volumes, "a", 0, 9, 10_000).await;
+        let resize = |size_bytes, allow_shrink| PatchVdisk {
+            size_bytes: Some(size_bytes),
+            byte_exact: true,
+            allow_shrink,
+            ..patch()
+        };
+        refused(
+            volumes.update_vdisk(vdisk_ref("a"), resize(5000, false), no_terms()).await,
+            ProblemKind::Invalid,
+        );
+        let small = volumes.update_vdisk(vdisk_ref("a"), resize(5000, true), no_terms()).await.unwrap();
+        assert_eq!((small.size_bytes, small.capacity_bytes), (5000, 8192));
+        volumes.update_vdisk(vdisk_ref("a"), resize(10_000, false), no_terms()).await.unwrap();
+        for (at, expected) in [(4999, 9), (5000, 0), (8191, 0), (8192, 0), (9999, 0)] {
+            assert_eq!(byte_at(&volumes, "a", at).await, expected, "byte {at}");
+        }
+        let empty = CreateVdisk { size_bytes: Some(0), byte_exact: true, ..new_vdisk("e", 0) };
+        assert_eq!(volumes.create_vdisk(empty, no_terms()).await.unwrap().value.capacity_bytes, 0);
+    });
+}
+
+#[test]
+fn a_rollback_brings_back_contents_and_size() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let request = CreateVdisk { size_bytes: Some(10_000), byte_exact: true, ..new_vdisk("a", 0) };
+        volumes.create_vdisk(request, no_terms()).await.unwrap();
+        write(&volumes, "a", 0, 1, 4096).await;
+        let taken = volumes.create_snapshot(vdisk_ref("a"), new_snapshot("s"), no_terms()).await.unwrap();
+        assert!(taken.is_new);
+        assert_eq!(taken.value.size_bytes, 10_000);
+        let again = volumes.create_snapshot(vdisk_ref("a"), new_snapshot("s"), no_terms()).await.unwrap();
+        assert_eq!((again.is_new, again.value.uuid), (false, taken.value.uuid));
+        let other = CreateSnapshot { description: "other".into(), ..new_snapshot("s") };
+        refused(volumes.create_snapshot(vdisk_ref("a"), other, no_terms()).await, ProblemKind::Exists);
+
+        write(&volumes, "a", 0, 2, 4096).await;
+        let grow = PatchVdisk { size_bytes: Some(1 << 20), ..patch() };
+        volumes.update_vdisk(vdisk_ref("a"), grow, no_terms()).await.unwrap();
+        let back = RollbackVdisk { snapshot: SnapshotRef::Name(name("s")) };
+        let rolled = volumes.rollback_vdisk(vdisk_ref("a"), back, no_terms()).await.unwrap();
+        assert_eq!((rolled.size_bytes, rolled.capacity_bytes), (10_000, 12_288));
+        assert_eq!(byte_at(&volumes, "a", 0).await, 1);
+        let nothing = RollbackVdisk { snapshot: SnapshotRef::Name(name("nothing")) };
+        refused(volumes.rollback_vdisk(vdisk_ref("a"), nothing, no_terms()).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn the_trash_gives_back_what_was_deleted_until_its_time_is_over() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        let made = volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap().value;
+        write(&volumes, "a", 0, 5, 4096).await;
+        let protect = |protected| PatchVdisk { protected: Some(protected), ..patch() };
+        volumes.update_vdisk(vdisk_ref("a"), protect(true), no_terms()).await.unwrap();
+        let delete = || volumes.delete_vdisk(vdisk_ref("a"), DeleteVdiskQuery::default(), no_terms());
+        refused(delete().await, ProblemKind::Protected);
+        volumes.update_vdisk(vdisk_ref("a"), protect(false), no_terms()).await.unwrap();
+        delete().await.unwrap();
+        refused(volumes.get_vdisk(vdisk_ref("a")).await, ProblemKind::NotFound);
+        assert_eq!(volumes.list_vdisks(VdiskQuery::default()).await.unwrap().items.len(), 0);
+        assert_eq!(volumes.list_trash(TrashQuery::default()).await.unwrap().items[0].uuid, made.uuid);
+
+        let second = volumes.create_vdisk(new_vdisk("a", 4096), no_terms()).await.unwrap().value;
+        assert_ne!(second.uuid, made.uuid);
+        let restore = |request| volumes.restore_trash(vdisk_ref("a"), request, no_terms());
+        refused(restore(RestoreTrash::default()).await, ProblemKind::Exists);
+        let back = restore(RestoreTrash { name: Some(name("back")) }).await.unwrap();
+        assert_eq!((back.uuid, byte_at(&volumes, "back", 0).await), (made.uuid, 5));
+
+        delete().await.unwrap();
+        world.later(Duration::from_secs(3599));
+        volumes.expire_trash().await.unwrap();
+        assert_eq!(volumes.list_trash(TrashQuery::default()).await.unwrap().items.len(), 1);
+        world.later(Duration::from_secs(2));
+        volumes.expire_trash().await.unwrap();
+        assert_eq!(volumes.list_trash(TrashQuery::default()).await.unwrap().items.len(), 0);
+        refused(volumes.get_vdisk(VdiskRef::Id(second.uuid)).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn emptying_the_trash_is_a_task() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        for text in ["a", "b", "c"] {
+            volumes.create_vdisk(new_vdisk(text, 8192), no_terms()).await.unwrap();
+            volumes.delete_vdisk(vdisk_ref(text), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
+        }
+        let task = volumes.empty_trash(TrashQuery::default()).await.unwrap().0;
+        let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(over.result.unwrap()["deleted"], 3);
+        assert_eq!(volumes.list_trash(TrashQuery::default()).await.unwrap().items.len(), 0);
+    });
+}
+
+#[test]
+fn labels_that_would_not_fit_into_the_record_are_refused() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap();
+        let big = |text: &str| {
+            let labels = (0..7).map(|key| (key.to_string(), "x".repeat(4096))).collect();
+            CreateSnapshot { labels: Labels(labels), ..new_snapshot(text) }
+        };
+        let mut refusal = None;
+        for number in 0..20 {
+            let taken = volumes.create_snapshot(vdisk_ref("a"), big(&format!("s{number}")), no_terms()).await;
+            if let Err(problem) = taken {
+                refusal = Some(problem);
+                break;
+            }
+        }
+        assert_eq!(refusal.unwrap().kind(), ProblemKind::TooLarge);
+        volumes.get_vdisk(vdisk_ref("a")).await.unwrap();
+    });
+}
