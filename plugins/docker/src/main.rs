@@ -1,7 +1,7 @@
 //! The program `ovsd-docker`: options, log, socket, tasks. See the library for what it does.
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ovs_api::{Client, Paths};
 use ovs_docker::{
     background,
@@ -57,13 +57,18 @@ struct Args {
     #[arg(long, value_name = "PATH", default_value = "/run/docker.sock")]
     docker_socket: Vec<PathBuf>,
 
-    /// What to log, as `info` or `ovs_docker=debug`.
-    #[arg(long, value_name = "FILTER", env = "OVS_LOG", default_value = "info")]
-    log: String,
+    /// How log lines look. What is logged: OVS_LOG (error, warn, info, debug).
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
 
-    /// Log in JSON, one object a line.
-    #[arg(long)]
-    log_json: bool,
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -81,11 +86,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn start_log(args: &Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).context("--log")?;
+    let filter = std::env::var("OVS_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(filter).context("OVS_LOG")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_json {
-        true => log.json().init(),
-        false => log.with_ansi(false).init(),
+    match args.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(false).init(),
     }
     Ok(())
 }

@@ -184,14 +184,17 @@ impl VolumeOptions {
         let fstype = value(opts, "fstype", Fstype::from_str)?;
         let for_fstype = fstype.unwrap_or(Fstype::Ext4);
         let mkfs = value(opts, "mkfs_opts", |text| MkfsOptions::parse(for_fstype, text))?.unwrap_or_default();
-        let mount = value(opts, "mount_opts", |text| MountOptions::parse(fstype, text))?.unwrap_or_default();
+        let origin = parse_origin(opts)?;
+        // A clone's file system is its origin's, which is not known here.
+        let mount_for = if origin.is_some() { fstype } else { Some(for_fstype) };
+        let mount =
+            value(opts, "mount_opts", |text| MountOptions::parse(mount_for, text))?.unwrap_or_default();
         let root = RootDirectory {
             uid: value(opts, "uid", parse_owner)?,
             gid: value(opts, "gid", parse_owner)?,
             mode: value(opts, "mode", parse_mode)?,
         };
         let vpool = value(opts, "vpool", |text| Name::new(text).map_err(|e| e.to_string()))?;
-        let origin = parse_origin(opts)?;
         let labels = value(opts, "label", parse_labels)?.unwrap_or_default();
 
         if origin.is_some() && !mkfs.is_empty() {
@@ -486,6 +489,7 @@ mod tests {
         check_refused(&[("label", "docker.volume=x")], &["plugin's own"]);
         check_refused(&[("label", "=x")], &["label"]);
         check_refused(&[("label", "a=\u{1}")], &["control"]);
+        check_refused(&[("mount_opts", "logbufs=8")], &["mount_opts", "logbufs", "noatime"]);
         check_refused(&[("from", "a/b/c")], &["from"]);
         check_refused(&[("template", "../../etc")], &["template"]);
     }

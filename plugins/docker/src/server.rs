@@ -112,10 +112,15 @@ async fn respond<P: Plugin>(request: hyper::Request<Incoming>, plugin: Arc<P>) -
             return refusal(StatusCode::BAD_REQUEST, &error.to_string());
         }
     };
+    // Docker asks whether a volume is there before it creates it.
+    let is_question = matches!(request, Request::Get(_) | Request::Path(_));
     match answer(request, plugin).await {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(error) => {
-            tracing::warn!(%path, %error, "refused");
+            match is_question {
+                true => tracing::debug!(%path, %error, "refused"),
+                false => tracing::warn!(%path, %error, "refused"),
+            }
             refusal(StatusCode::INTERNAL_SERVER_ERROR, &error)
         }
     }

@@ -1,5 +1,7 @@
 //! What anyone who can reach the socket may send. The plugin answers or hangs up, and everyone else is served.
 
+#![allow(clippy::unwrap_used, reason = "a test: what fails is the test")]
+
 use ovs_docker::{
     message::{Answer, Request},
     server::{self, BODY_BYTES_MAX, Plugin},

@@ -201,6 +201,11 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
 
         let options = vdisk.options().map_err(DriverError::Refused)?;
         let fstype = self.file_system(vdisk, &attached, &contents).await?;
+        if !attached.was_there
+            && let Err(error) = self.host.grow_unmounted(&attached.device, &contents).await
+        {
+            tracing::warn!(vdisk = %vdisk.uuid, %error, "the file system keeps its size");
+        }
         self.mount_or_repair(&attached, target, fstype, vdisk).await?;
         let is_first = !vdisk.is_formatted();
         let root = if is_first { options.root } else { RootDirectory::default() };

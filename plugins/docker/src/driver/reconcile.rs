@@ -28,6 +28,8 @@ pub struct Watch {
     unused: HashMap<VdiskId, u64>,
     /// The size that each mounted file system was last grown to.
     sizes: HashMap<VdiskId, u64>,
+    /// Why it could not be grown, as it was logged.
+    grow_errors: HashMap<VdiskId, String>,
 }
 
 impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
@@ -36,6 +38,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
         let all: Vec<VdiskId> = locked(&self.known).keys().copied().collect();
         watch.unused.retain(|vdisk, _| all.contains(vdisk));
         watch.sizes.retain(|vdisk, _| all.contains(vdisk));
+        watch.grow_errors.retain(|vdisk, _| all.contains(vdisk));
         for vdisk in all {
             let lock = locked(&self.locks).entry(vdisk).or_default().clone();
             // A volume that Docker is just using needs no looking after.

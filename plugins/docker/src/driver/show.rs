@@ -8,13 +8,25 @@ use crate::{
     record::{Record, Records},
 };
 use ovs_units::{Name, format_size};
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use tokio::time::timeout;
+
+/// How long ovsd may take over a volume of which enough is known here.
+const PATIENCE_FOR_MOUNTED: Duration = Duration::from_secs(2);
 
 impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
     /// One volume. While ovsd is away, what this host knows of a volume that it has mounted.
     pub async fn get(&self, name: &Name) -> Result<Volume, DriverError> {
         let local = self.record_of(name, None).filter(|record| !record.refs.is_empty());
-        match (self.volume(name).await, local) {
+        let asked = match &local {
+            // dockerd asks before it starts a container on it: ovsd may be in the middle of a restart.
+            Some(_) => timeout(PATIENCE_FOR_MOUNTED, self.volume(name)).await.unwrap_or_else(|_| {
+                Err(OvsdError::Unreachable(format!("no answer within {} s", PATIENCE_FOR_MOUNTED.as_secs()))
+                    .into())
+            }),
+            None => self.volume(name).await,
+        };
+        match (asked, local) {
             (Ok(Some(vdisk)), _) => {
                 let mounted = self.mounted_targets().await?;
                 Ok(self.show(&vdisk, &mounted))

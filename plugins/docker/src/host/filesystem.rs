@@ -9,6 +9,7 @@ use rustix::{
     fs::{Gid, Mode, OFlags, Uid},
     io::Errno,
     mount::MountFlags,
+    thread::CapabilitySet,
 };
 use std::{
     ffi::{CString, OsString},
@@ -183,7 +184,30 @@ pub async fn grow(device: &Device, fstype: Fstype, target: &Path) -> Result<(), 
             program::run_well("xfs_growfs", &["-d".as_ref(), target.as_os_str()], GROW_TIMEOUT).await
         }
     };
-    grown.map_err(HostError::Failed)
+    grown.map_err(|error| {
+        let hint = match fstype == Fstype::Ext4 && !may_grow_mounted_ext4() {
+            true => "; this process lacks CAP_SYS_RESOURCE, so it grows when it is mounted the next time",
+            false => "",
+        };
+        HostError::Failed(format!("{error}{hint}"))
+    })
+}
+
+/// ext4 wants CAP_SYS_RESOURCE for growing while it is mounted, which root in a container may not have.
+pub fn may_grow_mounted_ext4() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
+}
+
+/// Lets an ext4 that is mounted nowhere grow. resize2fs marks it as having errors while it is at it, so that what a
+/// crash leaves is checked before the next mount.
+pub async fn grow_unmounted_ext4(device: &Device) -> Result<(), HostError> {
+    let path = device.path.as_os_str();
+    let ended = program::run("e2fsck", &["-f".as_ref(), "-p".as_ref(), path], CHECK_TIMEOUT).await;
+    match ended.map_err(HostError::Failed)? {
+        program::Ended { code: Some(0..=3), .. } => {}
+        program::Ended { last_words, .. } => return Err(HostError::Failed(format!("e2fsck: {last_words}"))),
+    }
+    program::run_well("resize2fs", &[path], CHECK_TIMEOUT).await.map_err(HostError::Failed)
 }
 
 #[cfg(test)]

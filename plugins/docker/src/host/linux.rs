@@ -239,6 +239,18 @@ impl Host for LinuxHost {
         !matches!(blocking(move || mounts::is_used_elsewhere(&major_minor, &target)).await, Ok(Ok(false)))
     }
 
+    async fn grow_unmounted(&self, device: &Device, contents: &Contents) -> Result<(), HostError> {
+        let device_size_bytes = loop_device::size_bytes(device).map_err(failed(device.path.display()))?;
+        match contents {
+            Contents::FileSystem { fstype: Fstype::Ext4, size_bytes, .. }
+                if *size_bytes < device_size_bytes && !filesystem::may_grow_mounted_ext4() =>
+            {
+                filesystem::grow_unmounted_ext4(device).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn grow(
         &self,
         device: &Device,

@@ -159,6 +159,13 @@ pub trait Host: Send + Sync + 'static {
     /// that cannot be found out.
     fn is_used_elsewhere(&self, device: &Device, target: &Path) -> impl Future<Output = bool> + Send;
 
+    /// Lets a file system that is mounted nowhere grow to its device's size, if this process may not do it later.
+    fn grow_unmounted(
+        &self,
+        device: &Device,
+        contents: &Contents,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+
     /// Lets device and mounted file system grow to the file's size; does nothing if they have it.
     fn grow(
         &self,

@@ -472,6 +472,12 @@ impl Host for Sim {
         self.world().namespaces.iter().any(|(_, sequence)| *sequence == device.sequence)
     }
 
+    async fn grow_unmounted(&self, device: &Device, _contents: &Contents) -> Result<(), HostError> {
+        let world = self.world();
+        assert!(!world.is_mounted(device.sequence), "resize2fs without the kernel on a mounted device");
+        Ok(())
+    }
+
     async fn grow(
         &self,
         device: &Device,
