@@ -88,6 +88,14 @@ impl Call {
     /// The body; nothing at all is an object without members.
     pub fn body<T: DeserializeOwned + Request>(&self) -> Result<T, Problem> {
         let text: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
+        // A parser of structures also takes their members in a row: `["default", "x"]` would make a vDisk.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Problem::field(
+                "body",
+                String::from_utf8_lossy(&text[..text.len().min(200)]),
+                "a JSON object",
+            ));
+        }
         let mut json = serde_json::Deserializer::from_slice(text);
         let body: T = serde_path_to_error::deserialize(&mut json).map_err(refuse_path)?;
         json.end().map_err(|error| refuse("body", error))?;

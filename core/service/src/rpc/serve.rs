@@ -44,7 +44,7 @@ pub(super) struct Patience {
     pub stop: Duration,
 }
 
-const PATIENCE: Patience = Patience {
+pub(super) const PATIENCE: Patience = Patience {
     headers: Duration::from_secs(10),
     body: Duration::from_secs(30),
     write: Duration::from_secs(30),

@@ -1,6 +1,6 @@
 //! The door with hostile clients in front and a double of `Core` behind, which says what reached it.
 
-use super::serve::{Patience, serve_with};
+use super::serve::{PATIENCE, Patience, serve_with};
 use super::*;
 use ovs_api::*;
 use ovs_units::Name;
@@ -28,6 +28,7 @@ struct Door {
     served: Option<std::thread::JoinHandle<()>>,
 }
 
+/// For tests of time-outs alone: on a busy machine an honest client may need longer.
 const QUICK: Patience = Patience {
     headers: Duration::from_millis(300),
     body: Duration::from_millis(300),

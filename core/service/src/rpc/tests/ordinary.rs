@@ -5,7 +5,7 @@ use super::*;
 
 /// A request that reaches its operation, and what it arrived with.
 fn check(method: &str, path: &str, headers: &str, body: &str, expected: &[(&str, &str)]) {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     let (status, problem) = door.ask(method, path, headers, body);
     assert_eq!(status, 409, "{method} {path}: {problem}");
     for (member, text) in expected {
@@ -16,7 +16,7 @@ fn check(method: &str, path: &str, headers: &str, body: &str, expected: &[(&str,
 
 #[test]
 fn every_operation_is_dispatched_from_the_table() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     for operation in OPERATIONS {
         let segments: Vec<&str> =
             operation.path.split('/').map(|s| if s.starts_with('{') { "x" } else { s }).collect();
@@ -116,7 +116,7 @@ fn headers_arrive_in_the_context() {
 
 #[test]
 fn metrics_and_the_document_are_served() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     let answer = door.raw(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(
         answer.contains("content-type: text/plain; version=0.0.4") && answer.ends_with("ovs_up 1\n"),
@@ -130,7 +130,7 @@ fn metrics_and_the_document_are_served() {
 
 #[test]
 fn what_nobody_has_built_says_why() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     let error = block_on(door.client().list_vmachines(&ListQuery::default())).unwrap_err();
     assert_eq!((error.kind(), error.status()), (Some(ProblemKind::NotImplemented), Some(501)));
     assert!(error.detail().contains("consistent snapshots"), "{error}");
@@ -138,7 +138,7 @@ fn what_nobody_has_built_says_why() {
 
 #[test]
 fn the_client_and_the_door_agree() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     let client = door.client();
     let vdisk: VdiskRef = "p:x".parse().unwrap();
     let error =
@@ -159,7 +159,7 @@ fn the_client_and_the_door_agree() {
 
 #[test]
 fn a_starting_service_is_waited_for() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     let answer = door.raw(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(answer.contains("retry-after: 1\r\n") && answer.starts_with("HTTP/1.1 503"), "{answer}");
     let started = tokio::time::Instant::now();
@@ -169,7 +169,7 @@ fn a_starting_service_is_waited_for() {
 
 #[test]
 fn events_stream_and_resume() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     *door.double.events.lock().unwrap() =
         vec![event(41, EventKind::VdiskCreated), event(42, EventKind::CapacityAlarm)];
     block_on(async {
@@ -187,7 +187,7 @@ fn events_stream_and_resume() {
 
 #[test]
 fn the_wire_form_of_an_event_is_three_fields() {
-    let door = Door::open(QUICK);
+    let door = Door::open(PATIENCE);
     *door.double.events.lock().unwrap() = vec![event(41, EventKind::VdiskCreated)];
     let mut stream = door.connect();
     stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
@@ -205,7 +205,7 @@ fn the_wire_form_of_an_event_is_three_fields() {
 
 #[test]
 fn a_stop_ends_streams_and_answers_what_is_in_flight() {
-    let mut door = Door::open(QUICK);
+    let mut door = Door::open(PATIENCE);
     let mut events = door.connect();
     events.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut slow = door.connect();
