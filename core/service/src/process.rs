@@ -1,4 +1,4 @@
-//! What this process asks of the kernel so that it keeps serving when memory runs out. All of it is best effort: what
+//! Folders, and what this process asks of the kernel so that it keeps serving when memory runs out. All of it is best effort: what
 //! is refused is logged, once, and ovsd goes on.
 //!
 //! A guest's dirty pages may be written back through this process. If it then waits for memory that can only be freed
@@ -6,7 +6,24 @@
 //! write-back), what it has touched stays in memory, and the OOM killer looks elsewhere first. The unit file adds the
 //! rest: a slice of its own and no memory limit.
 
-use std::io;
+use std::{fs, io, path::Path};
+
+/// Makes a folder and those above it, each as durable as what will be in it: the folder that names a new one is synced.
+pub fn make_durable_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_durable_folder(above)?;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
+                return Err(error);
+            }
+            _ => fs::File::open(above)?.sync_all()?,
+        }
+    }
+    Ok(())
+}
 
 /// Marks this process, and threads made later, as one that block I/O depends on. Call before any thread exists: the
 /// mark is per thread and inherited (prctl(2), PR_SET_IO_FLUSHER, needs CAP_SYS_RESOURCE).
@@ -23,7 +40,7 @@ pub fn lock_memory() -> io::Result<()> {
 
 /// Tells the OOM killer that the vDisks of every guest hang on this process.
 pub fn avoid_oom_killer() -> io::Result<()> {
-    std::fs::write("/proc/self/oom_score_adj", "-900")
+    fs::write("/proc/self/oom_score_adj", "-900")
 }
 
 /// Raises the soft limit of open files to the hard one: every connection and every vDisk's socket is one.

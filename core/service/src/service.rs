@@ -11,6 +11,7 @@ use crate::{
     engine_thread::EngineHandle,
     metrics,
     notify::ServiceManager,
+    process::make_durable_folder,
     rpc::{self, Answer, Call, Dispatch},
     sockets::{Access, bind, group_id},
     tasks::Tasks,
@@ -41,7 +42,7 @@ impl Service {
     /// Brings everything up; when this returns, the NBD doors are open.
     pub async fn start(config: Config, paths: Paths) -> anyhow::Result<Service> {
         for folder in [paths.state_dir(), paths.run_dir(), paths.nbd_dir()] {
-            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+            make_durable_folder(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let tasks = Arc::new(Tasks::default());
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();

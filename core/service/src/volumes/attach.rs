@@ -22,13 +22,15 @@ use ovs_api::{
 use ovs_cluster::catalogue::{AttachmentRecord, CatalogueError, FORMAT, VdiskRecord};
 use ovs_nbd::{ClientInfo, OpenError};
 use ovs_units::{Name, SnapshotId, VdiskId};
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
 
 /// Connection attempts that one incarnation of a client may make: at one a second, half a year.
 const GENERATION_STEP: u64 = 1 << 24;
 /// An attachment that is not persistent goes when it has not been connected for this long.
 const IDLE_MS_MAX: u64 = 60_000;
+/// How long a request waits for what a fenced client has in flight.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// Fenced sessions that a vDisk remembers.
 const FENCED_MAX: usize = 64;
 
@@ -89,7 +91,7 @@ impl Volumes {
             .attach(holder.clone())
             .map_err(|busy| from_busy(&format!("vDisk {}", record.name), busy))?;
         // What the client's predecessor left on the wire is fenced: it ends before the new generation is told.
-        self.attachments.kill(holder.uuid).await;
+        self.end_connections(&holder).await?;
         if let Err(problem) = self.keep_attachment(&holder).await {
             if is_new {
                 self.attachments.detach(holder.uuid);
@@ -214,8 +216,19 @@ impl Volumes {
                 }
             }
         }
-        self.attachments.kill(holder.uuid).await;
-        Ok(())
+        self.end_connections(holder).await
+    }
+
+    /// Ends a holder's connections. While something that it asked for is still under way (a write that waits for room),
+    /// the holder stays: nobody else gets in before that is done.
+    async fn end_connections(&self, holder: &Holder) -> Result<(), Problem> {
+        tokio::select! {
+            () = self.attachments.kill(holder.uuid) => Ok(()),
+            () = self.clock.sleep(DRAIN_PATIENCE) => {
+                let detail = format!("{holder} is fenced, and what it asked for before is still under way: try again");
+                Err(Problem::new(ProblemKind::Unavailable, detail))
+            }
+        }
     }
 
     /// Forgets an attachment that is not connected any more.

@@ -3,7 +3,8 @@
 use super::{Volumes, problem::from_backend};
 use ovs_api::{Alarm, AlarmKind, EventKind, Timestamp};
 use ovs_cluster::catalogue::State;
-use ovs_volume::VdiskState;
+use ovs_units::VdiskId;
+use ovs_volume::{OnFull, VdiskState};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -15,6 +16,8 @@ use std::{
 const TICK: Duration = Duration::from_secs(1);
 /// Every so many ticks what failed is tried again, and the trash is looked at.
 const TICKS_PER_RETRY: u64 = 10;
+/// Every so many ticks creates and deletes that an error cut short are finished or abandoned.
+const TICKS_PER_FINISH: u64 = 60;
 /// Every so many ticks old keys and tasks go.
 const TICKS_PER_SWEEP: u64 = 3600;
 /// vDisks opened at the same time after a start.
@@ -99,13 +102,10 @@ impl Volumes {
                 }
             }
         }
-        self.finish_what_was_begun().await;
-        for stored in self.all_records().await {
-            let id = stored.record.id;
-            if stored.record.state == State::Ready
-                && (!self.slot(id).is_settled() || self.engine.vdisk(id).is_none())
-                && let Err(problem) = self.ensure_open(id).await
-            {
+        let unsettled: Vec<VdiskId> =
+            self.slots.borrow().iter().filter(|(_, slot)| !slot.is_settled()).map(|(id, _)| *id).collect();
+        for id in unsettled {
+            if let Err(problem) = self.ensure_open(id).await {
                 tracing::debug!(vdisk = %id, %problem, "it still cannot be opened");
             }
         }
@@ -227,6 +227,9 @@ async fn tick(volumes: Weak<Volumes>) {
         if count % TICKS_PER_RETRY == 0 {
             volumes.retry().await;
         }
+        if count % TICKS_PER_FINISH == 0 {
+            volumes.finish_what_was_begun().await;
+        }
         if count % TICKS_PER_SWEEP == 0 {
             volumes.sweep().await;
         }
@@ -253,6 +256,14 @@ async fn open_all(volumes: Weak<Volumes>) {
         });
     }
     while opening.join_next().await.is_some() {}
+    // What is left in the write buffer belongs to deleted vDisks that have clones, or to nobody. That can be told only
+    // when every vPool is there and nothing of them is missing here.
+    let Some(volumes) = volumes.upgrade().filter(|volumes| !volumes.is_stopping()) else { return };
+    if volumes.is_all_known()
+        && let Err(error) = volumes.engine.claim_buffered(OnFull::Stall { timeout: None }).await
+    {
+        tracing::warn!(%error, "what is left in the write buffer was not looked at");
+    }
 }
 
 #[cfg(test)]

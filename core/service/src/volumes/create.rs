@@ -55,6 +55,7 @@ impl Volumes {
             if known.record.request != asked || known.record.state != State::Ready {
                 return Err(exists("vDisk", &request.name, known.record.id.0));
             }
+            self.remember(&terms, &asked, known.record.id.0).await?;
             return Ok(Created::existing(self.show_vdisk_by_id(known.record.id).await?));
         }
         if pool.backend().is_none() {

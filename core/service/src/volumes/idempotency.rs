@@ -42,6 +42,19 @@ impl Volumes {
         terms: &Terms,
         request: &Value,
     ) -> Result<Option<Uuid>, Problem> {
+        let is_there =
+            async |object| Ok(self.catalogue.find::<T>(object).await.map_err(from_catalogue)?.is_some());
+        self.idempotent_if(terms, request, T::KIND, is_there).await
+    }
+
+    /// The same for objects that have no record of their own.
+    pub(super) async fn idempotent_if(
+        &self,
+        terms: &Terms,
+        request: &Value,
+        kind: &str,
+        is_there: impl AsyncFn(Uuid) -> Result<bool, Problem>,
+    ) -> Result<Option<Uuid>, Problem> {
         let Some(key) = &terms.idempotency_key else { return Ok(None) };
         let index = IdempotencyRecord::key_key(key);
         let Some(known) =
@@ -53,8 +66,8 @@ impl Volumes {
             let detail = "Idempotency-Key: it was used for a different request";
             return Err(Problem::new(ProblemKind::Conflict, detail));
         }
-        if self.catalogue.find::<T>(known.record.object).await.map_err(from_catalogue)?.is_none() {
-            let detail = format!("the {} that this request made before is deleted", T::KIND);
+        if !is_there(known.record.object).await? {
+            let detail = format!("the {kind} that this request made before is deleted");
             return Err(
                 Problem::new(ProblemKind::Conflict, detail).with("uuid", known.record.object.to_string())
             );

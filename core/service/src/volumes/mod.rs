@@ -114,6 +114,8 @@ pub struct Volumes {
     /// Numbers of events below this are reserved.
     events_reserved: Cell<u64>,
     is_stopping: Cell<bool>,
+    /// A rebuilt registry may lack a vDisk that its backend could not tell of.
+    is_rebuilt: Cell<bool>,
 }
 
 impl Volumes {
@@ -125,6 +127,11 @@ impl Volumes {
     /// True once ovsd is on its way out: nobody new gets in.
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.get()
+    }
+
+    /// True when every vPool serves and the registry was not rebuilt in this life: what it does not know does not exist.
+    pub(crate) fn is_all_known(&self) -> bool {
+        !self.is_rebuilt.get() && self.pools.borrow().values().all(|pool| pool.backend().is_some())
     }
 
     /// Tells watchers that something happened.

@@ -14,6 +14,7 @@ use super::{
     inventory::{KnownBackend, KnownVpool},
     problem::{from_backend, from_catalogue, not_found},
 };
+use crate::process::make_durable_folder;
 use bytes::Bytes;
 use ovs_api::{
     Backend as ApiBackend, BackendKind, CreateBackend, CreateVpool, Created, DeleteVpoolQuery, EventKind,
@@ -28,6 +29,7 @@ use std::{
     cell::{Cell, RefCell},
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -37,6 +39,8 @@ pub(crate) const PRESET: &str = "default";
 const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
 /// How long deleted vDisks stay in the trash.
 const TRASH_RETENTION_S: u64 = 24 * 3600;
+/// How long a vPool's deletion waits for the objects of its deleted vDisks to go.
+const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
 /// A vPool's record on its backend is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -452,9 +456,23 @@ impl Volumes {
         };
         let stored = self.catalogue.update(&stored, deleting).await.map_err(from_catalogue)?;
         self.pools.borrow_mut().remove(&id);
+        if let Some(store) = pool.backend() {
+            self.wait_until_empty(&*store).await;
+        }
+        self.engine.detach_backend(id);
         self.finish_vpool_delete(&stored).await?;
         self.publish_vpool(EventKind::VpoolDeleted, &pool);
         Ok(())
+    }
+
+    /// The engine removes a deleted vDisk's objects, and then what it knows of it, in the background: it gets a moment.
+    async fn wait_until_empty(&self, store: &dyn Backend) {
+        let deadline = self.clock.now() + EMPTYING_PATIENCE;
+        while store.list("v/", None, 1).await.is_ok_and(|left| !left.is_empty())
+            && self.clock.now() < deadline
+        {
+            self.clock.sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The rest of a vPool's deletion; also done at start-up.
@@ -739,16 +757,7 @@ pub(super) async fn open_namespace(
 
 async fn make_folder(path: &Path) -> std::io::Result<()> {
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&path)?;
-        // The new name must be as durable as what will be put below it.
-        if let Some(parent) = path.parent() {
-            std::fs::File::open(parent)?.sync_all()?;
-        }
-        Ok(())
-    })
-    .await
-    .map_err(std::io::Error::other)?
+    tokio::task::spawn_blocking(move || make_durable_folder(&path)).await.map_err(std::io::Error::other)?
 }
 
 async fn remove_folder(path: PathBuf) -> std::io::Result<()> {

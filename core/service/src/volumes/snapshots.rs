@@ -15,6 +15,7 @@ use ovs_api::{
 use ovs_cluster::catalogue::{SnapshotRecord, VdiskRecord};
 use ovs_units::{Name, SnapshotId, VdiskId};
 use ovs_volume::{SnapshotInfo, Vdisk};
+use serde_json::json;
 use std::{rc::Rc, time::Duration};
 
 /// A request for a snapshot that waits, waits for this long unless it says otherwise.
@@ -35,6 +36,12 @@ impl Volumes {
         let known = shown_snapshots(&stored.record, &vdisk)
             .into_iter()
             .find(|snapshot| snapshot.name == request.name);
+        let asked = json!({"vdisk": id, "request": request});
+        let is_there = async |object| Ok(stored.record.snapshots.contains_key(&SnapshotId(object)));
+        if let Some(made) = self.idempotent_if(&terms, &asked, "snapshot", is_there).await? {
+            let made = self.find_snapshot(&stored.record, &vdisk, &SnapshotRef::Id(SnapshotId(made)))?;
+            return Ok(Created::existing(self.show_snapshot(&stored.record, &made)));
+        }
         if let Some(known) = known {
             return self.same_snapshot(&stored.record, &known, &request).map(Created::existing);
         }
@@ -62,6 +69,7 @@ impl Volumes {
                 return Err(from_volume(error));
             }
         };
+        self.remember(&terms, &asked, snapshot.0).await?;
         self.publish_snapshot(EventKind::SnapshotCreated, &named.record, snapshot, taken.name.clone());
         self.tell_when_on_backend(named.record.clone(), vdisk.clone(), &taken);
         Ok(Created::new(self.show_snapshot(&named.record, &taken)))
@@ -151,6 +159,7 @@ impl Volumes {
         vdisk.delete_snapshot(found.id).await.map_err(from_volume)?;
         let stored =
             self.change(&stored, Some(&vdisk), |record| drop(record.snapshots.remove(&found.id))).await?;
+        self.object_gone(found.id.0).await;
         self.publish_snapshot(EventKind::SnapshotDeleted, &stored.record, found.id, found.name);
         Ok(())
     }

@@ -68,6 +68,7 @@ impl Volumes {
             slots: RefCell::default(),
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
+            is_rebuilt: Cell::new(false),
         });
         volumes.bring_up(is_first_start).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
         Ok(volumes)
@@ -82,6 +83,7 @@ impl Volumes {
                 vpools = known.vpools.len(),
                 "the registry is empty: it is rebuilt from the backends"
             );
+            self.is_rebuilt.set(true);
             self.rebuild_registry(&known).await?;
         } else {
             for stored in vpools {

@@ -1,5 +1,5 @@
 //! Every operation of several steps, cut off at every commit of the registry: afterwards it has happened whole or not
-//! at all, and the same request again works.
+//! at all, the same request again works, and the backend alone tells the same.
 
 use super::*;
 use ovs_api::{DeleteVdiskQuery, RollbackVdisk, SnapshotRef, VdiskQuery};
@@ -18,7 +18,10 @@ async fn seen(volumes: &Rc<Volumes>) -> Vec<String> {
         let visible = opened.snapshots().into_iter().filter(|snapshot| !snapshot.hidden).count();
         let expected = names.len() + usize::from(vdisk.is_template);
         assert_eq!(visible, expected, "no snapshot is left that nobody sees: {:?}", opened.snapshots());
-        let first = opened.read(range(0, 1)).await.unwrap()[0];
+        let first = if vdisk.size_bytes == 0 { 0 } else { opened.read(range(0, 1)).await.unwrap()[0] };
+        let tail =
+            opened.read(range(vdisk.size_bytes, vdisk.capacity_bytes - vdisk.size_bytes)).await.unwrap();
+        assert!(tail.iter().all(|byte| *byte == 0), "something old lies behind the end");
         seen.push(format!(
             "{} {} {first} {names:?} template={}",
             vdisk.name, vdisk.size_bytes, vdisk.is_template
@@ -31,7 +34,9 @@ async fn prepare(volumes: &Rc<Volumes>) {
     volumes.create_vdisk(new_vdisk("a", 16384), no_terms()).await.unwrap();
     write(volumes, "a", 0, 1, 4096).await;
     volumes.create_snapshot(vdisk_ref("a"), new_snapshot("s"), no_terms()).await.unwrap();
-    write(volumes, "a", 0, 2, 4096).await;
+    let grow = PatchVdisk { size_bytes: Some(32768), ..patch() };
+    volumes.update_vdisk(vdisk_ref("a"), grow, no_terms()).await.unwrap();
+    write(volumes, "a", 0, 2, 32768).await;
 }
 
 /// Cuts `operation` off at each of its commits. Afterwards people see what they saw before, or what they see when it
@@ -53,7 +58,7 @@ fn sweep(operation: impl AsyncFn(Rc<Volumes>) -> Result<(), Problem>) {
     assert!(commits > 1, "an operation of one step needs no sweep");
     for n in 1..=commits {
         for death in [Death::Before, Death::After] {
-            let world = World::new();
+            let mut world = World::new();
             world.life(async |volumes: Rc<Volumes>| prepare(&volumes).await);
             let (ended, _) = world.mortal_life(n, death, async |volumes: Rc<Volumes>| {
                 tokio::time::timeout(Duration::from_secs(300), operation(volumes.clone())).await.is_ok()
@@ -69,9 +74,16 @@ fn sweep(operation: impl AsyncFn(Rc<Volumes>) -> Result<(), Problem>) {
             let again = world.life(async |volumes: Rc<Volumes>| {
                 // What was done already may say so.
                 let _ = operation(volumes.clone()).await;
+                // As happens in the background, those in the trash included.
+                for stored in volumes.all_records().await {
+                    volumes.ensure_open(stored.record.id).await.unwrap();
+                }
                 seen(&volumes).await
             });
             assert_eq!(again, after, "asked again after it was cut off {death:?} commit {n} of {commits}");
+            world.lose_registry();
+            let rebuilt = world.life(async |volumes: Rc<Volumes>| seen(&volumes).await);
+            assert_eq!(rebuilt, after, "rebuilt after it was cut off {death:?} commit {n} of {commits}");
         }
     }
 }

@@ -185,6 +185,12 @@ fn a_rollback_brings_back_contents_and_size() {
         assert_eq!(taken.value.size_bytes, 10_000);
         let again = volumes.create_snapshot(vdisk_ref("a"), new_snapshot("s"), no_terms()).await.unwrap();
         assert_eq!((again.is_new, again.value.uuid), (false, taken.value.uuid));
+        let key = || Terms { idempotency_key: Some("create_snapshot:k".into()), if_match: None };
+        let keyed = volumes.create_snapshot(vdisk_ref("a"), new_snapshot("k"), key()).await.unwrap();
+        assert!(keyed.is_new);
+        volumes.delete_snapshot(vdisk_ref("a"), SnapshotRef::Id(keyed.value.uuid), no_terms()).await.unwrap();
+        let late = volumes.create_snapshot(vdisk_ref("a"), new_snapshot("k"), key()).await;
+        refused(late, ProblemKind::Conflict);
         let other = CreateSnapshot { description: "other".into(), ..new_snapshot("s") };
         refused(volumes.create_snapshot(vdisk_ref("a"), other, no_terms()).await, ProblemKind::Exists);
 
