@@ -1,5 +1,7 @@
 //! The built program against an ovsd that answers what it is told to: exit codes, what goes where, what is asked.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod fake;
 
 use fake::{Answer, Ovsd, Request, Rpc, problem, run, text};
@@ -45,6 +47,7 @@ fn usage_is_2_and_help_is_0() {
         &["vdisk", "create", "default/x", "--size=4097"],
         &["snapshot", "create", "default/x@a@b"],
         &["--nonsense"],
+        &["events"],
         &[],
     ] {
         let (stdout, stderr) = check_exit(root.path(), words, 2);
@@ -195,7 +198,7 @@ fn every_verb_asks_for_what_it_says() {
         (&["host", "list"], "GET /v1/hosts?limit=1000", json!(null)),
         (&["task", "list", "--state", "failed"], "GET /v1/tasks?limit=1000&state=failed", json!(null)),
         (&["task", "cancel", uuid], &format!("DELETE /v1/tasks/{uuid}"), json!(null)),
-        (&["events"], "GET /v1/events", json!(null)),
+        (&["events", "--since", "7"], "GET /v1/events", json!(null)),
     ];
     let (root, asked) = ovsd_that_answers(problem("not-found", 404, "seen"));
     for (words, expected, body) in checks {
@@ -335,7 +338,7 @@ data: {"id":3,"kind":"vdisk.created","vpool":"p","name":"c","at":"2026-11-20T10:
 
 "#;
     let root = ovsd_with_events(vec![first]);
-    let (stdout, _) = check_exit(root.path(), &["events"], 0);
+    let (stdout, _) = check_exit(root.path(), &["events", "--since", "0"], 0);
     let expected = "\
 2026-11-20 10:00:00       1  vdisk.created p/a
 2026-11-20 10:00:00       2  vdisk.created p/0

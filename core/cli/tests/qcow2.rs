@@ -1,5 +1,7 @@
 //! Our qcow2 reader against images that qemu-img makes, and our writer against what qemu-img thinks of it.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use ovs_cli::image::{Extent, ImageError, Sink, Source, qcow2};
 use ovs_units::{ByteCount, ByteOffset};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Import and export by the built program, to and from a vDisk in memory behind the real NBD server.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod fake;
 
 use fake::{Ovsd, text};
@@ -258,6 +260,17 @@ fn a_failed_overwrite_keeps_the_vdisk_and_says_so() {
     assert_eq!(ovsd.state().vdisk.as_ref().unwrap()["labels"]["ovs.import"], "unfinished");
     std::fs::write(&path, pattern(1, 31 << 20)).unwrap();
     check(&ovsd.run(&words), 1, "resize it first");
+}
+
+#[test]
+fn an_overwrite_that_never_began_leaves_the_vdisk_as_it_was() {
+    let ovsd = Ovsd::start(Some(30 * MIB));
+    ovsd.state().refuses_attachments = true;
+    let path = ovsd.path("image");
+    std::fs::write(&path, pattern(1, 1 << 20)).unwrap();
+    let output = ovsd.run(&["vdisk", "import", path.to_str().unwrap(), "default/v", "--overwrite"]);
+    check(&output, 1, "ovs: default/v is in use\n");
+    assert_eq!(ovsd.state().vdisk.as_ref().unwrap()["labels"], serde_json::json!({}));
 }
 
 /// A vDisk of 25 MiB and a bit with data at three places.

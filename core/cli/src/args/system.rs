@@ -75,8 +75,8 @@ pub struct EventsArgs {
     /// Go on until interrupted, over restarts of ovsd; without it, end with the newest event
     #[arg(long)]
     pub follow: bool,
-    /// Begin after this event [default: with --follow the newest, without it the first that is kept]
-    #[arg(long, value_name = "ID")]
+    /// Begin after this event; with --follow, the newest when not given
+    #[arg(long, value_name = "ID", required_unless_present = "follow")]
     pub since: Option<u64>,
 }
 

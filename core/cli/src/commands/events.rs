@@ -13,11 +13,7 @@ use std::time::Duration;
 const RESUME_DELAY: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(context: &Context, args: EventsArgs) -> Result<(), Failure> {
-    let mut since = match (args.since, args.follow) {
-        (Some(id), _) => Some(EventId(id)),
-        (None, true) => None,
-        (None, false) => Some(EventId(0)),
-    };
+    let mut since = args.since.map(EventId);
     let mut has_begun = false;
     loop {
         match stream(context, &mut since, args.follow).await {

@@ -24,6 +24,8 @@ use std::{path::PathBuf, time::Duration};
 
 /// For how long a call looks for an ovsd: it may just be restarting.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same once there has been one.
+const PATIENCE_UNDER_WAY: Duration = Duration::from_secs(60);
 /// Deleting or shrinking a large vDisk takes its time.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -42,6 +44,12 @@ impl Context {
         let socket = global.socket.clone().unwrap_or_else(|| Paths::new(global.root.as_deref()).socket());
         let client = Client::new(socket).patience(PATIENCE).timeout(TIMEOUT);
         Context { client, output: Output::new(&global), global }
+    }
+
+    /// The same for work under way, which should outlive a restart of ovsd.
+    pub fn patient(&self) -> Context {
+        let client = self.client.clone().patience(PATIENCE_UNDER_WAY);
+        Context { client, output: self.output.clone(), global: self.global.clone() }
     }
 
     /// The NBD socket that serves every vDisk and snapshot: beside the RPC's.

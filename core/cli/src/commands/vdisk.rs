@@ -149,7 +149,7 @@ fn view(shown: &Shown, output: &Output) -> String {
         .with_some("description", Some(&vdisk.description).filter(|text| !text.is_empty()))
         .with_each("labels", label_lines(&vdisk.labels))
         .with("NBD", &vdisk.nbd_uri)
-        .with("for QEMU", format!("-drive if=virtio,cache=none,discard=unmap,file='{}'", vdisk.qemu_filename))
+        .with("for QEMU", qemu_words(&vdisk.qemu_filename))
         .with("file", &vdisk.fuse_path)
         .to_string();
     let mut text = fields;
@@ -162,6 +162,15 @@ fn view(shown: &Shown, output: &Output) -> String {
     text
 }
 
+/// What to say to QEMU: its `-blockdev` with the `reconnect-delay` of the file name, since a URI has no word for that.
+fn qemu_words(filename: &str) -> String {
+    let document = filename.strip_prefix("json:").and_then(|json| serde_json::from_str(json).ok());
+    let Some(serde_json::Value::Object(mut blockdev)) = document else { return filename.to_owned() };
+    blockdev.insert("node-name".into(), "vdisk".into());
+    blockdev.insert("discard".into(), "unmap".into());
+    format!("-blockdev '{}' -device virtio-blk-pci,drive=vdisk", serde_json::Value::Object(blockdev))
+}
+
 fn view_stats(stats: &VdiskStats) -> String {
     Fields::new()
         .with("reads", format!("{}, {}", stats.read_count, size(stats.read_bytes)))
@@ -170,7 +179,7 @@ fn view_stats(stats: &VdiskStats) -> String {
         .with("put on the backend", size(stats.backend_put_bytes))
         .with("on the backend", size(stats.allocated_bytes))
         .with("in the write buffer", size(stats.buffered_bytes))
-        .with("opened", format!("{} times", stats.epoch))
+        .with("times opened", stats.epoch)
         .with("operations", stats.sequence)
         .to_string()
 }
@@ -236,7 +245,7 @@ description          two\\nlines
 labels               a=1
                      b=2
 NBD                  nbd+unix:///?socket=/run/ovs/nbd/67e55044-10b1-426f-9247-bb680e5fe0c8.sock
-for QEMU             -drive if=virtio,cache=none,discard=unmap,file='json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"reconnect-delay\":300}}'
+for QEMU             -blockdev '{\"discard\":\"unmap\",\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"reconnect-delay\":300},\"node-name\":\"vdisk\"}' -device virtio-blk-pci,drive=vdisk
 file                 /mnt/ovs/default/web-1.raw
 
 SNAPSHOT               SIZE  CREATED              ON BACKEND  CLONES
@@ -277,7 +286,7 @@ flushes              5
 put on the backend   4MiB
 on the backend       64KiB
 in the write buffer  0B
-opened               3 times
+times opened         3
 operations           900
 ";
         assert_eq!(view_stats(&stats), expected);

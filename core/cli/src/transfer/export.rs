@@ -51,6 +51,7 @@ pub async fn export(context: &Context, args: ExportArgs) -> Result<(), Failure> 
     let is_standard_output = args.file.as_os_str() == "-";
     let label = format!("export {}", args.source);
     let moment = find(context, &args).await?;
+    let context = &context.patient();
     let (size, own) = (moment.size, moment.own);
     let copied = interrupt.or(copy(context, moment, sink, destination, label)).await;
     if copied.is_err() {

@@ -19,7 +19,7 @@ use ovs_api::{
     Vdisk,
 };
 use ovs_units::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, VDISK_SIZE_BYTES_MAX};
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 const VERB: &str = "import";
 /// Says that a vDisk does not hold all of its image: stays behind when this process is killed.
@@ -36,6 +36,8 @@ struct Target {
     vdisk: Vdisk,
     /// Made by this import, and deleted when it fails.
     is_fresh: bool,
+    /// It was there before, and something of it may have been overwritten.
+    is_touched: Cell<bool>,
     /// The size that it is to have; `None`: that of what comes.
     size: Option<ByteCount>,
 }
@@ -50,6 +52,7 @@ pub async fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> 
     }
     let source = opened.source;
     let target = prepare(context, &args, source.size()).await?;
+    let context = &context.patient();
     let filled = interrupt.or(fill(context, &target, source)).await;
     match filled {
         Ok(vdisk) => {
@@ -80,16 +83,10 @@ async fn prepare(
     if size.is_some_and(|size| size.0 > VDISK_SIZE_BYTES_MAX) {
         return Err(Failure::new(ProblemKind::Invalid, "the image is larger than a vDisk can be: 64TiB"));
     }
-    let mut target = match args.overwrite {
-        true => existing(context, name, image_size).await?,
-        false => fresh(context, name, size).await?,
-    };
-    if args.overwrite {
-        let labels = LabelsPatch([(UNFINISHED_LABEL.to_owned(), Some("unfinished".to_owned()))].into());
-        let patch = PatchVdisk { labels, ..PatchVdisk::default() };
-        target.vdisk = context.client.update_vdisk(&target.vdisk.uuid.into(), &patch).await?;
+    match args.overwrite {
+        true => existing(context, name, image_size).await,
+        false => fresh(context, name, size).await,
     }
-    Ok(target)
 }
 
 async fn existing(
@@ -104,7 +101,7 @@ async fn existing(
         return Err(Failure::new(ProblemKind::Invalid, detail));
     }
     let size = Some(ByteCount(vdisk.size_bytes));
-    Ok(Target { name, vdisk, is_fresh: false, size })
+    Ok(Target { name, vdisk, is_fresh: false, is_touched: Cell::new(false), size })
 }
 
 async fn fresh(context: &Context, name: NewVdisk, size: Option<ByteCount>) -> Result<Target, Failure> {
@@ -130,7 +127,7 @@ async fn fresh(context: &Context, name: NewVdisk, size: Option<ByteCount>) -> Re
         let failure = Failure::new(ProblemKind::Exists, format!("{name} exists: {whose}"));
         return Err(failure.and("--overwrite fills it again, all it holds is lost"));
     }
-    Ok(Target { name, vdisk: created.value, is_fresh: true, size })
+    Ok(Target { name, vdisk: created.value, is_fresh: true, is_touched: Cell::new(false), size })
 }
 
 /// Copies, gives the vDisk its size, and checks that it has it.
@@ -143,12 +140,16 @@ async fn fill(context: &Context, target: &Target, source: Box<dyn Source>) -> Re
         export: String::new(),
     };
     let session = Session::open(context, VERB, wanted).await?;
-    let copied = copy(context, target, source, &session).await;
-    let result = match copied {
-        Ok(image_size) => settle(context, target, image_size, &session).await,
-        Err(failure) => Err(failure),
+    let work = async {
+        if !target.is_fresh {
+            // From here on nobody else writes, and what it held before is lost.
+            label_unfinished(context, target).await?;
+            target.is_touched.set(true);
+        }
+        let image_size = copy(context, target, source, &session).await?;
+        settle(context, target, image_size, &session).await
     };
-    match result {
+    match work.await {
         Ok(vdisk) => {
             session.close(context).await;
             Ok(vdisk)
@@ -158,6 +159,13 @@ async fn fill(context: &Context, target: &Target, source: Box<dyn Source>) -> Re
             Err(failure)
         }
     }
+}
+
+async fn label_unfinished(context: &Context, target: &Target) -> Result<(), Failure> {
+    let labels = LabelsPatch([(UNFINISHED_LABEL.to_owned(), Some("unfinished".to_owned()))].into());
+    let patch = PatchVdisk { labels, ..PatchVdisk::default() };
+    context.client.update_vdisk(&target.vdisk.uuid.into(), &patch).await?;
+    Ok(())
 }
 
 async fn copy(
@@ -238,6 +246,9 @@ async fn settle(
 /// Leaves nothing half made. A vDisk that was there before stays, and keeps its label.
 async fn give_up(context: &Context, target: &Target, failure: Failure) -> Failure {
     let name = &target.name;
+    if !target.is_fresh && !target.is_touched.get() {
+        return failure;
+    }
     if !target.is_fresh {
         return failure.and(&format!("{name} holds part of the image and part of what it held before"));
     }

@@ -60,6 +60,7 @@ pub struct State {
     /// The snapshots taken, by name.
     pub snapshots: HashMap<String, Value>,
     pub attachments: u64,
+    pub refuses_attachments: bool,
     pub generation: u64,
     /// `METHOD path` of everything that was asked.
     pub log: Vec<String>,
@@ -162,6 +163,9 @@ impl State {
             ("DELETE", "vdisks") => {
                 self.vdisk = None;
                 (204, None)
+            }
+            ("POST", "attachments") if self.refuses_attachments => {
+                problem("in-use", 409, "default/v is in use")
             }
             ("POST", "attachments") => {
                 self.attachments = 1;
