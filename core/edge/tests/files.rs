@@ -55,6 +55,7 @@ fn a_file_is_a_vdisk() {
     file.write_all_at(&pattern(1, 5000), 10_001).unwrap();
     let metadata = file.metadata().unwrap();
     assert_eq!((metadata.len(), metadata.blocks()), (15_001, 16));
+    file.sync_all().unwrap();
     assert_eq!(edge.world.state().named("x").unwrap().size_bytes, 15_001);
     let contents = fs::read(&path).unwrap();
     assert_eq!(contents.len(), 15_001);
@@ -136,6 +137,52 @@ fn direct_io_of_any_alignment() {
     file.read_exact_at(&mut contents[777..], 777).unwrap();
     assert!(contents == expected, "direct reads do not see direct writes");
     assert!(fs::read(&path).unwrap() == expected, "buffered reads do not see direct writes");
+}
+
+#[test]
+fn appending_resizes_seldom_and_ends_exact() {
+    use std::io::Write;
+    if !can_mount() {
+        return;
+    }
+    let mut edge = Edge::start();
+    let path = edge.file("x.raw");
+    let piece = pattern(7, 70_001);
+    let size_of = |edge: &Edge| edge.world.state().named("x").unwrap().size_bytes;
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+    for count in 1..=300 {
+        file.write_all(&piece).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), count * 70_001, "the file is as long as what was written");
+    }
+    let resizes = edge.world.state().resizes;
+    assert!(resizes < 20, "{resizes} resizes for 300 writes");
+    assert!(size_of(&edge) > 300 * 70_001);
+    file.sync_all().unwrap();
+    assert_eq!(size_of(&edge), 300 * 70_001, "fsync(2) settles the size");
+    for _ in 0..30 {
+        file.write_all(&piece).unwrap();
+    }
+    file.set_len(10_000).unwrap();
+    assert_eq!(size_of(&edge), 10_000, "truncate(2) settles the size");
+    for _ in 0..30 {
+        file.write_all(&piece).unwrap();
+    }
+    drop(file);
+    assert_eq!(size_of(&edge), 10_000 + 30 * 70_001, "close(2) settles the size");
+    let contents = fs::read(&path).unwrap();
+    assert!(contents[..10_000] == piece[..10_000]);
+    assert!(contents[10_000..].chunks(70_001).all(|chunk| chunk == piece));
+
+    // Killed while ahead: nothing written is lost, zeros follow.
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    for _ in 0..30 {
+        file.write_all(&piece).unwrap();
+    }
+    edge.kill();
+    edge.restart();
+    let contents = fs::read(&path).unwrap();
+    assert!(contents[10_000..][..60 * 70_001].chunks(70_001).all(|chunk| chunk == piece));
+    assert!(contents[10_000 + 60 * 70_001..].iter().all(|byte| *byte == 0));
 }
 
 #[test]

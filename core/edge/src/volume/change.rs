@@ -103,16 +103,7 @@ impl Volume {
         }
         let _resizing = file.resizing.lock().await;
         if size != file.size().0 {
-            // In the name of our own attachment: while another client writes, nothing may be cut off.
-            let attachment = file.link.attachment().await;
-            let patch = PatchVdisk {
-                size_bytes: Some(size),
-                byte_exact: true,
-                allow_shrink: true,
-                attachment,
-                ..PatchVdisk::default()
-            };
-            self.patch(file, patch).await?;
+            self.set_size(file, ByteCount(size)).await?;
         }
         file.mark_modified();
         Ok(())
@@ -121,19 +112,46 @@ impl Volume {
     /// Makes the file at least so long.
     pub(super) async fn grow(&self, file: &Arc<File>, size: ByteCount) -> Result<(), Errno> {
         let _resizing = file.resizing.lock().await;
-        if file.size() >= size {
-            return Ok(());
-        }
+        if file.size() < size { self.set_size(file, size).await } else { Ok(()) }
+    }
+
+    /// Makes the vDisk long enough for a write that ends at `end`. Hold `resizing` until the write is done.
+    pub(super) async fn make_room(&self, file: &Arc<File>, end: ByteCount) -> Result<(), Errno> {
+        let Some(size) = file.plan_growth(end) else { return Ok(()) };
         let patch = PatchVdisk { size_bytes: Some(size.0), byte_exact: true, ..PatchVdisk::default() };
         let grown = self.patch(file, patch).await;
         if let Err(errno) = grown {
+            file.forget_growth();
             // By RPC it may have grown further than this; then ours would have been a shrink, and was refused.
             let vdisk = self.rpc.vdisk(file.id).await?;
             self.tree.upsert(&vdisk);
-            if file.size() < size {
+            if file.size() < end {
                 return Err(errno);
             }
         }
+        Ok(())
+    }
+
+    /// Makes the vDisk as long as its file.
+    pub(super) async fn settle(&self, file: &Arc<File>) -> Result<(), Errno> {
+        let _resizing = file.resizing.lock().await;
+        match file.unsettled() {
+            Some(size) => self.set_size(file, size).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn set_size(&self, file: &Arc<File>, size: ByteCount) -> Result<(), Errno> {
+        let patch = PatchVdisk {
+            size_bytes: Some(size.0),
+            byte_exact: true,
+            allow_shrink: true,
+            // In the name of our own attachment: while another client writes, nothing may be cut off.
+            attachment: file.link.attachment().await,
+            ..PatchVdisk::default()
+        };
+        self.patch(file, patch).await?;
+        file.mark_settled();
         Ok(())
     }
 

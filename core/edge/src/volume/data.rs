@@ -44,12 +44,23 @@ impl Volume {
         if length == 0 {
             return Ok(0);
         }
-        if let Some(size) = extent::size_needed(range, file.size()) {
-            self.grow(file, size).await?;
-        }
+        // A write past the end keeps others from changing the size until it is done.
+        let extending = match extent::size_needed(range, file.size()) {
+            Some(end) => {
+                let extending = file.resizing.lock().await;
+                if end > file.size() {
+                    self.make_room(file, end).await?;
+                }
+                Some(extending)
+            }
+            None => None,
+        };
         let client = file.link.client().await?;
         match client.write(range.start, data, is_sync).await {
             Ok(()) => {
+                if extending.is_some() {
+                    file.mark_written_to(ByteCount(range.end().0));
+                }
                 file.link.mark_dirty();
                 file.mark_modified();
                 Ok(length)
@@ -60,14 +71,19 @@ impl Volume {
 
     /// fsync(2) and fdatasync(2).
     pub async fn fsync(&self, handle: u64) -> Result<(), Errno> {
-        self.handle(handle)?.file.link.flush().await
+        let handle = self.handle(handle)?;
+        self.settle(&handle.file).await?;
+        handle.file.link.flush().await
     }
 
     /// close(2) of one descriptor: whoever closes a file and finds no error may rely on what it wrote.
     pub async fn close(&self, handle: u64) -> Result<(), Errno> {
         let handle = self.handle(handle)?;
         match handle.access {
-            Access::Write => handle.file.link.flush_if_dirty().await,
+            Access::Write => {
+                self.settle(&handle.file).await?;
+                handle.file.link.flush_if_dirty().await
+            }
             Access::Read => Ok(()),
         }
     }

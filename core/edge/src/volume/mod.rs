@@ -102,7 +102,11 @@ impl Volume {
     /// Puts what was written to every open file on stable storage.
     pub async fn flush_all(&self) {
         for file in self.tree.list() {
-            if let Err(errno) = file.link.flush_if_dirty().await {
+            let flushed = match self.settle(&file).await {
+                Ok(()) => file.link.flush_if_dirty().await,
+                Err(errno) => Err(errno),
+            };
+            if let Err(errno) = flushed {
                 tracing::error!(vpool = %self.vpool, vdisk = %file.id, errno = errno.code(), "flush failed");
             }
         }
@@ -137,17 +141,30 @@ impl Volume {
     pub async fn release(&self, handle: u64) {
         let released = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
         if let Some(handle) = released {
+            self.settle_at_last(&handle).await;
             handle.file.link.release(handle.access).await;
+        }
+    }
+
+    /// For a handle whose last close(2) nobody waits for any more; most were settled when they were closed.
+    async fn settle_at_last(&self, handle: &Handle) {
+        if handle.access == Access::Write
+            && let Err(errno) = self.settle(&handle.file).await
+        {
+            let vdisk = handle.file.id;
+            tracing::error!(vpool = %self.vpool, %vdisk, errno = errno.code(), "left longer than its file");
         }
     }
 
     /// Lets go of every handle: the kernel has ended the mount, and no release will come. The last flushes go on in the
     /// background.
-    pub fn abandon(&self) {
+    pub fn abandon(self: &Arc<Self>) {
         let handles = std::mem::take(&mut *self.handles.write().unwrap_or_else(PoisonError::into_inner));
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let volume = Arc::clone(self);
         tokio::spawn(async move {
             for handle in handles.into_values() {
+                volume.settle_at_last(&handle).await;
                 handle.file.link.release(handle.access).await;
             }
         });

@@ -15,7 +15,7 @@ use std::{
     fs,
     path::Path,
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
 use tokio::{net::UnixListener, sync::broadcast, task::LocalSet};
@@ -37,6 +37,8 @@ pub struct State {
     pub attachments: BTreeMap<Uuid, Attachment>,
     /// NBD requests wait while this is set.
     pub is_stalled: bool,
+    /// Resizes asked for.
+    pub resizes: u64,
     /// NBD flushes served.
     pub flushes: u64,
     /// Connections that were let in, by the name of their session.
@@ -57,6 +59,7 @@ impl World {
             pages: HashMap::new(),
             attachments: BTreeMap::new(),
             is_stalled: false,
+            resizes: 0,
             flushes: 0,
             sessions: Vec::new(),
             revision: 1,
@@ -67,8 +70,9 @@ impl World {
         World { paths, state: Arc::new(Mutex::new(state)) }
     }
 
+    /// A test that failed while it held this must still be able to close its files.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts serving.

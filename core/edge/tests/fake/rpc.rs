@@ -166,6 +166,7 @@ fn patch(state: &mut State, id: VdiskId, patch: PatchVdisk) -> Answer {
         (_, Some(_)) => EventKind::VdiskResized,
         _ => EventKind::VdiskUpdated,
     };
+    state.resizes += u64::from(patch.size_bytes.is_some());
     let labels = now.labels.patched(&patch.labels)?;
     encode(&state.change(id, kind, |vdisk| {
         vdisk.name = patch.name.clone().unwrap_or(vdisk.name.clone());
