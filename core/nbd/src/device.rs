@@ -188,10 +188,13 @@ pub trait Exports: 'static {
     /// Opens an export for one connection, and takes what it needs to be used (an attachment). `name` is at most 4096
     /// bytes, may be empty (the default export), and is hostile. Never dropped before it completes.
     ///
-    /// The server keeps the only reference that it makes until [`Device::released`] has returned.
+    /// The server keeps the only reference that it makes until [`Device::released`] has returned. A client without a
+    /// session that reconnects may come while its old connection is still being drained: an exclusive attachment
+    /// should wait here for the one before it (the client does not pay for the time), rather than refuse.
     async fn open(&self, name: &str, client: ClientInfo) -> Result<Rc<Self::Device>, OpenError>;
 
-    /// Describes an export without opening it.
+    /// Describes an export without opening it; refuses for the same reasons as `open`. Asked by every client that
+    /// selects metadata contexts, so by ours at each connection.
     async fn info(&self, name: &str) -> Result<ExportInfo, OpenError>;
 
     /// The names to tell a client that asks for a list; those over 4096 bytes are left out.

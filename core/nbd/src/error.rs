@@ -23,7 +23,8 @@ pub enum NbdError {
     /// The reply would be too large for what the client asked for.
     #[error("{0}")]
     Overflow(String),
-    /// The device or the server is being shut down.
+    /// The device or the server is being shut down. Our client, if it has a session, takes it for a disconnect: it
+    /// connects again and sends the request again. What will not be cured so is an `Io`.
     #[error("{0}")]
     Shutdown(String),
 }

@@ -189,10 +189,10 @@ async fn negotiate(
     ask(&mut stream, option::GO, &data).await?;
     let mut told = None;
     answers(&mut stream, option::GO, |reply, data| {
-        if reply == option_reply::INFO {
-            if let InfoReply::Export { size, flags } = InfoReply::parse(data)? {
-                told = Some((size, flags));
-            }
+        if reply == option_reply::INFO
+            && let InfoReply::Export { size, flags } = InfoReply::parse(data)?
+        {
+            told = Some((size, flags));
         }
         Ok(())
     })

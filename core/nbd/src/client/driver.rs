@@ -73,7 +73,6 @@ impl Driver {
         let mut deadline = None;
         let failure = loop {
             let unproven;
-            self.connected(&connection);
             let ended = self.serve(connection).await;
             self.shared.connected.store(false, Relaxed);
             match ended {
@@ -95,16 +94,10 @@ impl Driver {
                 Ok(next) => connection = next,
                 Err(failure) => break failure,
             }
+            self.shared.connected(&connection, self.connector.generation());
             self.shared.reconnects.fetch_add(1, Relaxed);
         };
         self.fail(failure);
-    }
-
-    fn connected(&self, connection: &Connection) {
-        self.shared.size.store(connection.size.0, Relaxed);
-        self.shared.read_only.store(connection.read_only, Relaxed);
-        self.shared.generation.store(self.connector.generation().0, Relaxed);
-        self.shared.connected.store(true, Relaxed);
     }
 
     /// Connects again. After a good connection the first attempt is made at once: a restarted server is often there

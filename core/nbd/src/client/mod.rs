@@ -16,9 +16,9 @@ mod driver;
 mod order;
 mod replies;
 
-use crate::{Extent, NbdError, Session, proto::numbers::PAYLOAD_BYTES_MAX};
+use crate::{Extent, Generation, NbdError, Session, proto::numbers::PAYLOAD_BYTES_MAX};
 use bytes::Bytes;
-use connector::{Backoff, Connector};
+use connector::{Backoff, Connection, Connector};
 use driver::Driver;
 use order::{Answer, Command, Message, Order};
 use ovs_units::{ByteCount, ByteOffset, ByteRange};
@@ -177,6 +177,7 @@ impl Client {
                 Err(failed) => connector.pause(failed, &mut backoff, deadline).await?,
             }
         };
+        shared.connected(&connection, connector.generation());
         let (orders, inbox) = mpsc::unbounded_channel();
         tokio::spawn(Driver::new(connector, inbox, Arc::clone(&shared)).run(connection));
         Ok(Client { orders, shared })
@@ -267,8 +268,8 @@ impl Client {
     }
 
     /// The generation of the last attempt to connect; 0 for an anonymous client.
-    pub fn generation(&self) -> crate::Generation {
-        crate::Generation(self.shared.generation.load(Relaxed))
+    pub fn generation(&self) -> Generation {
+        Generation(self.shared.generation.load(Relaxed))
     }
 
     async fn submit(&self, command: Command) -> Result<Answer, ClientError> {
@@ -289,6 +290,14 @@ impl Client {
 impl Shared {
     fn failure(&self) -> ClientError {
         self.failure.get().cloned().unwrap_or(ClientError::Closed)
+    }
+
+    /// Notes what the server told at negotiation.
+    fn connected(&self, connection: &Connection, generation: Generation) {
+        self.size.store(connection.size.0, Relaxed);
+        self.read_only.store(connection.read_only, Relaxed);
+        self.generation.store(generation.0, Relaxed);
+        self.connected.store(true, Relaxed);
     }
 
     fn units(&self, command: &Command) -> u32 {

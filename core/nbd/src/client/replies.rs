@@ -161,12 +161,12 @@ impl Replies {
         let count = ByteCount(length as u64);
         let place = request.place(offset, count)?;
         // The common case, a short answer in one piece, is copied once.
-        if request.is_whole(count) {
-            if let Some(message) = self.input.peek(head + length) {
-                request.receive_whole(&message[head..]);
-                self.input.consume(head + length);
-                return Ok(if header.is_done() { Next::Answered(header.cookie) } else { Next::Continue });
-            }
+        if request.is_whole(count)
+            && let Some(message) = self.input.peek(head + length)
+        {
+            request.receive_whole(&message[head..]);
+            self.input.consume(head + length);
+            return Ok(if header.is_done() { Next::Answered(header.cookie) } else { Next::Continue });
         }
         self.input.consume(head);
         self.data =

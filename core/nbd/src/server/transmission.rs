@@ -95,10 +95,10 @@ where
     let mut ended: Option<Ending> = None;
     poll_fn(|cx| {
         loop {
-            if ended.is_none() {
-                if let Poll::Ready(Some(reason)) = ending.poll_next_unpin(cx) {
-                    ended = Some(reason);
-                }
+            if ended.is_none()
+                && let Poll::Ready(Some(reason)) = ending.poll_next_unpin(cx)
+            {
+                ended = Some(reason);
             }
             while ended.is_none() {
                 match line.poll_request(cx) {
@@ -127,10 +127,11 @@ where
                 ended.get_or_insert(reason);
                 false
             });
-            if running.is_empty() && line.output.is_empty() {
-                if let Some(reason) = ended.take() {
-                    return Poll::Ready(reason);
-                }
+            if running.is_empty()
+                && line.output.is_empty()
+                && let Some(reason) = ended.take()
+            {
+                return Poll::Ready(reason);
             }
             if ended.is_some() {
                 return Poll::Pending;
