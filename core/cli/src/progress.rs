@@ -134,10 +134,10 @@ fn bar(label: &str, unit: Unit, total: Option<u64>) -> ProgressBar {
 fn template(unit: Unit, total: Option<u64>) -> &'static str {
     match (unit, total) {
         (Unit::Bytes, Some(_)) => {
-            "{msg} [{bar:30}] {percent}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+            "{msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
         }
         (Unit::Bytes, None) => "{msg} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
-        (Unit::Items, Some(_)) => "{msg} [{bar:30}] {pos} of {len}",
+        (Unit::Items, Some(_)) => "{msg} [{wide_bar}] {pos} of {len}",
         (Unit::Items, None) => "{msg} {spinner} {pos}",
     }
 }
