@@ -222,6 +222,15 @@ class Writer:
             except Gone:
                 continue
 
+    def read_block(self, number):
+        """One block over the writer's own connection, over as many lives of the server as it takes."""
+        while True:
+            try:
+                return self.connection.read(number * BLOCK, BLOCK)
+            except Gone:
+                self.resend()
+                self.drain()
+
     def run(self, seconds=None, writes=None):
         deadline = None if seconds is None else time.monotonic() + seconds
         goal = None if writes is None else len(self.acknowledged) + writes
@@ -240,8 +249,7 @@ class Writer:
 
     def check(self, connection=None):
         """Every block ever written, read back: never older than what was acknowledged."""
-        connection = connection or self.connection
         for number, version in sorted(self.acknowledged.items()):
-            found = version_of(number, connection.read(number * BLOCK, BLOCK))
+            found = version_of(number, connection.read(number * BLOCK, BLOCK) if connection else self.read_block(number))
             allowed = {version, self.pending.get(number, version)}
             assert found in allowed, f"block {number}: acknowledged version {version}, read {found}"

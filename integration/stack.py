@@ -26,6 +26,14 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
+# The default write buffer of 2 GiB is filled with zeros at the first start: seconds that every case would wait for.
+SMALL_BUFFER = """
+buffer:
+  size: 256MiB
+  segment_size: 16MiB
+"""
+
+
 class Refused(Exception):
     """`ovs` ended with an exit code other than 0."""
 
@@ -140,8 +148,7 @@ class Stack:
         self.root = pathlib.Path(root or tempfile.mkdtemp(prefix="ovst-", dir=ROOTS))
         self.logs = self.root / "log"
         self.logs.mkdir(parents=True, exist_ok=True)
-        if config is not None:
-            self.configure(config)
+        self.configure(SMALL_BUFFER if config is None else config)
         self.ovsd = Program("ovsd", [BIN / "ovsd", "--root", self.root], self.logs / "ovsd.log")
         self.edge = Program("ovsd-edge", [BIN / "ovsd-edge", "--root", self.root], self.logs / "ovsd-edge.log")
         self.programs = [self.ovsd, self.edge]

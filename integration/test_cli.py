@@ -261,28 +261,39 @@ def metrics(ovs):
     return connection.getresponse().read().decode()
 
 
-def test_events_resume(ovs):
-    """Server-sent events with ids; Last-Event-ID brings what was missed, in order."""
-    def listen(count, last=None):
-        connection = UnixConnection(ovs.socket, 20)
-        connection.request("GET", "/v1/events", headers={"Last-Event-ID": last} if last else {})
-        answer = connection.getresponse()
-        assert answer.status == 200 and "text/event-stream" in answer.getheader("Content-Type")
-        found = []
-        while len(found) < count:
-            line = answer.readline().decode().rstrip("\n")
-            if line.startswith("id:"):
-                found.append(line[3:].strip())
-        connection.close()
-        return found
+def listen(ovs, until, last=None):
+    """Events as (id, kind), up to one of a vDisk of this name."""
+    connection = UnixConnection(ovs.socket, 20)
+    connection.request("GET", "/v1/events", headers={"Last-Event-ID": last} if last else {})
+    answer = connection.getresponse()
+    assert answer.status == 200 and "text/event-stream" in answer.getheader("Content-Type")
+    found = []
+    while True:
+        line = answer.readline().decode()
+        assert line, "the stream ended"
+        if line.startswith("data:"):
+            event = json.loads(line[5:])
+            found.append((event["id"], event["kind"] if "kind" in event else event["type"], event.get("name")))
+            if event.get("name") == until:
+                connection.close()
+                return found
 
+
+def test_events_resume(ovs):
+    """Last-Event-ID brings what was missed, in order, and no id before its time: clients take each for their position."""
     result = []
-    thread = threading.Thread(target=lambda: result.extend(listen(2)))
+    thread = threading.Thread(target=lambda: result.extend(listen(ovs, "b")))
     thread.start()
     time.sleep(0.5)
     ovs.create("a", "8MiB")
     ovs.create("b", "8MiB")
     thread.join(30)
-    assert len(result) == 2 and len(set(result)) == 2
+    assert [name for _, _, name in result if name] == ["a", "b"]
     ovs.create("c", "8MiB")
-    assert listen(1, last=result[0])[0] == result[1]
+    seen_a = next(id_ for id_, _, name in result if name == "a")
+    resumed = listen(ovs, "c", last=str(seen_a))
+    assert [name for _, _, name in resumed if name] == ["b", "c"]
+    ids = [id_ for id_, _, _ in resumed]
+    assert ids == sorted(ids), f"a client that stops in the middle would miss events: {resumed}"
+    status, problem = ovs.rpc("GET", "/v1/events", headers={"Last-Event-ID": "1"})
+    assert status == 410 and problem["type"] == "urn:ovs:problem:gone"

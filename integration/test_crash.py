@@ -1,7 +1,5 @@
 """kill -9 of ovsd: no client that lives on loses an acknowledged write, flushed or not. And every local file lost."""
 
-import json
-import os
 import random
 import shutil
 import threading
@@ -176,10 +174,7 @@ def test_the_registry_can_be_lost(ovs, chance):
 
 def backend_of(ovs, vpool="default"):
     """The directory of a vPool's backend."""
-    text = json.dumps(ovs.ovs("vpool", "show", vpool))
-    found = [word for word in text.replace("\\", "").split('"') if word.startswith("/") and os.path.isdir(word)]
-    assert found, f"no directory in {text}"
-    return found[0]
+    return ovs.ovs("backend", "show", ovs.ovs("vpool", "show", vpool)["backend"])["path"]
 
 
 def wait_on_backend(ovs, vdisk, snapshot):

@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import subprocess
+import sys
 import threading
 import time
 
@@ -254,18 +255,34 @@ def test_ovsd_killed_under_ext4(edge, tmp_path, chance):
 
 
 def test_ovsd_stopped_gracefully_is_a_pause_too(edge):
+    """A write while there is no ovsd returns when there is one again. By a process of its own: this one starts ovsd."""
     edge.create("v", "16MiB")
-    with open(edge.file("v"), "r+b", buffering=0) as file:
-        file.write(b"before")
-        assert edge.ovsd.stop() == 0
-        results = []
-        thread = threading.Thread(target=lambda: results.append(os.pwrite(file.fileno(), b"during", 0)))
-        thread.start()
+    assert edge.ovsd.stop() == 0
+    write = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); os.pwrite(fd, b'during', 0); os.fsync(fd)"
+    writer = subprocess.Popen([sys.executable, "-c", write, str(edge.file("v"))])
+    try:
         time.sleep(2)
-        assert not results, "a write returned while there was no ovsd"
+        assert writer.poll() is None, "a write returned while there was no ovsd"
         edge.restart()
-        thread.join(30)
-        assert results == [6] and os.pread(file.fileno(), 6, 0) == b"during"
+        assert writer.wait(30) == 0
+    finally:
+        writer.kill()
+    assert edge.file("v").read_bytes()[:6] == b"during"
+
+
+def test_close_does_not_wait_for_ovsd(edge):
+    """A process that ends or forks while ovsd is away is not held up: every write that returned has arrived."""
+    edge.create("v", "16MiB")
+    hold = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); os.pwrite(fd, b'x', 0); print(flush=True); sys.stdin.read(); os.close(fd)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(edge.file("v"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        edge.ovsd.stop()
+        holder.stdin.close()
+        assert holder.wait(15) == 0
+    finally:
+        holder.kill()
+        edge.restart()
 
 
 def test_edge_can_be_started_before_ovsd(make_stack):

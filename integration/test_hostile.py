@@ -127,11 +127,17 @@ def test_nbd_requests(ovs):
     request = lambda command, length, offset=0, flags=0, magic=REQUEST_MAGIC: struct.pack(  # noqa: E731
         ">IHHQQI", magic, flags, command, 1, offset, length)
     with neighbours(ovs):
-        for what, data in (("bad magic", request(0, 512, magic=0x12345678)), ("write of 4 GiB", request(1, 0xFFFFFFFF) + b"x" * 4096)):
-            connection = Connection(ovs.nbd_socket, "default/v")
-            with contextlib.suppress(Gone):
-                connection.send(data)
-            ends(connection.sock, what)
+        connection = Connection(ovs.nbd_socket, "default/v")
+        with contextlib.suppress(Gone):
+            connection.send(request(0, 512, magic=0x12345678))
+        ends(connection.sock, "bad magic")
+        # A write of 4 GiB: an error at once or after its payload, or a hang-up; never 4 GiB of memory.
+        connection = Connection(ovs.nbd_socket, "default/v")
+        before = resident_kib(ovs.ovsd.pid)
+        with contextlib.suppress(Gone):
+            connection.send(request(1, 0xFFFFFFFF), b"x" * (300 * MIB))
+        assert resident_kib(ovs.ovsd.pid) - before < 128 << 10
+        connection.close()
         for what, command, offset, length, flags in (
             ("unknown command", 99, 0, 0, 0), ("read of 4 GiB", 0, 0, 0xFFFFFFFF, 0),
             ("offset that overflows", 0, (1 << 64) - 1, 4096, 0), ("unknown flags", 0, 0, 512, 0xFF00),
@@ -158,6 +164,11 @@ def test_nbd_requests(ovs):
             assert connection.read(0, 8192) == bytes(8192), "a truncated write was applied"
 
 
+def resident_kib(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
 def test_nbd_client_that_never_reads(ovs):
     """Its replies pile up at its own door only."""
     ovs.create("v", "8MiB")
@@ -168,8 +179,7 @@ def test_nbd_client_that_never_reads(ovs):
             for handle in range(5000):
                 connection.sock.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, 0, handle, 0, MIB))
         time.sleep(3)
-        with open(f"/proc/{ovs.ovsd.pid}/status") as status:
-            resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+        resident = resident_kib(ovs.ovsd.pid)
         connection.close()
     assert resident < 1 << 20, f"ovsd holds {resident >> 10} MiB for one client that does not read"
 
@@ -228,7 +238,8 @@ def test_500_half_open_connections(ovs):
 def post(ovs, path, body, headers=None, method="POST"):
     """A body as it is; the status and the problem document."""
     connection = UnixConnection(ovs.socket, 20)
-    connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
+    with contextlib.suppress(BrokenPipeError):  # it may answer before it has read everything
+        connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
     answer = connection.getresponse()
     text = answer.read()
     connection.close()
@@ -252,7 +263,7 @@ def test_rpc_hostile_names(ovs):
 
 
 def test_rpc_hostile_sizes(ovs):
-    for size in (0, -1, 1 << 70, "1GiB; rm", None, 1.5, [], {}, (64 << 40) + 4096, True):
+    for size in (0, -1, 1 << 70, "1GiB; rm", 1.5, [], {}, (64 << 40) + 4096, True):
         status, problem = post(ovs, "/v1/vdisks", json.dumps({"vpool": "default", "name": "x", "size_bytes": size}))
         assert status in (400, 422), (size, status, problem)
         assert problem["type"].startswith("urn:ovs:problem:")
