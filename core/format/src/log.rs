@@ -226,8 +226,11 @@ impl BatchHeader {
     pub fn decode(header: &[u8]) -> Result<BatchHeader, FormatError> {
         const WHAT: &str = "batch header";
         let length = Self::claimed_bytes(header)?;
-        let header =
-            header.get(..length).ok_or(FormatError::Short { what: WHAT, expected: length, found: header.len() })?;
+        let header = header.get(..length).ok_or(FormatError::Short {
+            what: WHAT,
+            expected: length,
+            found: header.len(),
+        })?;
         let mut r = Reader::new(WHAT, header);
         r.take(10)?;
         let is_seal = r.u16()? != 0;

@@ -44,7 +44,9 @@ impl Clock for SystemClock {
 
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     fn wall_ms(&self) -> u64 {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64)
     }
 
     fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {

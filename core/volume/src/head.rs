@@ -80,7 +80,10 @@ impl Head {
         let head: Head = serde_json::from_slice(bytes)
             .map_err(|error| VolumeError::Damaged(format!("the head of vDisk {vdisk}: {error}")))?;
         if head.format != FORMAT {
-            return Err(VolumeError::Damaged(format!("the head of vDisk {vdisk} has format {}", head.format)));
+            return Err(VolumeError::Damaged(format!(
+                "the head of vDisk {vdisk} has format {}",
+                head.format
+            )));
         }
         Ok(head)
     }
@@ -95,14 +98,16 @@ impl Head {
 
     /// Did operation `sequence` of `epoch` happen, as far as later epochs know?
     pub(crate) fn accepts(&self, epoch: Epoch, sequence: Sequence) -> bool {
-        sequence > self.sequence && self.epochs.iter().all(|(later, after)| *later <= epoch || sequence <= *after)
+        sequence > self.sequence
+            && self.epochs.iter().all(|(later, after)| *later <= epoch || sequence <= *after)
     }
 
     /// Forgets what says nothing any more: of the epochs that start at or before the committed sequence only the
     /// newest counts.
     pub(crate) fn prune_epochs(&mut self) {
         let committed = self.sequence;
-        let newest = self.epochs.iter().filter(|(_, after)| *after <= committed).map(|(epoch, _)| *epoch).max();
+        let newest =
+            self.epochs.iter().filter(|(_, after)| *after <= committed).map(|(epoch, _)| *epoch).max();
         self.epochs.retain(|(epoch, after)| *after > committed || Some(*epoch) == newest);
     }
 

@@ -93,7 +93,9 @@ pub(crate) async fn read_chain(
 
 fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
     let (epoch, index) = (at.epoch, at.index);
-    VolumeError::Damaged(format!("the journal of vDisk {vdisk} does not pass through epoch {epoch}, record {index}"))
+    VolumeError::Damaged(format!(
+        "the journal of vDisk {vdisk} does not pass through epoch {epoch}, record {index}"
+    ))
 }
 
 /// The newest record on the backend, found without any registry: the highest epoch that has a start object, then

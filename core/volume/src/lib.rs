@@ -25,8 +25,8 @@ mod sco;
 mod vdisk;
 
 pub use engine::{
-    CreateVdisk, Engine, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo, VdiskState,
-    VdiskStats,
+    CreateVdisk, Engine, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo,
+    VdiskState, VdiskStats,
 };
 pub use environment::{Chance, Clock, SystemChance, SystemClock};
 pub use error::VolumeError;

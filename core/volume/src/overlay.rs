@@ -104,7 +104,8 @@ impl Layer {
             }
             lost += if piece.is_zero() { 0 } else { piece_end.min(end) - start };
         }
-        while let Some((at, piece)) = extents.range(start..end).next().map(|(at, piece)| (*at, piece.clone())) {
+        while let Some((at, piece)) = extents.range(start..end).next().map(|(at, piece)| (*at, piece.clone()))
+        {
             extents.remove(&at);
             let piece_end = at + piece.count;
             if piece_end > end {

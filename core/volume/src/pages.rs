@@ -38,7 +38,11 @@ pub trait PageStore {
     fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>>;
 
     /// Removes every page whose number is at most `up_to` and for which `live` says no.
-    fn sweep(&self, up_to: PageId, live: &dyn Fn(PageId) -> bool) -> LocalBoxFuture<'_, Result<u64, VolumeError>>;
+    fn sweep(
+        &self,
+        up_to: PageId,
+        live: &dyn Fn(PageId) -> bool,
+    ) -> LocalBoxFuture<'_, Result<u64, VolumeError>>;
 }
 
 /// A page store in memory, for tests and simulations.
@@ -73,7 +77,9 @@ impl PageStore for MemoryPages {
     }
 
     fn records(&self) -> LocalBoxFuture<'_, Result<Vec<(String, Bytes)>, VolumeError>> {
-        Box::pin(async move { Ok(self.state.borrow().1.iter().map(|(o, r)| (o.clone(), r.clone())).collect()) })
+        Box::pin(
+            async move { Ok(self.state.borrow().1.iter().map(|(o, r)| (o.clone(), r.clone())).collect()) },
+        )
     }
 
     fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
@@ -88,7 +94,11 @@ impl PageStore for MemoryPages {
         Box::pin(async move { Ok(self.state.borrow().0.last_key_value().map_or(0, |(page, _)| page.0)) })
     }
 
-    fn sweep(&self, up_to: PageId, live: &dyn Fn(PageId) -> bool) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
+    fn sweep(
+        &self,
+        up_to: PageId,
+        live: &dyn Fn(PageId) -> bool,
+    ) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
         let (pages, _) = &mut *self.state.borrow_mut();
         let before = pages.len();
         pages.retain(|page, _| *page > up_to || live(*page));

@@ -76,15 +76,22 @@ pub trait Registry {
 /// A registry in memory, for tests and simulations.
 #[derive(Debug, Default)]
 pub struct MemoryRegistry {
-    state: RefCell<(u64, BTreeMap<String, (Vec<u8>, Revision)>)>,
+    /// The last revision, and the keys with their values and revisions.
+    state: RefCell<(u64, Keys)>,
 }
+
+type Keys = BTreeMap<String, (Vec<u8>, Revision)>;
 
 impl Registry for MemoryRegistry {
     fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
         let key = key.to_owned();
         Box::pin(async move {
             let state = self.state.borrow();
-            Ok(state.1.get(&key).map(|(value, revision)| Entry { key: key.clone(), value: value.clone(), revision: *revision }))
+            Ok(state.1.get(&key).map(|(value, revision)| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                revision: *revision,
+            }))
         })
     }
 
@@ -94,7 +101,11 @@ impl Registry for MemoryRegistry {
             let state = self.state.borrow();
             let entries = state.1.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
             Ok(entries
-                .map(|(key, (value, revision))| Entry { key: key.clone(), value: value.clone(), revision: *revision })
+                .map(|(key, (value, revision))| Entry {
+                    key: key.clone(),
+                    value: value.clone(),
+                    revision: *revision,
+                })
                 .collect())
         })
     }

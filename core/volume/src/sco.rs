@@ -57,9 +57,12 @@ impl NewSco {
 /// The headers of SCOs that were read lately.
 #[derive(Default)]
 pub(crate) struct ScoHeaders {
-    known: RefCell<HashMap<PutId, (Rc<Vec<u32>>, u64)>>,
+    known: RefCell<HashMap<PutId, Known>>,
     tick: Cell<u64>,
 }
+
+/// The checksums of an SCO, and when they were last used.
+type Known = (Rc<Vec<u32>>, u64);
 
 impl ScoHeaders {
     /// Clusters `offset .. offset + count` of an SCO, verified.
@@ -76,7 +79,9 @@ impl ScoHeaders {
         let bytes = backend.get_range(&name, sco.cluster_offset_bytes(offset), length).await?;
         if bytes.len() as u64 != length {
             let found = bytes.len();
-            return Err(VolumeError::Damaged(format!("object {name} is too short: {found} of {length} bytes")));
+            return Err(VolumeError::Damaged(format!(
+                "object {name} is too short: {found} of {length} bytes"
+            )));
         }
         let clusters = bytes.chunks(CLUSTER_SIZE_BYTES as usize);
         for (index, (cluster, expected)) in clusters.zip(&checksums[offset as usize..]).enumerate() {

@@ -11,7 +11,9 @@ fn what_is_written_is_read_back_at_any_alignment() {
     run(async {
         let mut world = World::new().await;
         let disk = world.create(64 * MIB).await;
-        for (offset, length, fill) in [(0, 4096, 1), (100, 50, 2), (4090, 20, 3), (8192, 3 * MIB, 4), (5000, 9000, 5)] {
+        for (offset, length, fill) in
+            [(0, 4096, 1), (100, 50, 2), (4090, 20, 3), (8192, 3 * MIB, 4), (5000, 9000, 5)]
+        {
             disk.write(ByteOffset(offset), vec![fill; length as usize].into(), false).await.unwrap();
             let back = disk.read(range(offset, length)).await.unwrap();
             assert!(back.iter().all(|byte| *byte == fill), "{length} bytes at {offset}");
@@ -148,6 +150,24 @@ fn a_vdisk_is_rebuilt_from_its_backend_alone() {
 }
 
 #[test]
+fn closing_with_data_in_the_buffer_sends_it_out() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![3; 2 * MIB as usize].into(), false).await.unwrap();
+        world.crash_and_reopen().await;
+        // Nothing of this life has written yet: closing has to begin the epoch itself.
+        world.open(disk.id()).await;
+        let begun = tokio::time::Instant::now();
+        world.close_and_reopen().await;
+        assert!(begun.elapsed().as_secs() < 5, "closing waited for its patience");
+        let disk = world.open(disk.id()).await;
+        assert_eq!(disk.stats().mapped, ByteCount(2 * MIB));
+        assert_eq!(disk.stats().state, VdiskState::Ok);
+    });
+}
+
+#[test]
 fn holes_are_told_apart_from_data() {
     run(async {
         let mut world = World::new().await;
@@ -155,7 +175,8 @@ fn holes_are_told_apart_from_data() {
         disk.write(ByteOffset(8192), vec![1; 8192].into(), false).await.unwrap();
         let expected = |disk: ovs_volume::Vdisk| async move {
             let extents = disk.extents(range(1, 30_000), 10).await.unwrap();
-            let told: Vec<(u64, bool)> = extents.iter().map(|Extent { length, allocated }| (length.0, *allocated)).collect();
+            let told: Vec<(u64, bool)> =
+                extents.iter().map(|Extent { length, allocated }| (length.0, *allocated)).collect();
             assert_eq!(told, [(8191, false), (8192, true), (13617, false)]);
         };
         expected(disk.clone()).await;
@@ -171,7 +192,9 @@ fn bad_requests_change_nothing() {
     run(async {
         let mut world = World::new().await;
         let disk = world.create(MIB).await;
-        let refused = |result: Result<(), VolumeError>| assert!(matches!(result, Err(VolumeError::Refused(_) | VolumeError::NoSpace(_))), "{result:?}");
+        let refused = |result: Result<(), VolumeError>| {
+            assert!(matches!(result, Err(VolumeError::Refused(_) | VolumeError::NoSpace(_))), "{result:?}")
+        };
         refused(disk.write(ByteOffset(MIB - 1), vec![1, 2].into(), false).await);
         refused(disk.zero(ByteRange { start: ByteOffset(u64::MAX), length: ByteCount(1) }, false).await);
         refused(disk.read(range(MIB, 1)).await.map(drop));
@@ -179,7 +202,10 @@ fn bad_requests_change_nothing() {
         refused(disk.resize(ByteCount(65 << 40)).await);
         let snapshot = world.snapshot(&disk, "s").await;
         refused(disk.snapshot(SnapshotId(uuid::Uuid::from_u128(77)), name("s")).await.map(drop));
-        assert!(matches!(disk.rollback(SnapshotId(uuid::Uuid::from_u128(9))).await, Err(VolumeError::NotFound(_))));
+        assert!(matches!(
+            disk.rollback(SnapshotId(uuid::Uuid::from_u128(9))).await,
+            Err(VolumeError::NotFound(_))
+        ));
         disk.delete_snapshot(snapshot).await.unwrap();
         assert!(matches!(disk.delete_snapshot(snapshot).await, Err(VolumeError::NotFound(_))));
         assert_eq!(disk.stats().sequence.0, 0);

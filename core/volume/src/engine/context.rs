@@ -83,7 +83,11 @@ impl Context {
             let error = match self.registry.commit(transaction.clone()).await {
                 Ok(None) if attempt > 0 => return self.was_done(&transaction).await,
                 Ok(revision) => return Ok(revision),
-                Err(error @ (VolumeError::Retry(_) | VolumeError::NoSpace(_))) if !give_up.get() || attempt < 5 => error,
+                Err(error @ (VolumeError::Retry(_) | VolumeError::NoSpace(_)))
+                    if !give_up.get() || attempt < 5 =>
+                {
+                    error
+                }
                 Err(error) => return Err(error),
             };
             if attempt == 0 {

@@ -27,7 +27,9 @@ impl Engine {
             let Some(head) = engine.head_of(id).await? else {
                 return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
             };
-            backend.put(&journal::tombstone_name(id), vec![Bytes::from_static(b"deleted")], Urgency::Reserve).await?;
+            backend
+                .put(&journal::tombstone_name(id), vec![Bytes::from_static(b"deleted")], Urgency::Reserve)
+                .await?;
             let open = engine.inner.vdisks.borrow().get(&id).cloned();
             let head = engine.mark_deleted(id, open.as_ref(), head).await?;
             if head.snapshots.iter().all(|snapshot| snapshot.clones.is_empty()) {

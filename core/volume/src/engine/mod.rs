@@ -10,8 +10,8 @@ mod types;
 
 pub(crate) use context::Context;
 pub use types::{
-    CreateVdisk, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo, VdiskState,
-    VdiskStats,
+    CreateVdisk, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo,
+    VdiskState, VdiskStats,
 };
 
 use crate::head::{Head, VersionedHead, head_key};
@@ -92,7 +92,9 @@ impl Engine {
     pub async fn create_vdisk(&self, request: CreateVdisk) -> Result<Vdisk, VolumeError> {
         let size = request.size.0;
         if !size.is_multiple_of(CLUSTER_SIZE_BYTES) || size > VDISK_SIZE_BYTES_MAX {
-            return Err(VolumeError::Refused(format!("size {size}: must be whole 4 KiB clusters, 64 TiB at most")));
+            return Err(VolumeError::Refused(format!(
+                "size {size}: must be whole 4 KiB clusters, 64 TiB at most"
+            )));
         }
         let properties = String::from_utf8(request.properties.to_vec())
             .map_err(|_| VolumeError::Refused("properties must be UTF-8 text".into()))?;
@@ -102,7 +104,8 @@ impl Engine {
         let (source, head) = match request.base {
             None => {
                 let head = Head::new(vpool, request.size, None, properties);
-                let put = Transaction::new().compare(head_key(id), Revision(0)).put(head_key(id), head.encode());
+                let put =
+                    Transaction::new().compare(head_key(id), Revision(0)).put(head_key(id), head.encode());
                 let committed = self.inner.context.registry.commit(put).await?;
                 let revision = committed.ok_or_else(|| VolumeError::Refused(format!("vDisk {id} exists")))?;
                 (nothing(request.size), VersionedHead { head, revision })
@@ -133,7 +136,9 @@ impl Engine {
         let _meta = parent.inner.meta.lock().await;
         let visible = parent.snapshots().iter().any(|known| known.id == snapshot && !known.hidden);
         if !visible {
-            return Err(VolumeError::NotFound(format!("snapshot {snapshot} is not there, or is being deleted")));
+            return Err(VolumeError::NotFound(format!(
+                "snapshot {snapshot} is not there, or is being deleted"
+            )));
         }
         let source = parent.clone_source(snapshot)?;
         if request.size < source.size {
@@ -160,7 +165,12 @@ impl Engine {
     }
 
     /// Opens (or returns the open) vDisk.
-    pub async fn open_vdisk(&self, vpool: VpoolId, id: VdiskId, on_full: OnFull) -> Result<Vdisk, VolumeError> {
+    pub async fn open_vdisk(
+        &self,
+        vpool: VpoolId,
+        id: VdiskId,
+        on_full: OnFull,
+    ) -> Result<Vdisk, VolumeError> {
         let _turn = self.inner.turn.lock().await;
         let vdisk = self.open_any(vpool, id, on_full).await?;
         if vdisk.inner.head.borrow().head.deleted {

@@ -117,7 +117,10 @@ impl Log {
         let oldest = {
             let segments = self.state.segments.borrow();
             let current = self.state.current.borrow().as_ref().map(|segment| segment.generation);
-            segments.values().filter_map(std::rc::Weak::upgrade).find(|s| Some(s.generation) != current && !s.retired.get())
+            segments
+                .values()
+                .filter_map(std::rc::Weak::upgrade)
+                .find(|s| Some(s.generation) != current && !s.retired.get())
         };
         let Some(segment) = oldest else { return false };
         let records = segment.live_records();

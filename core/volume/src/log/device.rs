@@ -54,7 +54,10 @@ impl FileDevice {
         make_directory(directory)?;
         let lock = File::create(directory.join("lock"))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            io::Error::new(error.kind(), format!("the write buffer {} is in use by another ovsd", directory.display()))
+            io::Error::new(
+                error.kind(),
+                format!("the write buffer {} is in use by another ovsd", directory.display()),
+            )
         })?;
         let existing = (0..).take_while(|slot| slot_path(directory, *slot).exists()).count();
         let slot_bytes = match existing {
@@ -62,7 +65,9 @@ impl FileDevice {
             _ => std::fs::metadata(slot_path(directory, 0))?.len(),
         };
         if slot_bytes < 16 * BLOCK_BYTES as u64 || !slot_bytes.is_multiple_of(BLOCK_BYTES as u64) {
-            return Err(io::Error::other(format!("slots of {slot_bytes} bytes: must be whole blocks, 16 at least")));
+            return Err(io::Error::other(format!(
+                "slots of {slot_bytes} bytes: must be whole blocks, 16 at least"
+            )));
         }
         for slot in existing..slot_count {
             make_slot(directory, slot, slot_bytes)?;

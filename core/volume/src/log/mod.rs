@@ -19,14 +19,14 @@ mod record;
 mod replay;
 mod writer;
 
-pub use device::{FileDevice, LogDevice};
 pub(crate) use append::{Room, RoomFor};
+pub use device::{FileDevice, LogDevice};
 pub(crate) use record::{Append, Record};
 
 use crate::VolumeError;
+use ovs_format::log::BLOCK_BYTES;
 use ovs_format::log::VoidRange;
 use record::Segment;
-use ovs_format::log::BLOCK_BYTES;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
@@ -157,8 +157,11 @@ impl Log {
         let slots = state.device.slot_count() as u64;
         let slot_bytes = state.device.slot_bytes();
         let unused = state.free.borrow().len() as u64 * slot_bytes;
-        let rest_of_current =
-            state.current.borrow().as_ref().map_or(0, |_| slot_bytes.saturating_sub(state.current_offset.get()));
+        let rest_of_current = state
+            .current
+            .borrow()
+            .as_ref()
+            .map_or(0, |_| slot_bytes.saturating_sub(state.current_offset.get()));
         LogStats {
             total_bytes: slots * slot_bytes,
             used_bytes: (slots * slot_bytes).saturating_sub(unused + rest_of_current),

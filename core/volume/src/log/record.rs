@@ -168,7 +168,12 @@ impl Drop for Segment {
 
 impl Log {
     /// The bytes of `count` clusters of a record from its `first` on: from memory, or read and verified.
-    pub(crate) async fn read(&self, record: &Rc<Record>, first: u64, count: u64) -> Result<Bytes, crate::VolumeError> {
+    pub(crate) async fn read(
+        &self,
+        record: &Rc<Record>,
+        first: u64,
+        count: u64,
+    ) -> Result<Bytes, crate::VolumeError> {
         if let Some(data) = record.resident(first, count) {
             return Ok(data);
         }
@@ -181,9 +186,13 @@ impl Log {
         let length = (count * CLUSTER_SIZE_BYTES) as usize;
         let slot = place.segment.slot;
         let bytes = self.state.device.read(slot, offset, length).await.map_err(|error| {
-            crate::VolumeError::Damaged(format!("cannot read slot {slot} of the write buffer at {offset}: {error}"))
+            crate::VolumeError::Damaged(format!(
+                "cannot read slot {slot} of the write buffer at {offset}: {error}"
+            ))
         })?;
-        for (cluster, expected) in bytes.chunks(CLUSTER_SIZE_BYTES as usize).zip(&record.checksums()[first as usize..]) {
+        for (cluster, expected) in
+            bytes.chunks(CLUSTER_SIZE_BYTES as usize).zip(&record.checksums()[first as usize..])
+        {
             let found = ovs_format::checksum(cluster);
             if found != *expected {
                 return Err(crate::VolumeError::Damaged(format!(

@@ -10,7 +10,9 @@ use super::record::{Place, Record, Segment};
 use super::{FreeSlot, Log, LogDevice, State};
 use crate::VolumeError;
 use bytes::Bytes;
-use ovs_format::log::{BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader};
+use ovs_format::log::{
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader,
+};
 use ovs_units::VdiskId;
 use std::{
     cell::{Cell, RefCell},
@@ -68,7 +70,8 @@ impl Log {
             }
         }
         let mut segments = Vec::new();
-        let limits: Vec<u64> = lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
+        let limits: Vec<u64> =
+            lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
         for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
             segments.push(scan(&*device, slot, header, limit_lsn).await?);
         }
@@ -118,7 +121,10 @@ impl Log {
                 if gap.lsn < attested && gap.lsn >= floor && !is_void(gap.lsn) {
                     // Kept as evidence.
                     segment.retired.set(true);
-                    let text = format!("slot {} of the write buffer at {}: batch {} is bad", found.slot, gap.offset, gap.lsn);
+                    let text = format!(
+                        "slot {} of the write buffer at {}: batch {} is bad",
+                        found.slot, gap.offset, gap.lsn
+                    );
                     match &gap.vdisks {
                         Some(vdisks) => replay.damage.extend(vdisks.iter().map(|v| (Some(*v), text.clone()))),
                         None => replay.damage.push((None, text)),
@@ -131,7 +137,9 @@ impl Log {
                 next_lsn = next_lsn.max(batch.header.lsn + 1);
                 take_in_batch(state, &segment, batch, &mut replay);
             }
-            if let Some(offset) = end.filter(|_| !segment.records.borrow().is_empty() && !segment.retired.get()) {
+            if let Some(offset) =
+                end.filter(|_| !segment.records.borrow().is_empty() && !segment.retired.get())
+            {
                 open_end = Some(OpenEnd { slot: segment.slot, generation: segment.generation, offset });
             }
             // Without records the segment goes here, and its slot is free.
@@ -159,7 +167,9 @@ impl Log {
         state.synced_lsn.set(state.next_lsn.get());
         state.synced_order.set(state.next_order.get());
         if state.free.borrow().is_empty() {
-            tracing::warn!("the write buffer is full of records that are not on a backend yet: no room until some are");
+            tracing::warn!(
+                "the write buffer is full of records that are not on a backend yet: no room until some are"
+            );
             return Ok(());
         }
         state.free.borrow_mut().iter_mut().for_each(|free| (free.after_lsn, free.after_order) = (0, 0));
@@ -235,7 +245,10 @@ async fn scan(
             }
             Found::Bad(vdisks) => {
                 gaps.push(Gap { lsn, offset, vdisks });
-                let Some((ahead, next_lsn)) = window.next_batch(offset, segment.generation, lsn).await? else { break };
+                let Some((ahead, next_lsn)) = window.next_batch(offset, segment.generation, lsn).await?
+                else {
+                    break;
+                };
                 (offset, lsn) = (ahead, next_lsn);
             }
         }
@@ -250,7 +263,12 @@ enum Found {
     Bad(Option<BTreeSet<VdiskId>>),
 }
 
-async fn read_batch(window: &mut Window<'_>, offset: u64, generation: u64, lsn: u64) -> Result<Found, VolumeError> {
+async fn read_batch(
+    window: &mut Window<'_>,
+    offset: u64,
+    generation: u64,
+    lsn: u64,
+) -> Result<Found, VolumeError> {
     let header = match window.header(offset).await? {
         Some(Ok(header)) if header.generation == generation && header.lsn == lsn => header,
         _ => return Ok(Found::Bad(None)),
@@ -283,8 +301,9 @@ struct Window<'a> {
 }
 
 const WINDOW_BYTES: usize = 8 << 20;
-const BATCH_BYTES_MAX: usize =
-    (BATCH_RECORDS_MAX * 56 + BATCH_CLUSTERS_MAX * 4 + 64).next_multiple_of(BLOCK_BYTES) + BATCH_CLUSTERS_MAX * BLOCK_BYTES;
+const BATCH_BYTES_MAX: usize = (BATCH_RECORDS_MAX * 56 + BATCH_CLUSTERS_MAX * 4 + 64)
+    .next_multiple_of(BLOCK_BYTES)
+    + BATCH_CLUSTERS_MAX * BLOCK_BYTES;
 const _: () = assert!(BATCH_BYTES_MAX <= WINDOW_BYTES);
 
 impl<'a> Window<'a> {
@@ -297,7 +316,8 @@ impl<'a> Window<'a> {
         if length > WINDOW_BYTES || offset + length as u64 > self.device.slot_bytes() {
             return Ok(None);
         }
-        let is_inside = offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
+        let is_inside =
+            offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
             let available = (self.device.slot_bytes() - offset).min(WINDOW_BYTES as u64) as usize;
             self.bytes = read(self.device, self.slot, offset, available).await?;
@@ -308,7 +328,12 @@ impl<'a> Window<'a> {
     }
 
     /// The next batch of this generation behind a bad one: where, and its number.
-    async fn next_batch(&mut self, bad: u64, generation: u64, lsn: u64) -> Result<Option<(u64, u64)>, VolumeError> {
+    async fn next_batch(
+        &mut self,
+        bad: u64,
+        generation: u64,
+        lsn: u64,
+    ) -> Result<Option<(u64, u64)>, VolumeError> {
         let mut offset = bad + BLOCK_BYTES as u64;
         while let Some(header) = self.header(offset).await? {
             if let Ok(header) = header

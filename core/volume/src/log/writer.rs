@@ -5,7 +5,8 @@ use super::{FreeSlot, Log, State, UNSYNCED_BYTES_MAX};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
-    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, VOIDS_MAX, VoidRange,
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, VOIDS_MAX,
+    VoidRange,
 };
 use ovs_units::CLUSTER_SIZE_BYTES;
 use std::{
@@ -73,7 +74,8 @@ impl Log {
         let mut pending = self.state.pending.borrow_mut();
         let mut batch = Vec::new();
         let mut clusters = 0;
-        let clusters_max = BATCH_CLUSTERS_MAX.min((self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16) as usize);
+        let clusters_max =
+            BATCH_CLUSTERS_MAX.min((self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16) as usize);
         while let Some(record) = pending.front() {
             clusters += record.data_clusters();
             let full = batch.len() == BATCH_RECORDS_MAX || (clusters > clusters_max && !batch.is_empty());
@@ -124,7 +126,9 @@ impl Log {
         let records = batch.iter().map(|record| record.header.clone()).collect();
         let header = state.batch_header(segment.generation, lsn, records);
         let mut parts = vec![Bytes::from(header.encode())];
-        parts.extend(batch.iter().filter_map(|record| record.data.borrow().clone().filter(|_| record.has_data())));
+        parts.extend(
+            batch.iter().filter_map(|record| record.data.borrow().clone().filter(|_| record.has_data())),
+        );
         // The number is taken before the write: should it fail half way, nothing else will ever bear it.
         state.next_lsn.set(lsn + 1);
         state.current_offset.set(offset + length);
@@ -245,7 +249,8 @@ impl Log {
     /// Syncs every segment with something unstable in it. What is written while this runs is left to the next round.
     async fn try_sync(&self) -> Result<(), (Rc<Segment>, std::io::Error)> {
         let state = &self.state;
-        let (lsn, order, retirements) = (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
+        let (lsn, order, retirements) =
+            (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
         let mut dirty: BTreeMap<u64, Rc<Segment>> = BTreeMap::new();
         for record in state.unsynced.borrow().iter().filter_map(Weak::upgrade) {
             if let Some(place) = &*record.place.borrow() {
@@ -256,12 +261,16 @@ impl Log {
             state.syncs.set(state.syncs.get() + 1);
             state.device.sync(segment.slot).await.map_err(|error| (segment.clone(), error))?;
         }
-        let is_homeless = |record: &Rc<Record>| record.place.borrow().as_ref().is_none_or(|p| p.segment.retired.get());
-        if state.retirements.get() != retirements || state.unsynced.borrow().iter().filter_map(Weak::upgrade).any(|r| is_homeless(&r)) {
+        let is_homeless =
+            |record: &Rc<Record>| record.place.borrow().as_ref().is_none_or(|p| p.segment.retired.get());
+        if state.retirements.get() != retirements
+            || state.unsynced.borrow().iter().filter_map(Weak::upgrade).any(|r| is_homeless(&r))
+        {
             // The writer retires a segment meanwhile: its records get new places that this round did not sync.
             return Ok(());
         }
-        let is_stable = |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
+        let is_stable =
+            |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
         let mut unsynced = state.unsynced.borrow_mut();
         let mut bytes = 0;
         unsynced.retain(|record| {
@@ -294,16 +303,13 @@ impl Log {
         let to_lsn = if is_current { state.next_lsn.get() } else { state.end_of(segment) };
         state.current.borrow_mut().take();
         state.written_lsn.set(state.written_lsn.get().max(to_lsn));
-        let mut voids = state.voids.borrow_mut();
-        voids.push(VoidRange { from_lsn, to_lsn });
-        let excess = voids.len().saturating_sub(VOIDS_MAX);
-        voids.drain(..excess);
-        drop(voids);
+        state.note_void(VoidRange { from_lsn, to_lsn });
         let in_it = |record: &Rc<Record>| {
             record.place.borrow().as_ref().is_some_and(|place| Rc::ptr_eq(&place.segment, segment))
         };
         // They stay among the unsynced, so that no sync passes over them.
-        let lost: Vec<Rc<Record>> = state.unsynced.borrow().iter().filter_map(Weak::upgrade).filter(in_it).collect();
+        let lost: Vec<Rc<Record>> =
+            state.unsynced.borrow().iter().filter_map(Weak::upgrade).filter(in_it).collect();
         for chunk in lost.chunks(16) {
             if let Err(error) = Box::pin(self.try_write_batch(chunk)).await {
                 self.go_offline(format!("what was not stable could not be written again: {error}"));
@@ -333,6 +339,13 @@ impl State {
     fn batch_header(&self, generation: u64, lsn: u64, records: Vec<RecordHeader>) -> BatchHeader {
         let (synced_lsn, floor_lsn) = (self.synced_lsn.get(), self.floor_lsn());
         BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal: false, records }
+    }
+
+    fn note_void(&self, void: VoidRange) {
+        let mut voids = self.voids.borrow_mut();
+        voids.push(void);
+        let excess = voids.len().saturating_sub(VOIDS_MAX);
+        voids.drain(..excess);
     }
 
     /// One past the last LSN of a segment that is not the current one.

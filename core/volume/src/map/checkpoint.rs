@@ -27,7 +27,8 @@ impl Checkpoint {
         store: &dyn PageStore,
         next_page: &Cell<u64>,
     ) -> Result<(), VolumeError> {
-        let mut pages = NewPages { next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
+        let mut pages =
+            NewPages { next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
         let record = CheckpointRecord {
             epoch: self.position.epoch,
             index: self.position.index,

@@ -69,7 +69,10 @@ impl Tree {
 
     /// A tree whose root is in the page store.
     pub(crate) fn stored(root: RootEntry) -> Tree {
-        Tree { root: (root.page != 0).then(|| Child::stored(ChildEntry { page: root.page, mapped: root.mapped })) }
+        Tree {
+            root: (root.page != 0)
+                .then(|| Child::stored(ChildEntry { page: root.page, mapped: root.mapped })),
+        }
     }
 
     pub(super) fn root(&self) -> Option<&Child> {
@@ -108,9 +111,15 @@ impl Tree {
     }
 
     /// Loads what [`Tree::set`] of that range will change.
-    pub(crate) async fn prepare(&self, store: &dyn PageStore, range: ClusterRange) -> Result<(), VolumeError> {
+    pub(crate) async fn prepare(
+        &self,
+        store: &dyn PageStore,
+        range: ClusterRange,
+    ) -> Result<(), VolumeError> {
         match &self.root {
-            Some(root) if !range.is_empty() => prepare(store, root, TOP_LEVEL, range.start.0, range.end().0).await,
+            Some(root) if !range.is_empty() => {
+                prepare(store, root, TOP_LEVEL, range.start.0, range.end().0).await
+            }
             _ => Ok(()),
         }
     }
@@ -174,7 +183,9 @@ fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
     match child.change() {
         Node::Leaf(places) => {
             let step = u64::from(packed != 0);
-            for (count, place) in places[index_at(start, 0)..][..(end - start) as usize].iter_mut().enumerate() {
+            for (count, place) in
+                places[index_at(start, 0)..][..(end - start) as usize].iter_mut().enumerate()
+            {
                 mapped -= u64::from(*place != 0);
                 mapped += step;
                 *place = packed + step * count as u64;
@@ -213,7 +224,10 @@ impl Child {
     }
 
     fn stored(entry: ChildEntry) -> Child {
-        Child { page: Rc::new(Page { id: Cell::new(entry.page), node: RefCell::new(None) }), mapped: entry.mapped }
+        Child {
+            page: Rc::new(Page { id: Cell::new(entry.page), node: RefCell::new(None) }),
+            mapped: entry.mapped,
+        }
     }
 
     pub(super) fn entry(&self, page: u64) -> ChildEntry {
@@ -249,7 +263,9 @@ impl Page {
             _ => {
                 let entries = page::decode_inner(&bytes).map_err(damaged)?;
                 let mut children = Box::new([const { None }; FANOUT]);
-                for (child, entry) in children.iter_mut().zip(entries.iter()).filter(|(_, entry)| entry.page != 0) {
+                for (child, entry) in
+                    children.iter_mut().zip(entries.iter()).filter(|(_, entry)| entry.page != 0)
+                {
                     *child = Some(Child::stored(*entry));
                 }
                 Node::Inner(children)

@@ -11,11 +11,11 @@
 //! A crash after 1 or 2 leaves objects that nothing names; the data is still in the write buffer.
 
 use super::{Inner, Vdisk, count};
+use crate::VolumeError;
 use crate::engine::Context;
 use crate::map::{Checkpoint, Place, Table};
 use crate::overlay::{Layer, Piece};
 use crate::sco::NewSco;
-use crate::VolumeError;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ovs_backend::Urgency;
 use ovs_format::journal::{Record, Target, TlogEntry};
@@ -99,6 +99,7 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
                 inner.stalled(reason);
                 return Some(Duration::from_millis(500));
             }
+            Err(VolumeError::Offline(_)) if inner.closing.get() => return Some(Duration::from_millis(100)),
             Err(error) => {
                 inner.go_offline(format!("its data cannot be sent to the backend: {error}"));
                 return Some(Duration::from_secs(1));
@@ -130,7 +131,8 @@ impl Inner {
     }
 
     async fn send_out(&self, layer: &Rc<Layer>) -> Result<(), VolumeError> {
-        let _turn = self.context.destage_turns.acquire().await.map_err(|e| VolumeError::Offline(e.to_string()))?;
+        let _turn =
+            self.context.destage_turns.acquire().await.map_err(|e| VolumeError::Offline(e.to_string()))?;
         self.resolve_base().await?;
         {
             // The SCOs' names are of this epoch.
@@ -256,12 +258,7 @@ impl Inner {
 
     /// Step 4. One step, without a wait.
     fn take_places(&self, layer: &Rc<Layer>, scos: &[ovs_format::sco::ScoRef], entries: &[TlogEntry]) {
-        apply_tlog(
-            &mut self.tree.borrow_mut(),
-            Rc::make_mut(&mut self.table.borrow_mut()),
-            scos,
-            entries,
-        );
+        apply_tlog(&mut self.tree.borrow_mut(), Rc::make_mut(&mut self.table.borrow_mut()), scos, entries);
         let tree = self.tree.borrow().clone();
         layer.markers.borrow_mut().drain(..).for_each(|snapshot| snapshot.resolve(tree.clone()));
         self.sealed.borrow_mut().retain(|other| !Rc::ptr_eq(other, layer));

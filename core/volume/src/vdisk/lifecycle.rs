@@ -45,11 +45,12 @@ impl Vdisk {
                 return Ok(());
             }
             let position = inner.append_to_journal(&Record::Properties { properties }).await?;
-            inner.commit(|head| {
-                head.set_position(position);
-                head.properties = text;
-            })
-            .await
+            inner
+                .commit(|head| {
+                    head.set_position(position);
+                    head.properties = text;
+                })
+                .await
         })
         .await
     }
@@ -66,17 +67,19 @@ impl Vdisk {
             vdisk.destage().await?;
             let _meta = inner.meta.lock().await;
             let node = inner.visible_snapshot(id)?;
-            let tree = node.tree().ok_or_else(|| VolumeError::Retry("the snapshot is not on the backend".into()))?;
+            let tree =
+                node.tree().ok_or_else(|| VolumeError::Retry("the snapshot is not on the backend".into()))?;
             let sequence = inner.last_sequence.get().next();
             let position = inner.append_to_journal(&Record::Rollback { id, sequence }).await?;
             let size = node.size;
-            inner.commit(|head| {
-                head.set_position(position);
-                head.sequence = sequence;
-                head.size = size;
-                head.prune_epochs();
-            })
-            .await?;
+            inner
+                .commit(|head| {
+                    head.set_position(position);
+                    head.sequence = sequence;
+                    head.size = size;
+                    head.prune_epochs();
+                })
+                .await?;
             inner.last_sequence.set(sequence);
             *inner.tree.borrow_mut() = tree;
             inner.size.set(size);
@@ -88,7 +91,10 @@ impl Vdisk {
     /// Grows or shrinks to whole clusters. What is cut off reads as zeros if it ever comes back.
     pub async fn resize(&self, size: ByteCount) -> Result<(), VolumeError> {
         if !size.0.is_multiple_of(CLUSTER_SIZE_BYTES) || size.0 > VDISK_SIZE_BYTES_MAX {
-            return Err(VolumeError::Refused(format!("size {}: must be whole 4 KiB clusters, 64 TiB at most", size.0)));
+            return Err(VolumeError::Refused(format!(
+                "size {}: must be whole 4 KiB clusters, 64 TiB at most",
+                size.0
+            )));
         }
         let vdisk = self.clone();
         finish_even_if_dropped(async move {
@@ -107,11 +113,12 @@ impl Vdisk {
             let tree = inner.tree.borrow().clone();
             tree.prepare(&*inner.context.pages, tail).await?;
             let position = inner.append_to_journal(&Record::Resize { size }).await?;
-            inner.commit(|head| {
-                head.set_position(position);
-                head.size = size;
-            })
-            .await?;
+            inner
+                .commit(|head| {
+                    head.set_position(position);
+                    head.size = size;
+                })
+                .await?;
             if shrinks {
                 inner.tree.borrow_mut().set(tail, None);
             }
@@ -165,7 +172,7 @@ impl Inner {
         if self.started.get() {
             return Ok(());
         }
-        self.check_serving()?;
+        self.check_serving_or_closing()?;
         let starts_after = self.last_sequence.get();
         self.commit(|head| {
             head.epoch = head.epoch.next();
@@ -238,7 +245,8 @@ impl Inner {
 
     pub(super) fn visible_snapshot(&self, id: SnapshotId) -> Result<Rc<SnapshotNode>, VolumeError> {
         let node = self.snapshot_node(id)?;
-        let hidden = self.head.borrow().head.snapshots.iter().any(|snapshot| snapshot.id == id && snapshot.hidden);
+        let hidden =
+            self.head.borrow().head.snapshots.iter().any(|snapshot| snapshot.id == id && snapshot.hidden);
         if hidden { Err(VolumeError::NotFound(format!("snapshot {id} is deleted"))) } else { Ok(node) }
     }
 

@@ -140,7 +140,10 @@ impl Vdisk {
         }
         if let Some(lost) = snapshots.front() {
             // A snapshot returned only after its records were stable: their loss is damage.
-            let reason = format!("snapshot {} needs write {} and the write buffer ends at {next}", lost.name, lost.sequence);
+            let reason = format!(
+                "snapshot {} needs write {} and the write buffer ends at {next}",
+                lost.name, lost.sequence
+            );
             return self.damaged(reason).await;
         }
         Ok(())
@@ -241,7 +244,9 @@ impl Maps {
                 self.close_snapshots_before(sequence);
                 let found = self.snapshots.iter().find(|(other, _)| *other == id);
                 let (_, tree) = found.ok_or_else(|| {
-                    VolumeError::Damaged(format!("the journal rolls back to snapshot {id}, which it does not have"))
+                    VolumeError::Damaged(format!(
+                        "the journal rolls back to snapshot {id}, which it does not have"
+                    ))
                 })?;
                 self.tree = tree.clone();
                 self.is_base = false;
@@ -303,7 +308,9 @@ pub(crate) async fn metadata_of(
                 }
             }
             Record::Resize { size } => head.size = size,
-            Record::Properties { properties } => head.properties = String::from_utf8_lossy(&properties).into_owned(),
+            Record::Properties { properties } => {
+                head.properties = String::from_utf8_lossy(&properties).into_owned()
+            }
         }
     }
     head.prune_epochs();

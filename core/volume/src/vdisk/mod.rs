@@ -12,8 +12,8 @@
 //! * Layers never straddle a snapshot, so every TLog lies wholly before or after each snapshot.
 
 mod destage;
-mod load;
 mod lifecycle;
+mod load;
 mod read;
 mod snapshot;
 mod write;
@@ -21,11 +21,11 @@ mod write;
 pub(crate) use load::{found_vdisk, metadata_of};
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
+use crate::VolumeError;
 use crate::engine::{Context, OnFull, SnapshotInfo, VdiskState, VdiskStats};
 use crate::head::VersionedHead;
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
-use crate::VolumeError;
 use bytes::Bytes;
 use ovs_backend::Backend;
 use ovs_units::{ByteCount, Epoch, Sequence, VdiskId, VpoolId};

@@ -1,10 +1,10 @@
 //! Reading: from the layers, newest first, then from the map.
 
 use super::{Inner, Vdisk, View, count};
+use crate::VolumeError;
 use crate::engine::Extent;
 use crate::map::Place;
 use crate::overlay::{Hit, Piece};
-use crate::VolumeError;
 use bytes::{Bytes, BytesMut};
 use ovs_units::{ByteCount, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, SnapshotId};
 use std::time::Duration;
@@ -118,7 +118,10 @@ impl Inner {
 
     async fn read_sco(&self, view: &View, place: Place, count: u64) -> Result<Bytes, VolumeError> {
         let Some(sco) = view.table.get(place.sco) else {
-            return Err(VolumeError::Damaged(format!("vDisk {}: no SCO {} in its table", self.id, place.sco)));
+            return Err(VolumeError::Damaged(format!(
+                "vDisk {}: no SCO {} in its table",
+                self.id, place.sco
+            )));
         };
         let deadline = self.context.clock.now() + PATIENCE;
         let mut attempt = 0;
@@ -126,7 +129,9 @@ impl Inner {
             let result = self.context.sco_headers.read(&*self.backend, sco, place.offset, count as u32).await;
             match result {
                 // Backpressure slows the guest and does not fail its I/O.
-                Err(VolumeError::Retry(reason)) if self.context.clock.now() < deadline && !self.closing.get() => {
+                Err(VolumeError::Retry(reason))
+                    if self.context.clock.now() < deadline && !self.closing.get() =>
+                {
                     if attempt == 0 {
                         tracing::warn!(vdisk = %self.id, reason, "a read waits for the backend");
                     }
@@ -153,7 +158,12 @@ impl Inner {
         })
     }
 
-    async fn extents_of(&self, view: &View, range: ByteRange, limit: usize) -> Result<Vec<Extent>, VolumeError> {
+    async fn extents_of(
+        &self,
+        view: &View,
+        range: ByteRange,
+        limit: usize,
+    ) -> Result<Vec<Extent>, VolumeError> {
         self.check_range(view, range)?;
         let mut rest = range.clusters_touched();
         let mut extents: Vec<Extent> = Vec::new();

@@ -2,11 +2,11 @@
 
 use super::lifecycle::finish_even_if_dropped;
 use super::{Inner, PendingBase, Vdisk, View};
+use crate::VolumeError;
 use crate::engine::SnapshotInfo;
 use crate::head::{Head, HeadSnapshot};
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
-use crate::VolumeError;
 use ovs_format::journal::Record;
 use ovs_units::{ByteCount, Name, Sequence, SnapshotId, VdiskId};
 use std::{cell::RefCell, rc::Rc};
@@ -89,7 +89,8 @@ impl Vdisk {
             // 1. Seal: from here on nothing that is written belongs to it.
             let sequence = inner.last_sequence.get();
             let (size, created_ms) = (inner.size.get(), inner.context.clock.wall_ms());
-            let entry = HeadSnapshot { id, name, created_ms, sequence, size, hidden: false, clones: Vec::new() };
+            let entry =
+                HeadSnapshot { id, name, created_ms, sequence, size, hidden: false, clones: Vec::new() };
             let node = SnapshotNode::of(&entry, None);
             inner.seal();
             match inner.sealed.borrow().back() {
@@ -103,11 +104,12 @@ impl Vdisk {
             let (name, created_ms) = (entry.name.clone(), entry.created_ms);
             let record = Record::Snapshot { id, name, created_ms, sequence, size };
             let position = inner.append_to_journal(&record).await?;
-            inner.commit(|head| {
-                head.set_position(position);
-                head.snapshots.push(entry);
-            })
-            .await?;
+            inner
+                .commit(|head| {
+                    head.set_position(position);
+                    head.snapshots.push(entry);
+                })
+                .await?;
             inner.snapshots.borrow_mut().push(node.clone());
             inner.destage_wanted.notify_one();
             Ok(node.info(&inner.head.borrow().head))
@@ -136,14 +138,15 @@ impl Vdisk {
             let _meta = inner.meta.lock().await;
             inner.visible_snapshot(id)?;
             let position = inner.append_to_journal(&Record::SnapshotDelete { id }).await?;
-            inner.commit(|head| {
-                head.set_position(position);
-                if let Some(snapshot) = head.snapshot_mut(id) {
-                    snapshot.hidden = true;
-                }
-                head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
-            })
-            .await?;
+            inner
+                .commit(|head| {
+                    head.set_position(position);
+                    if let Some(snapshot) = head.snapshot_mut(id) {
+                        snapshot.hidden = true;
+                    }
+                    head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+                })
+                .await?;
             inner.forget_gone_snapshots();
             Ok(())
         })
@@ -184,7 +187,10 @@ impl Inner {
         let marked = |layer: &Rc<Layer>| layer.markers.borrow().iter().any(|marker| Rc::ptr_eq(marker, node));
         match sealed.iter().position(marked) {
             Some(last) => Ok(sealed.iter().take(last + 1).cloned().collect()),
-            None => Err(VolumeError::Damaged(format!("snapshot {} is neither buffered nor on the backend", node.id))),
+            None => Err(VolumeError::Damaged(format!(
+                "snapshot {} is neither buffered nor on the backend",
+                node.id
+            ))),
         }
     }
 
@@ -219,7 +225,9 @@ impl Inner {
     /// Drops the nodes of snapshots that the head does not have any more.
     pub(crate) fn forget_gone_snapshots(&self) {
         let head = self.head.borrow();
-        self.snapshots.borrow_mut().retain(|node| head.head.snapshots.iter().any(|entry| entry.id == node.id));
+        self.snapshots
+            .borrow_mut()
+            .retain(|node| head.head.snapshots.iter().any(|entry| entry.id == node.id));
     }
 
     /// Takes a clone off its snapshot's list, and the snapshot with it if it was only kept for that clone.

@@ -1,9 +1,9 @@
 //! Writing: split at clusters, admitted to the log, appended and mapped in one step, acknowledged when written.
 
 use super::{Inner, Vdisk, count};
+use crate::VolumeError;
 use crate::engine::OnFull;
 use crate::log::{Append, Record, Room, RoomFor};
-use crate::VolumeError;
 use bytes::{Bytes, BytesMut};
 use ovs_units::{ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange};
 use std::rc::Rc;
@@ -84,7 +84,9 @@ impl Inner {
         let range = ByteRange::new(start, ovs_units::ByteCount(length)).filter(|range| range.is_within(size));
         range.ok_or_else(|| {
             let (start, size) = (start.0, size.0);
-            VolumeError::NoSpace(format!("{length} bytes from {start} reach past the end of the vDisk at {size}"))
+            VolumeError::NoSpace(format!(
+                "{length} bytes from {start} reach past the end of the vDisk at {size}"
+            ))
         })
     }
 
@@ -189,10 +191,10 @@ impl Inner {
             let changed = log.room_changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if whom != RoomFor::Write || !self.is_over_its_share() {
-                if let Some(room) = log.room(clusters, whom) {
-                    return Ok(room);
-                }
+            if (whom != RoomFor::Write || !self.is_over_its_share())
+                && let Some(room) = log.room(clusters, whom)
+            {
+                return Ok(room);
             }
             self.destage_soon();
             let waited = self.context.clock.now() - since;
@@ -202,7 +204,9 @@ impl Inner {
                 OnFull::Stall { timeout: None } => std::time::Duration::MAX,
             };
             if patience.is_zero() && !self.is_draining(since) {
-                return Err(VolumeError::NoSpace("the write buffer is full and the backend takes no data".into()));
+                return Err(VolumeError::NoSpace(
+                    "the write buffer is full and the backend takes no data".into(),
+                ));
             }
             // Woken now and then all the same: on_full may have been changed, the share may have.
             let nap = patience.clamp(std::time::Duration::from_millis(5), std::time::Duration::from_secs(1));

@@ -1,5 +1,7 @@
 //! One host with one vPool, in memory but for the write buffer; it can crash and lose its local state.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
 use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
@@ -81,7 +83,12 @@ impl World {
             pages: self.pages.clone(),
             buffer: Rc::new(FileDevice::open(&buffer, 12, 2 * MIB).unwrap()),
         };
-        let config = EngineConfig { destage_bytes: 4 * MIB, memory_bytes: 4 * MIB, sco_bytes: MIB, ..EngineConfig::default() };
+        let config = EngineConfig {
+            destage_bytes: 4 * MIB,
+            memory_bytes: 4 * MIB,
+            sco_bytes: MIB,
+            ..EngineConfig::default()
+        };
         let engine = Engine::open(config, parts).await.unwrap();
         engine.attach_backend(self.vpool, self.backend.clone());
         self.engine = Some(engine);
@@ -107,8 +114,14 @@ impl World {
     pub async fn clone_of(&mut self, parent: &Vdisk, snapshot: SnapshotId, size: u64) -> Vdisk {
         let id = VdiskId(self.chance.uuid());
         let base = Some((parent.id(), snapshot));
-        let request =
-            CreateVdisk { id, vpool: self.vpool, size: ByteCount(size), properties: "{}".into(), base, on_full: STALL };
+        let request = CreateVdisk {
+            id,
+            vpool: self.vpool,
+            size: ByteCount(size),
+            properties: "{}".into(),
+            base,
+            on_full: STALL,
+        };
         self.engine().create_vdisk(request).await.unwrap()
     }
 

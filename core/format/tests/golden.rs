@@ -1,0 +1,162 @@
+//! The bytes of format version 1, for ever: what was written must stay readable, byte for byte.
+//!
+//! A change of a format gets a new version and new constants beside these. The checksum in each name is of the whole
+//! encoding; the first bytes are spelled out so that a difference can be seen.
+
+use ovs_format::journal::{Position, Record, Target, TlogEntry};
+use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
+use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
+use ovs_format::{checksum, sco};
+use ovs_units::{
+    ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
+};
+use uuid::Uuid;
+
+const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
+const AT: Position = Position { epoch: Epoch(3), index: JournalIndex(9) };
+
+/// Length, checksum and first bytes (in hex) of an encoding.
+fn check(what: &str, bytes: &[u8], length: usize, sum: u32, start: &str) {
+    let hex: String = bytes[..start.len() / 2].iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((bytes.len(), checksum(bytes), hex.as_str()), (length, sum, start), "{what}");
+}
+
+fn sco_ref() -> sco::ScoRef {
+    sco::encode_header(VDISK, Epoch(3), ScoNumber(7), PutId(Uuid::from_u128(42)), &[1, 2, 3]).1
+}
+
+#[test]
+fn segment_header() {
+    let header = SegmentHeader {
+        log: Uuid::from_u128(5),
+        generation: 6,
+        start_lsn: 7,
+        synced_lsn: 8,
+        voids: vec![VoidRange { from_lsn: 9, to_lsn: 10 }],
+    };
+    check("segment header", &header.encode(), 4096, SEGMENT, "4f5653534547303101000000");
+    assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+}
+
+#[test]
+fn batch_header() {
+    let record = |kind, count| RecordHeader {
+        vdisk: VDISK,
+        epoch: Epoch(3),
+        sequence: Sequence(99),
+        cluster: Cluster(1000),
+        count,
+        kind,
+    };
+    let header = BatchHeader {
+        generation: 6,
+        lsn: 7,
+        synced_lsn: 5,
+        floor_lsn: 1,
+        is_seal: false,
+        records: vec![record(RecordKind::Data(vec![0xdead, 0xbeef]), 2), record(RecordKind::Zero, 1 << 30)],
+    };
+    check("batch header", &header.encode(), 4096, BATCH, "4f5653424154303101000000");
+    assert_eq!(BatchHeader::decode(&header.encode()), Ok(header));
+    let seal = BatchHeader {
+        generation: 6,
+        lsn: 8,
+        synced_lsn: 8,
+        floor_lsn: 2,
+        is_seal: true,
+        records: Vec::new(),
+    };
+    check("seal", &seal.encode(), 4096, SEAL, "4f5653424154303101000100");
+    assert_eq!(BatchHeader::decode(&seal.encode()), Ok(seal));
+}
+
+#[test]
+fn sco_header() {
+    let (header, reference) =
+        sco::encode_header(VDISK, Epoch(3), ScoNumber(7), PutId(Uuid::from_u128(42)), &[1, 2, 3]);
+    check("SCO header", &header, 4096, SCO, "4f565353434f30310100000000000000");
+    assert_eq!(sco::decode_header(&header, &reference), Ok(vec![1, 2, 3]));
+}
+
+#[test]
+fn journal_records() {
+    let snapshot = SnapshotId(Uuid::from_u128(77));
+    let records = [
+        Record::Start {
+            continues: Some(Position { epoch: Epoch(2), index: JournalIndex(4) }),
+            starts_after: Sequence(50),
+            size: ByteCount(1 << 30),
+            base: Some((VDISK, snapshot)),
+            properties: "{}".into(),
+        },
+        Record::Tlog {
+            sequence: Sequence(60),
+            scos: vec![sco_ref()],
+            entries: vec![
+                TlogEntry { cluster: Cluster(5), count: 2, target: Target::Sco { sco: 0, offset: 1 } },
+                TlogEntry { cluster: Cluster(9), count: 1 << 30, target: Target::Zero },
+            ],
+        },
+        Record::Snapshot {
+            id: snapshot,
+            name: Name::new("daily.1").unwrap(),
+            created_ms: 1_700_000_000_000,
+            sequence: Sequence(60),
+            size: ByteCount(1 << 30),
+        },
+        Record::SnapshotDelete { id: snapshot },
+        Record::Rollback { id: snapshot, sequence: Sequence(61) },
+        Record::Resize { size: ByteCount(2 << 30) },
+        Record::Properties { properties: "{\"name\":\"x\"}".into() },
+    ];
+    for (record, (length, sum)) in records.into_iter().zip(JOURNAL) {
+        let bytes = record.encode(VDISK, AT);
+        check(&format!("{record:?}"), &bytes, length, sum, "4f56534a524e30310100");
+        assert_eq!(Record::decode(&bytes, VDISK, AT), Ok(record));
+    }
+}
+
+#[test]
+fn map_pages() {
+    let mut places = [0; FANOUT];
+    (places[3], places[511]) = (0x10001, 0x20002);
+    let leaf = page::encode_leaf(&places);
+    check("leaf", &leaf, 88, LEAF, "01010000");
+    assert_eq!(*page::decode_leaf(&leaf).unwrap(), places);
+    let mut children = [ChildEntry::default(); FANOUT];
+    children[8] = ChildEntry { page: 12, mapped: 34 };
+    let inner = page::encode_inner(&children);
+    check("inner", &inner, 30, INNER, "02010000");
+    assert_eq!(*page::decode_inner(&inner).unwrap(), children);
+    let table = page::encode_table(&[sco_ref(), sco_ref()]);
+    check("table", &table, 124, TABLE, "03010000");
+    assert_eq!(page::decode_table(&table).unwrap(), [sco_ref(), sco_ref()]);
+    let record = CheckpointRecord {
+        epoch: Epoch(3),
+        index: JournalIndex(9),
+        sequence: Sequence(60),
+        root: RootEntry { page: 12, mapped: 34 },
+        table_pages: vec![13, 14],
+        snapshots: vec![(SnapshotId(Uuid::from_u128(77)), RootEntry { page: 15, mapped: 16 })],
+    };
+    check("checkpoint", &record.encode(), 104, CHECKPOINT, "04010000");
+    assert_eq!(CheckpointRecord::decode(&record.encode()), Ok(record));
+}
+
+const SEGMENT: u32 = 0xc0e1_49bf;
+const BATCH: u32 = 0xf4f3_cc2a;
+const SEAL: u32 = 0x40bd_8d67;
+const SCO: u32 = 0xd75f_5c6b;
+const JOURNAL: [(usize, u32); 7] = [
+    (120, 0xd332_5d89),
+    (168, 0x6f61_66b9),
+    (99, 0x2e37_86e1),
+    (64, 0xe90c_0657),
+    (72, 0xd525_47b8),
+    (56, 0x52f0_4708),
+    (64, 0xdf71_1ff5),
+];
+const LEAF: u32 = 0xc97c_a121;
+const INNER: u32 = 0x7826_3d24;
+const TABLE: u32 = 0x079d_0a80;
+const CHECKPOINT: u32 = 0xc37b_1f38;
