@@ -1,1 +1,31 @@
-//! ovs-tests
+//! The volume engine against a plain model of itself.
+//!
+//! ```text
+//!  seed ─▶ steps ─▶ World ─┬▶ engine over stores and a write buffer in memory, in paused time
+//!                          └▶ model: cluster → bytes, for every vDisk and snapshot
+//!              after every step and every restart: what the engine reads is what the model holds
+//! ```
+//!
+//! A world lives on through the deaths of its engine: the backend, the registry, the map pages and the device of the
+//! write buffer stay, everything in memory goes. Steps in flight at a death may or may not have happened, each whole,
+//! a write cluster by cluster; what was acknowledged has. A power loss takes what the device had not synced, too: then
+//! a vDisk is as after some operation not before its last flush. What the next engine shows, stays.
+//!
+//! A failing seed prints itself and the fewest steps that still fail. Not here: real files (their own crates' tests
+//! have them), real programs (`integration/`).
+
+mod content;
+mod device;
+mod random;
+mod reduce;
+mod step;
+mod unsettled;
+mod world;
+
+pub use content::Content;
+pub use device::MemoryDevice;
+pub use random::Random;
+pub use reduce::{check_seed, check_steps};
+pub use step::{InFlight, Step, generate};
+pub use unsettled::{UnsettledPages, UnsettledRegistry};
+pub use world::World;

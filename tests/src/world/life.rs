@@ -1,0 +1,144 @@
+//! One life of an engine: its own runtime, so that its death takes every task with it.
+
+use super::{Failure, ON_FULL, World};
+use crate::{UnsettledPages, UnsettledRegistry};
+use ovs_backend::Backend;
+use ovs_units::VdiskId;
+use ovs_volume::{Engine, EngineParts, SystemClock, Vdisk, VolumeError};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use tokio::{runtime::Runtime, task::LocalSet};
+
+/// In paused time, which passes when nobody has anything else to do: no call takes this long.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What dies; the fields go in this order.
+pub(super) struct Life {
+    pub(super) vdisks: BTreeMap<VdiskId, Vdisk>,
+    pub(super) engine: Option<Engine>,
+    local: LocalSet,
+    runtime: Runtime,
+}
+
+impl World {
+    /// An engine over what there is, no vDisk opened yet.
+    pub(super) fn be_born(&mut self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .map_err(|error| format!("no runtime: {error}"))?;
+        self.life = Some(Life { vdisks: BTreeMap::new(), engine: None, local: LocalSet::new(), runtime });
+        let (config, random) = (self.config.clone(), Rc::clone(&self.random));
+        let (registry, pages) = (Rc::clone(&self.registry), Rc::clone(&self.pages));
+        let buffer = Rc::clone(&self.buffer);
+        let engine = self.run(async move {
+            let parts = EngineParts {
+                clock: Rc::new(SystemClock::new()),
+                chance: random.clone(),
+                registry: Rc::new(UnsettledRegistry { inner: registry, random: random.clone() }),
+                pages: Rc::new(UnsettledPages { inner: pages, random }),
+                buffer,
+            };
+            Engine::open(config, parts).await
+        })?;
+        let backend: Rc<dyn Backend> = self.backend.clone();
+        let vpool = self.vpool;
+        let attached = engine.clone();
+        self.run(async move {
+            attached.attach_backend(vpool, backend);
+            Ok(())
+        })?;
+        self.life_mut()?.engine = Some(engine);
+        Ok(())
+    }
+
+    /// Death: nothing is told, everything in memory goes. What was given to the kernel stays.
+    pub(super) fn die(&mut self) {
+        if let Some(Life { vdisks, engine, local, runtime }) = self.life.take() {
+            let _inside = runtime.enter();
+            drop((vdisks, engine, local));
+        }
+    }
+
+    /// A new engine over the old device has made what it shows stable before it shows it.
+    pub(super) fn all_is_stable(&mut self) {
+        self.disks.iter_mut().for_each(super::DiskModel::is_stable);
+    }
+
+    /// Opens every vDisk of the model, in no particular order.
+    pub(super) fn open_all(&mut self) -> Result<(), Failure> {
+        let mut ids: Vec<VdiskId> = self.disks.iter().map(|disk| disk.id).collect();
+        let turn = self.random.below(ids.len().max(1) as u64) as usize;
+        ids.rotate_left(turn);
+        for id in ids {
+            self.open(id)?.map_err(|error| format!("vDisk {id} does not open: {error}"))?;
+        }
+        self.claim_buffered()
+    }
+
+    /// What the write buffer holds of vDisks that are not there any more goes, as when the service has started.
+    pub(super) fn claim_buffered(&self) -> Result<(), Failure> {
+        let engine = self.engine()?;
+        self.run(async move { engine.claim_buffered(ON_FULL).await })
+    }
+
+    pub(super) fn open(&mut self, id: VdiskId) -> Result<Result<(), VolumeError>, Failure> {
+        let (engine, vpool) = (self.engine()?, self.vpool);
+        let opened = self.run(async move { Ok(engine.open_vdisk(vpool, id, ON_FULL).await) })?;
+        Ok(match opened {
+            Ok(vdisk) => {
+                self.life_mut()?.vdisks.insert(id, vdisk);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Runs one call, with the engine's own tasks beside it.
+    pub(super) fn run<T>(&self, work: impl Future<Output = Result<T, VolumeError>>) -> Result<T, Failure> {
+        let life = self.life.as_ref().ok_or("there is no engine")?;
+        life.local.block_on(&life.runtime, async {
+            match tokio::time::timeout(PATIENCE, work).await {
+                Ok(answer) => answer.map_err(|error| format!("it answered: {error:?}")),
+                Err(_) => Err(format!("it did not answer within {PATIENCE:?}")),
+            }
+        })
+    }
+
+    pub(super) fn engine(&self) -> Result<Engine, Failure> {
+        let life = self.life.as_ref().ok_or("there is no engine")?;
+        life.engine.clone().ok_or_else(|| "the engine is not open".to_owned())
+    }
+
+    pub(super) fn life_mut(&mut self) -> Result<&mut Life, Failure> {
+        self.life.as_mut().ok_or_else(|| "there is no engine".to_owned())
+    }
+
+    pub(super) fn vdisk(&self, index: usize) -> Result<Vdisk, Failure> {
+        let life = self.life.as_ref().ok_or("there is no engine")?;
+        let id = self.disks[index].id;
+        life.vdisks.get(&id).cloned().ok_or_else(|| format!("vDisk {id} is not open"))
+    }
+
+    /// Close, open, compare.
+    pub(super) fn reopen(&mut self) -> Result<(), Failure> {
+        self.close()?;
+        self.be_born()?;
+        self.open_all()?;
+        self.all_is_stable();
+        self.verify_all()
+    }
+
+    pub(super) fn close(&mut self) -> Result<(), Failure> {
+        let engine = self.engine()?;
+        self.run(async move { engine.close(Duration::from_secs(300)).await })?;
+        self.die();
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
