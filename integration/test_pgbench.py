@@ -10,7 +10,7 @@ from dockerd import IMAGE, Dockerd, Driver
 from stack import MIB, run, unique, wait_until
 from test_docker import released
 
-START = """[ -s $PGDATA/PG_VERSION ] || initdb --auth=trust --no-sync >/dev/null
+START = """[ -s $PGDATA/PG_VERSION ] || initdb --auth=trust >/dev/null
 exec postgres -c listen_addresses= -c shared_buffers=32MB -c checkpoint_timeout=30s -c max_wal_size=256MB"""
 
 BALANCES = """select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches),

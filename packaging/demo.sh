@@ -109,6 +109,11 @@ finish() {
     set +e
     if [ $code -ne 0 ]; then
         printf '%s✘ stopped in: %s%s\n' "$red" "${step_name:-start}" "$plain"
+        for id in db copy; do
+            docker inspect "$id-$tag" >/dev/null 2>&1 || continue
+            printf '%s── container %s, last lines%s\n' "$dim" "$id" "$plain"
+            docker logs --tail 15 "$id-$tag" 2>&1
+        done
         for log in "$root"/log/*.log; do
             printf '%s── %s, last lines%s\n' "$dim" "$(basename "$log")" "$plain"
             tail -n 15 "$log"
@@ -159,7 +164,7 @@ start_ovsd() {
     "$bin/ovsd" >>"$root/log/ovsd.log" 2>&1 </dev/null &
     remember ovsd $!
     echo $! >"$root/ovsd.pid"
-    wait $!
+    wait $! 2>>"$root/log/keeper.log" # the shell's own word on how it ended
 }
 keeper() { # starts ovsd again when it dies, as its systemd unit does (Restart=always)
     trap - EXIT
@@ -170,7 +175,7 @@ keeper() { # starts ovsd again when it dies, as its systemd unit does (Restart=a
 }
 
 step "ovs: starting ovsd, ovsd-edge and ovsd-docker on $OVS_ROOT"
-keeper &
+keeper 2>>"$root/log/keeper.log" &
 remember keeper $!
 wait_for "ovsd answers" 60 ovs status
 "$bin/ovsd-edge" >"$root/log/ovsd-edge.log" 2>&1 </dev/null &
@@ -202,7 +207,7 @@ docker import --change 'ENV PATH=/usr/lib/postgresql/15/bin:/usr/bin:/usr/sbin L
 say "$(docker images --format '{{.Repository}}: {{.Size}}' "$image" | head -1)"
 
 # The container: makes a database cluster in an empty volume, then is PostgreSQL.
-start_postgres='set -e; [ -s $PGDATA/PG_VERSION ] || initdb --auth=trust --no-sync -D $PGDATA >/dev/null
+start_postgres='set -e; [ -s $PGDATA/PG_VERSION ] || initdb --auth=trust -D $PGDATA >/dev/null
 exec postgres -c listen_addresses= -c shared_buffers=64MB -c max_wal_size=512MB -c checkpoint_timeout=30s -c autovacuum_naptime=5s'
 run_postgres() { # container volume
     touch "$root/volume-$2"
@@ -248,7 +253,7 @@ docker volume create --driver "$driver" --opt from=demo-db --opt snapshot=under-
 touch "$root/volume-demo-copy"
 run_postgres copy demo-copy
 say "it found its database as after a power cut, and recovered:"
-docker logs "copy-$tag" 2>&1 | grep -E 'recovery|redo|ready to accept' | sed 's/^/    /' || true
+docker logs "copy-$tag" 2>&1 | grep -E 'LOG: .*(not properly|redo|ready to accept)' | sed 's/^/    /' || true
 show ovs vdisk list default
 
 step "checks: pg_amcheck and pgbench's balances, in both"
