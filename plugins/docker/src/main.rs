@@ -134,11 +134,14 @@ async fn run(args: Args, handed_over: Option<UnixListener>) -> anyhow::Result<()
     tokio::spawn(background::reconcile(driver.clone(), args.docker_socket, driver_name, every));
     tokio::spawn(background::follow_events(driver.clone(), Client::new(paths.socket())));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        served = server::serve(listener, driver) => served.context("serving"),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    }
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    server::serve(listener, driver, stop).await.context("serving")
 }
 
 /// One plugin per state directory. One that was just killed takes a moment to go.

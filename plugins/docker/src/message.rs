@@ -200,6 +200,12 @@ impl Request {
     pub fn parse(path: &str, body: &[u8]) -> Result<Request, RequestError> {
         let named = |method: &'static str| -> Result<(Name, Body), RequestError> {
             let error = |problem: String| RequestError::Body { method, problem };
+            if body.is_empty() {
+                // Seen with Docker 20.10: it sends a request whose connection broke again, but not its body.
+                return Err(error(
+                    "the request was cut off by a restart of the plugin; try again".to_owned(),
+                ));
+            }
             let body: Body =
                 serde_json::from_slice(body).map_err(|e| error(clip(&format!("not understood: {e}"))))?;
             let name = Name::new(&body.name).map_err(|e| error(format!("volume {e}")))?;
@@ -287,8 +293,8 @@ mod tests {
             check_refused(path, br#"{"Name":"v1"}"#, "unknown method");
         }
         let deep = "[".repeat(200_000);
-        let bodies: [&[u8]; 12] = [
-            b"",
+        check_refused("/VolumeDriver.Mount", b"", "try again");
+        let bodies: [&[u8]; 11] = [
             b"{",
             b"null",
             b"[]",

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, oneshot, watch},
     time::{sleep, timeout},
 };
 
@@ -34,6 +34,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECTIONS_MAX: usize = 4096;
 /// After an error of accept(2), as when descriptors have run out.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
+/// How long a stop waits for what is being done.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const TOO_LARGE: &str = "the body is larger than 1 MiB";
 const JSON: &str = "application/vnd.docker.plugins.v1.1+json";
 
@@ -49,12 +51,23 @@ pub trait Plugin: Send + Sync + 'static {
     fn abandoned(&self, request: Request, answer: Answer) -> impl Future<Output = ()> + Send;
 }
 
-/// Serves for ever.
-pub async fn serve<P: Plugin>(listener: UnixListener, plugin: Arc<P>) -> io::Result<()> {
+/// Serves until `stop` is ready; then takes no more, and waits a while for what it is at. dockerd repeats a request that
+/// was cut off without its body, so every one cut off is an error that a user sees.
+pub async fn serve<P: Plugin>(
+    listener: UnixListener,
+    plugin: Arc<P>,
+    stop: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (stopping, stopped) = watch::channel(false);
+    let mut stop = std::pin::pin!(stop);
     loop {
         let permit = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accept");
@@ -62,25 +75,40 @@ pub async fn serve<P: Plugin>(listener: UnixListener, plugin: Arc<P>) -> io::Res
                 continue;
             }
         };
-        let plugin = plugin.clone();
+        let (plugin, stopped) = (plugin.clone(), stopped.clone());
         tokio::spawn(async move {
-            serve_connection(stream, plugin).await;
+            serve_connection(stream, plugin, stopped).await;
             drop(permit);
         });
     }
+    drop(listener);
+    stopping.send_replace(true);
+    // The permits are all there again when the last connection has ended.
+    let all = u32::try_from(CONNECTIONS_MAX).map_err(io::Error::other)?;
+    if timeout(STOP_TIMEOUT, connections.acquire_many(all)).await.is_err() {
+        tracing::warn!("stopping in the middle of a request");
+    }
+    Ok(())
 }
 
-async fn serve_connection<P: Plugin>(stream: UnixStream, plugin: Arc<P>) {
+async fn serve_connection<P: Plugin>(stream: UnixStream, plugin: Arc<P>, mut stopped: watch::Receiver<bool>) {
     let service = service_fn(|request| {
         let plugin = plugin.clone();
         async move { Ok::<_, Infallible>(respond(request, plugin).await) }
     });
-    let served = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "connection");
     }

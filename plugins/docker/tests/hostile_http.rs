@@ -61,7 +61,7 @@ fn start() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("ovs.sock");
     let plugin = Arc::new(Echo::default());
-    tokio::spawn(server::serve(UnixListener::bind(&socket).unwrap(), plugin.clone()));
+    tokio::spawn(server::serve(UnixListener::bind(&socket).unwrap(), plugin.clone(), std::future::pending()));
     Served { plugin, socket, _directory: directory }
 }
 
@@ -226,6 +226,35 @@ async fn a_mount_goes_on_without_its_caller_and_is_then_given_back() {
     check(&served.socket, &post("/VolumeDriver.Mount", r#"{"Name":"v2"}"#), 200, r#""Mountpoint":"/v2""#)
         .await;
     assert_eq!(plugin.abandoned.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_stop_lets_what_is_begun_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("ovs.sock");
+    let (plugin, stop) = (Arc::new(Echo::default()), Arc::new(Notify::new()));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let stopped = stop.clone();
+    let served =
+        tokio::spawn(server::serve(listener, plugin.clone(), async move { stopped.notified().await }));
+    let _idle = UnixStream::connect(&socket).await.unwrap();
+    let asked = post("/VolumeDriver.Mount", r#"{"Name":"v1","ID":"x"}"#);
+    let answer = tokio::spawn({
+        let socket = socket.clone();
+        async move { exchange(&socket, &asked).await }
+    });
+    until(|| plugin.mounts_begun.load(Ordering::SeqCst) == 1).await;
+    stop.notify_one();
+    until(|| std::os::unix::net::UnixStream::connect(&socket).is_err()).await;
+    assert!(!served.is_finished());
+    plugin.go.notify_one();
+    assert!(answer.await.unwrap().starts_with("HTTP/1.1 200"));
+    timeout(Duration::from_secs(10), served)
+        .await
+        .expect("idle connections do not hold it up")
+        .unwrap()
+        .unwrap();
+    assert_eq!(plugin.abandoned.load(Ordering::SeqCst), 0);
 }
 
 async fn until(mut reached: impl FnMut() -> bool) {
