@@ -38,6 +38,7 @@ pub trait Dispatch: Send + Sync + 'static {
 macro_rules! serve_operations {
     ($served:ty) => {
         const _: () = {
+            #[allow(unused_imports, reason = "below this module the macro is in sight already")]
             use $crate::rpc::serve_rows;
             type Served = $served;
             ovs_api::for_each_operation!(serve_rows);

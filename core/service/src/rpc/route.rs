@@ -13,11 +13,10 @@ pub(super) struct Route {
 
 /// Why there is no row.
 #[derive(Debug)]
-pub(super) enum NoRoute {
-    /// Nothing has this path.
-    Path(Problem),
-    /// The path has other methods.
-    Method(Problem, Vec<&'static str>),
+pub(super) struct NoRoute {
+    pub problem: Box<Problem>,
+    /// The methods that the path has; none when nothing has this path.
+    pub allow: Vec<&'static str>,
 }
 
 /// The row for a method and a path. Where `/v1/vpools/recover` and `/v1/vpools/{vpool}` both fit, words win.
@@ -34,12 +33,13 @@ pub(super) fn route(method: &str, path: &str) -> Result<Route, NoRoute> {
     let shown: String = path.chars().take(200).collect();
     if allowed.is_empty() {
         let detail = format!("there is nothing at {shown:?}; GET /openapi.json lists what there is");
-        return Err(NoRoute::Path(Problem::new(ProblemKind::NotFound, detail)));
+        let problem = Box::new(Problem::new(ProblemKind::NotFound, detail));
+        return Err(NoRoute { problem, allow: allowed });
     }
     let method: String = method.chars().take(40).collect();
     let problem =
         Problem::field("method", method, &format!("{} on {shown}", allowed.join(", "))).with_status(405);
-    Err(NoRoute::Method(problem, allowed))
+    Err(NoRoute { problem: Box::new(problem), allow: allowed })
 }
 
 /// The parameters of a path that fits the template. A segment that is no UTF-8 once decoded fits none.
@@ -73,7 +73,7 @@ mod tests {
                 let values: Vec<&str> = route.params.iter().map(|(_, value)| value.as_str()).collect();
                 assert_eq!(values, params, "{method} {path}");
             }
-            (Err(NoRoute::Path(problem) | NoRoute::Method(problem, _)), Err(status)) => {
+            (Err(NoRoute { problem, .. }), Err(status)) => {
                 assert_eq!(problem.status, status, "{method} {path}");
             }
             (found, _) => panic!("{method} {path}: {found:?}"),

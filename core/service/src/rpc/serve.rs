@@ -165,8 +165,7 @@ where
     async fn answer<D: Dispatch>(self, dispatch: Arc<D>, stop: watch::Receiver<bool>) -> Response {
         let route = match route(self.method.as_str(), self.path.as_str()) {
             Ok(route) => route,
-            Err(NoRoute::Path(problem)) => return problem_response(&problem, &[]),
-            Err(NoRoute::Method(problem, allow)) => return problem_response(&problem, &allow),
+            Err(NoRoute { problem, allow }) => return problem_response(&problem, &allow),
         };
         let operation = route.operation;
         let answered = async {
