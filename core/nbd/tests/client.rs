@@ -9,7 +9,7 @@ use ovs_nbd::{
 };
 use ovs_units::{ByteCount, ByteOffset};
 use std::{path::PathBuf, rc::Rc, time::Duration};
-use support::{Deed, OneDisk, Ram, SIZE, local, range, session, settle};
+use support::{Deed, OneDisk, Ram, SIZE, local, range, session, settle, until};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -105,7 +105,7 @@ fn every_operation_works() {
         assert_eq!(client.block_status(range(0, 0)).await.unwrap(), []);
         client.close().await;
         assert_eq!(client.flush().await, Err(ClientError::Closed));
-        settle().await;
+        until(|| house.disk.deeds.borrow().last() == Some(&Deed::Released)).await;
         assert_eq!(house.disk.deeds.borrow().last(), Some(&Deed::Released));
     });
 }
@@ -158,6 +158,7 @@ fn requests_run_together_and_are_bounded() {
                 tokio::spawn(async move { client.write(ByteOffset(index * 10), filled(1, 10), false).await })
             })
             .collect();
+        until(|| house.disk.running.get() == 7).await;
         settle().await;
         assert_eq!((house.disk.running.get(), client.stats().in_flight), (7, 7));
         gate.add_permits(100);
@@ -181,7 +182,8 @@ fn payload_is_bounded_and_one_large_request_is_let_in() {
                 tokio::spawn(async move { client.write(ByteOffset(0), filled(1, length), false).await })
             })
             .into();
-        for _ in 0..3 {
+        for done in 0..3 {
+            until(|| house.disk.deeds.borrow().len() == done && house.disk.running.get() == 1).await;
             settle().await;
             assert_eq!(house.disk.running.get(), 1);
             gate.add_permits(1);
@@ -226,7 +228,7 @@ fn what_was_in_flight_when_the_server_died_is_sent_again_in_order() {
             }));
             tokio::task::yield_now().await;
         }
-        settle().await;
+        until(|| house.disk.running.get() == 8).await;
         house.kill().await;
         assert_eq!(house.disk.deeds.borrow().len(), 1, "a killed server went on");
         *house.disk.gate.borrow_mut() = None;
@@ -318,7 +320,7 @@ fn a_stopped_server_answers_what_runs_and_the_client_goes_on_with_the_next() {
             let client = client.clone();
             async move { client.write(ByteOffset(0), filled(1, 1), false).await }
         });
-        settle().await;
+        until(|| house.disk.running.get() == 1).await;
         gate.add_permits(1);
         house.stop().await;
         write.await.unwrap().unwrap();
@@ -361,7 +363,7 @@ fn patience_has_an_end_and_then_everything_fails() {
             let client = client.clone();
             async move { client.write(ByteOffset(0), filled(1, 1), false).await }
         });
-        settle().await;
+        until(|| house.disk.running.get() == 1).await;
         house.kill().await;
         assert!(matches!(write.await.unwrap(), Err(ClientError::Disconnected(_))));
         assert!(matches!(client.flush().await, Err(ClientError::Disconnected(_))));
@@ -426,10 +428,10 @@ fn the_last_handle_ends_the_connection_when_all_is_answered() {
         let gate = house.disk.hold();
         let client = house.client().await;
         let write = tokio::spawn(async move { client.write(ByteOffset(0), filled(1, 1), false).await });
-        settle().await;
+        until(|| house.disk.running.get() == 1).await;
         gate.add_permits(1);
         write.await.unwrap().unwrap();
-        settle().await;
+        until(|| house.disk.deeds.borrow().last() == Some(&Deed::Released)).await;
         assert_eq!(house.disk.deeds.borrow().last(), Some(&Deed::Released));
     });
 }

@@ -7,7 +7,7 @@ use ovs_nbd::ServerOptions;
 use ovs_units::ByteCount;
 use proptest::prelude::*;
 use std::{rc::Rc, time::Duration};
-use support::{Deed, Got, SIZE, World, local, request, settle, write};
+use support::{Deed, Got, SIZE, World, local, request, settle, until, write};
 
 #[test]
 fn bad_magic_ends_the_connection_and_no_other() {
@@ -68,7 +68,7 @@ fn what_runs_is_drained_before_the_connection_is_over() {
         let gate = world.disk.hold();
         let (mut raw, task) = world.transmitting().await;
         raw.send(&[write(1, 0, &[1]), write(2, 4096, &[2])].concat()).await;
-        settle().await;
+        until(|| world.disk.running.get() == 2).await;
         drop(raw);
         settle().await;
         assert!(!task.is_finished(), "the connection ended with writes running");
@@ -89,6 +89,7 @@ fn requests_run_together_up_to_the_bound() {
         for cookie in 0..40 {
             raw.send(&write(cookie, cookie * 10, &[cookie as u8])).await;
         }
+        until(|| world.disk.running.get() == 16).await;
         settle().await;
         assert_eq!(world.disk.running.get(), 16);
         gate.add_permits(100);
@@ -114,13 +115,15 @@ fn payload_in_flight_is_bounded_and_a_single_request_is_let_in() {
             }
             to
         });
+        until(|| world.disk.running.get() == 1).await;
         settle().await;
         assert_eq!(world.disk.running.get(), 1, "over the bound only the first is let in");
         gate.add_permits(1);
+        until(|| world.disk.deeds.borrow().len() == 1 && world.disk.running.get() == 1).await;
         settle().await;
         assert_eq!(world.disk.running.get(), 1, "60 kB and 60 kB are over the bound");
         gate.add_permits(1);
-        settle().await;
+        until(|| world.disk.running.get() == 2).await;
         assert_eq!(world.disk.running.get(), 2, "60 kB and 30 kB are within it");
         gate.add_permits(9);
         let _to = sender.await.unwrap();
@@ -187,7 +190,7 @@ fn a_device_that_closes_answers_what_runs_and_hangs_up() {
         let gate = world.disk.hold();
         let (mut raw, task) = world.transmitting().await;
         raw.send(&write(1, 0, &[1])).await;
-        settle().await;
+        until(|| world.disk.running.get() == 1).await;
         world.disk.closed.send_replace(true);
         settle().await;
         raw.send(&write(2, 0, &[2])).await;
@@ -208,7 +211,7 @@ fn a_stop_answers_what_runs_and_ends_negotiations() {
         let (mut raw, task) = world.transmitting().await;
         let (mut half_open, half_open_task) = world.connect();
         raw.send(&write(1, 0, &[1])).await;
-        settle().await;
+        until(|| world.disk.running.get() == 1).await;
         world.stop.cancel();
         assert!(half_open.is_hung_up().await);
         half_open_task.await.unwrap();

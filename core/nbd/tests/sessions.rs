@@ -5,17 +5,19 @@ mod support;
 
 use ovs_nbd::proto::numbers::{option, option_reply};
 use std::time::Duration;
-use support::{Deed, World, local, session, settle, write};
+use support::{Deed, World, local, session, settle, until, write};
 
 #[test]
 fn the_successor_waits_for_the_stuck_write_of_its_predecessor() {
     local(async {
         let world = World::new();
         let gate = world.disk.hold();
+        // Giving back takes its time, and belongs to what the successor waits for.
+        world.disk.latency.set(Duration::from_millis(20));
         let (mut old, old_task) = world.connect();
         old.go_with_session(1).await.unwrap();
         old.send(&write(1, 0, &[1])).await;
-        settle().await;
+        until(|| world.disk.running.get() == 1).await;
 
         let (mut new, _) = world.connect();
         new.begin_session(2).await;
@@ -81,7 +83,7 @@ fn who_waits_gives_way_to_a_newer_one() {
         let (mut first, _) = world.connect();
         first.go_with_session(1).await.unwrap();
         first.send(&write(1, 0, &[1])).await;
-        settle().await;
+        until(|| world.disk.running.get() == 1).await;
         let (mut second, _) = world.connect();
         second.begin_session(2).await;
         settle().await;
@@ -103,14 +105,14 @@ fn a_waiting_successor_that_hangs_up_leaves_nothing_behind() {
         let (mut first, _) = world.connect();
         first.go_with_session(1).await.unwrap();
         first.send(&write(1, 0, &[1])).await;
-        settle().await;
+        until(|| world.disk.running.get() == 1).await;
         let (mut second, second_task) = world.connect();
         second.begin_session(2).await;
         settle().await;
         drop(second);
         gate.add_permits(1);
         second_task.await.unwrap();
-        settle().await;
+        until(|| world.server.stats().connections == 0).await;
         assert_eq!(world.server.stats().connections, 0);
         // Every opening has its release.
         let released = world.disk.deeds.borrow().iter().filter(|deed| **deed == Deed::Released).count();

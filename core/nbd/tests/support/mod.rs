@@ -48,6 +48,13 @@ pub async fn settle() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
 
+/// Comes back when `condition` holds, however slow the machine.
+pub async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// What a device did, in the order in which it did it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deed {
@@ -218,6 +225,7 @@ impl Device for Ram {
 
     async fn released(&self) {
         assert_eq!(self.running.get(), 0, "released while a request runs");
+        self.work().await;
         self.deeds.borrow_mut().push(Deed::Released);
     }
 }
