@@ -7,8 +7,17 @@ use crate::{
     users,
     volume::Volume,
 };
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
-use std::{fs, io, path::PathBuf, sync::Arc, thread::available_parallelism};
+use fuser::{BackgroundSession, Config, Session, SessionACL};
+use rustix::mount::{MountFlags, mount};
+use std::{
+    ffi::CString,
+    fs::{self, OpenOptions},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::available_parallelism,
+};
 use tokio::runtime::Handle;
 
 /// FUSE threads of a mount: they only copy and hand over, so a few suffice.
@@ -30,19 +39,14 @@ impl Mount {
     pub fn new(volume: Arc<Volume>, mount_point: PathBuf, runtime: Handle) -> io::Result<Mount> {
         fs::create_dir_all(&mount_point)?;
         let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName(SOURCE.to_owned()),
-            // The kernel checks modes; QEMU and others who are not root come in (allow_other).
-            MountOption::DefaultPermissions,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-            MountOption::NoExec,
-            MountOption::NoAtime,
-        ];
-        config.acl = SessionACL::All;
         config.n_threads = Some(available_parallelism().map_or(2, usize::from).clamp(2, THREAD_COUNT_MAX));
         let fs = VpoolFs::new(Arc::clone(&volume), runtime);
-        let session = Session::new(fs, &mount_point, &config)?.spawn()?;
+        let device = mount_fuse(&mount_point)?;
+        let session = Session::from_fd(fs, device, SessionACL::All, config)
+            .and_then(Session::spawn)
+            .inspect_err(|_| {
+                let _ = mount_table::detach(&mount_point);
+            })?;
         let invalidator = Invalidator::new(volume.vpool(), session.notifier())?;
         tracing::info!(vpool = %volume.vpool(), at = %mount_point.display(), "mounted");
         Ok(Mount { volume, invalidator, mount_point, session })
@@ -83,9 +87,22 @@ impl Mount {
                 if let Err(error) = mount_table::detach(&mount_point) {
                     tracing::error!(%vpool, %at, %error, "cannot be unmounted");
                 }
-                // Its destructor would unmount whatever is at that path by then.
-                std::mem::forget(session);
+                // The session's threads go on without its handle.
             }
         }
     }
+}
+
+/// mount(2) for FUSE (the kernel's Documentation/filesystems/fuse), done here and not by fuser: that would unmount by path
+/// once more when a session ends, whatever is there by then, and start a program where it lacks the right.
+fn mount_fuse(mount_point: &Path) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    // The kernel checks modes (default_permissions); QEMU and others who are not root come in (allow_other).
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
+    mount(SOURCE, mount_point, "fuse.ovs", flags, CString::new(options)?.as_c_str())?;
+    Ok(device.into())
 }

@@ -21,7 +21,7 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// Minor number of its device: the number of its connection under `/sys/fs/fuse/connections`.
     pub device_minor: u32,
-    /// `fuse` for ours.
+    /// `fuse.ovs` for ours.
     pub kind: String,
     /// `ovs` for ours.
     pub source: OsString,
