@@ -204,7 +204,7 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         let buffer = &self.buffer;
-        if !(1 << 20..=4 << 30).contains(&buffer.segment_size) || buffer.segment_size % 4096 != 0 {
+        if !(1 << 20..=4 << 30).contains(&buffer.segment_size) || !buffer.segment_size.is_multiple_of(4096) {
             bail!(
                 "buffer.segment_size is {} bytes; allowed are 1MiB to 4GiB, in multiples of 4KiB",
                 buffer.segment_size
@@ -217,7 +217,9 @@ impl Config {
                 buffer.segment_size
             );
         }
-        if !(64 << 10..=128 << 20).contains(&self.destage.sco_size) || self.destage.sco_size % 4096 != 0 {
+        if !(64 << 10..=128 << 20).contains(&self.destage.sco_size)
+            || !self.destage.sco_size.is_multiple_of(4096)
+        {
             bail!(
                 "destage.sco_size is {} bytes; allowed are 64KiB to 128MiB, in multiples of 4KiB",
                 self.destage.sco_size

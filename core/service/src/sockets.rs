@@ -73,6 +73,17 @@ impl VdiskSockets {
         &self.server
     }
 
+    /// Removes what a dead ovsd left: some of its vDisks may be gone. Nobody else serves there while we have the registry.
+    pub fn remove_dead(&self, folder: &Path) -> std::io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "sock") {
+                remove(&path);
+            }
+        }
+        Ok(())
+    }
+
     /// Serves the common socket.
     pub fn open_common(&self, volumes: &Rc<Volumes>) -> anyhow::Result<()> {
         let group = group_id(&volumes.settings.socket_group);

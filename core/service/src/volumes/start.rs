@@ -190,7 +190,9 @@ impl Volumes {
 
     /// Opens the doors: the common NBD socket, and each vDisk's own.
     pub async fn open_doors(self: &Rc<Self>) -> anyhow::Result<()> {
-        std::fs::create_dir_all(self.settings.paths.nbd_dir()).context("making the folder of NBD sockets")?;
+        let folder = self.settings.paths.nbd_dir();
+        std::fs::create_dir_all(&folder).context("making the folder of NBD sockets")?;
+        self.sockets.remove_dead(&folder).context("removing sockets of a dead ovsd")?;
         for stored in self.all_records().await {
             if stored.record.state == State::Ready && stored.record.trash.is_none() {
                 self.sockets.open(self, &stored.record).await;
