@@ -75,8 +75,8 @@ pub async fn check(device: &Device, fstype: Fstype) -> Result<(), HostError> {
             }
             Ok(())
         }
-        code => Err(HostError::Failed(format!(
-            "e2fsck -p {path} could not repair the file system by itself (exit code {code:?}): {}",
+        _ => Err(HostError::Failed(format!(
+            "e2fsck -p {path} could not repair the file system by itself: {}",
             ended.last_words
         ))),
     }
