@@ -49,6 +49,7 @@ pub trait PageStore {
 #[derive(Debug, Default)]
 pub struct MemoryPages {
     state: RefCell<(BTreeMap<PageId, Bytes>, BTreeMap<String, Bytes>)>,
+    highest: std::cell::Cell<u64>,
 }
 
 impl PageStore for MemoryPages {
@@ -65,6 +66,7 @@ impl PageStore for MemoryPages {
         let owner = owner.to_owned();
         Box::pin(async move {
             let (stored, records) = &mut *self.state.borrow_mut();
+            self.highest.set(pages.iter().map(|(page, _)| page.0).max().unwrap_or(0).max(self.highest.get()));
             stored.extend(pages);
             records.insert(owner, record);
             Ok(())
@@ -91,7 +93,7 @@ impl PageStore for MemoryPages {
     }
 
     fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
-        Box::pin(async move { Ok(self.state.borrow().0.last_key_value().map_or(0, |(page, _)| page.0)) })
+        Box::pin(async move { Ok(self.highest.get()) })
     }
 
     fn sweep(

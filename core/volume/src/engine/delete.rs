@@ -80,7 +80,8 @@ impl Engine {
             vdisk.inner.closing.set(true);
             vdisk.inner.is_ended.set(true);
             vdisk.inner.destage_soon();
-            // Whoever is in the middle of a journal step finishes it.
+            // Whoever is in the middle of a put or a journal step finishes it: nothing may appear after the removal.
+            let _sending = vdisk.inner.sending.lock().await;
             let _meta = vdisk.inner.meta.lock().await;
         }
         self.inner.replayed.borrow_mut().remove(&id);
@@ -109,7 +110,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn remove_objects(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
+    pub(super) async fn remove_objects(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
         let tombstone = journal::tombstone_name(id);
         let mut after = None;
         loop {

@@ -172,11 +172,10 @@ impl Engine {
         on_full: OnFull,
     ) -> Result<Vdisk, VolumeError> {
         let _turn = self.inner.turn.lock().await;
-        let vdisk = self.open_any(vpool, id, on_full).await?;
-        if vdisk.inner.head.borrow().head.deleted {
+        if self.head_of(id).await?.is_some_and(|head| head.head.deleted) {
             return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
         }
-        Ok(vdisk)
+        self.open_any(vpool, id, on_full).await
     }
 
     /// Deleted ones too: their clones read them. The caller has the turn.
@@ -232,7 +231,12 @@ impl Engine {
                 tracing::warn!(vdisk = %id, dropped, "the write buffer has records of a vDisk that is not known here");
                 continue;
             };
-            let vpool = Head::decode(id, &entry.value)?.vpool;
+            let head = Head::decode(id, &entry.value)?;
+            if head.deleted && head.snapshots.is_empty() {
+                self.inner.replayed.borrow_mut().remove(&id);
+                continue;
+            }
+            let vpool = head.vpool;
             let _turn = self.inner.turn.lock().await;
             if let Err(error) = self.open_any(vpool, id, on_full).await {
                 tracing::error!(vdisk = %id, %error, "a vDisk with data in the write buffer cannot be opened");

@@ -6,21 +6,28 @@ use crate::journal;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
-use ovs_units::{VdiskId, VpoolId};
+use ovs_units::{SnapshotId, VdiskId, VpoolId};
+use std::collections::HashSet;
 use uuid::Uuid;
 
 impl Engine {
     /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them.
     pub async fn discover(&self, vpool: VpoolId) -> Result<Vec<FoundVdisk>, VolumeError> {
         let backend = self.backend(vpool)?;
-        let mut found = Vec::new();
+        let (mut found, mut deleted, mut needed) = (Vec::new(), Vec::new(), HashSet::new());
         for id in vdisks_on(&*backend).await? {
-            if is_deleted(&*backend, id).await? {
-                continue;
+            let is_deleted = is_deleted(&*backend, id).await?;
+            if is_deleted {
+                deleted.push(id);
             }
             match metadata_of(&*backend, id, vpool).await {
-                Ok(Some(head)) => found.push(found_vdisk(id, &head, None)),
+                Ok(Some(head)) if is_deleted => drop(head),
+                Ok(Some(head)) => {
+                    self.note_ancestors(&*backend, vpool, &head, &mut needed).await?;
+                    found.push(found_vdisk(id, &head, None));
+                }
                 Ok(None) => {} // nothing was ever acknowledged of it
+                Err(VolumeError::Damaged(_)) if is_deleted => {} // its removal was cut short
                 Err(VolumeError::Damaged(reason)) => {
                     let nothing = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
                     found.push(found_vdisk(id, &nothing, Some(reason)));
@@ -28,7 +35,32 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        // Removals that a crash cut short, and that no head remembers. Not while anything is unreadable: it might
+        // depend on them.
+        if found.iter().all(|vdisk| vdisk.problem.is_none()) {
+            for id in deleted.into_iter().filter(|id| !needed.contains(id)) {
+                if self.head_of(id).await?.is_none() {
+                    self.remove_objects(&*backend, id).await?;
+                }
+            }
+        }
         Ok(found)
+    }
+
+    async fn note_ancestors(
+        &self,
+        backend: &dyn Backend,
+        vpool: VpoolId,
+        head: &Head,
+        needed: &mut HashSet<VdiskId>,
+    ) -> Result<(), VolumeError> {
+        let mut base = head.base;
+        while let Some((parent, _)) = base
+            && needed.insert(parent)
+        {
+            base = metadata_of(backend, parent, vpool).await?.and_then(|head| head.base);
+        }
+        Ok(())
     }
 
     /// Writes the head of a vDisk found on the backend into the registry, where it is missing or older, and that of
@@ -70,10 +102,8 @@ impl Engine {
         if let Some((parent, snapshot)) = head.base
             && let Some(entry) = registry.get(&head_key(parent)).await?
         {
-            let mut parent_head = Head::decode(parent, &entry.value)?;
-            if let Some(snapshot) = parent_head.snapshot_mut(snapshot).filter(|s| !s.clones.contains(&id)) {
-                snapshot.clones.push(id);
-            }
+            let parent_head =
+                self.with_clone(vpool, parent, Head::decode(parent, &entry.value)?, snapshot, id).await?;
             let key = head_key(parent);
             transaction = transaction.compare(&key, entry.revision).put(&key, parent_head.encode());
         }
@@ -81,6 +111,43 @@ impl Engine {
             Some(_) => Ok(head.base.map(|(parent, _)| parent)),
             None => Err(VolumeError::Retry(format!("the head of vDisk {id} changed meanwhile"))),
         }
+    }
+
+    /// The parent's head with one more clone on its snapshot; a hidden snapshot that nobody seemed to need comes back.
+    async fn with_clone(
+        &self,
+        vpool: VpoolId,
+        parent: VdiskId,
+        mut head: Head,
+        snapshot: SnapshotId,
+        clone: VdiskId,
+    ) -> Result<Head, VolumeError> {
+        let knows = |head: &Head| {
+            head.snapshots.iter().any(|known| known.id == snapshot && known.clones.contains(&clone))
+        };
+        if knows(&head) {
+            return Ok(head);
+        }
+        if self.inner.vdisks.borrow().contains_key(&parent) {
+            return Err(VolumeError::Refused(format!(
+                "vDisk {parent} is open; restart ovsd to recover its clones"
+            )));
+        }
+        if head.snapshot_mut(snapshot).is_none()
+            && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool).await?
+        {
+            head.snapshots.extend(told.snapshots.into_iter().filter(|known| known.id == snapshot));
+            head.snapshots.sort_by_key(|known| (known.sequence, known.created_ms));
+        }
+        match head.snapshot_mut(snapshot) {
+            Some(known) => known.clones.push(clone),
+            None => {
+                return Err(VolumeError::Damaged(format!(
+                    "vDisk {parent} has no snapshot {snapshot} for its clone {clone}"
+                )));
+            }
+        }
+        Ok(head)
     }
 
     /// Clones that the registry knows already keep their snapshots.

@@ -60,6 +60,8 @@ impl Log {
         let usable_slots = (free_slots as u64).saturating_sub(reserve as u64);
         let usable_blocks = usable_slots * (slot_blocks - 1 - slot_blocks / 16);
         if state.promised_blocks.get() + blocks > usable_blocks + self.current_blocks_left() {
+            // Slots that only wait for their sync become free by it.
+            state.sync_wanted.notify_one();
             return None;
         }
         state.promised_blocks.set(state.promised_blocks.get() + blocks);

@@ -79,6 +79,9 @@ pub(crate) struct State {
     /// Written and not stable; what nobody refers to any more need not become so.
     unsynced: RefCell<VecDeque<Weak<Record>>>,
     unsynced_bytes: Cell<u64>,
+    /// Segments written to since they were last synced: headers, batches and seals alike. They are kept until they
+    /// are stable, needed or not: a hole in the sequence of batches would pass for the log's end.
+    dirty: RefCell<BTreeMap<u64, Rc<Segment>>>,
     resident: RefCell<VecDeque<Weak<Record>>>,
     memory_bytes: Cell<u64>,
 

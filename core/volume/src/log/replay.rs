@@ -115,6 +115,7 @@ impl Log {
                 state: Rc::downgrade(state),
                 records: RefCell::default(),
                 retired: Cell::new(false),
+                touches: Cell::new(0),
             });
             state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
             for gap in &found.gaps {
@@ -155,7 +156,9 @@ impl Log {
         if let Some(OpenEnd { slot, generation, offset }) = open_end
             && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
         {
-            self.seal(slot, generation, offset).await.map_err(|error| device_error("write", slot, &error))?;
+            self.put_seal(slot, generation, offset)
+                .await
+                .map_err(|error| device_error("write", slot, &error))?;
         }
         let slots: BTreeSet<usize> = {
             let segments = state.segments.borrow();
@@ -387,6 +390,7 @@ fn empty_state(
         pending: RefCell::new(VecDeque::new()),
         unsynced: RefCell::new(VecDeque::new()),
         unsynced_bytes: Cell::new(0),
+        dirty: RefCell::default(),
         resident: RefCell::new(VecDeque::new()),
         memory_bytes: Cell::new(0),
         current: RefCell::new(None),

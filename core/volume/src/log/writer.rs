@@ -11,7 +11,7 @@ use ovs_format::log::{
 use ovs_units::CLUSTER_SIZE_BYTES;
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::VecDeque,
     rc::{Rc, Weak},
 };
 
@@ -71,7 +71,11 @@ impl Log {
     }
 
     fn take_batch(&self) -> Vec<Rc<Record>> {
-        let mut pending = self.state.pending.borrow_mut();
+        self.take_batch_of(&mut self.state.pending.borrow_mut())
+    }
+
+    /// As many from the front as go into one batch.
+    fn take_batch_of(&self, pending: &mut VecDeque<Rc<Record>>) -> Vec<Rc<Record>> {
         let mut batch = Vec::new();
         let mut clusters = 0;
         let clusters_max =
@@ -132,7 +136,7 @@ impl Log {
         // The number is taken before the write: should it fail half way, nothing else will ever bear it.
         state.next_lsn.set(lsn + 1);
         state.current_offset.set(offset + length);
-        state.device.write(segment.slot, offset, parts).await?;
+        self.write_to(&segment, offset, parts).await?;
         state.log_written_bytes.set(state.log_written_bytes.get() + length);
         self.batch_is_written(batch, &segment, offset + header_bytes as u64, lsn);
         Ok(())
@@ -163,7 +167,7 @@ impl Log {
         let state = &self.state;
         let full = state.current.borrow().clone();
         if let Some(segment) = full {
-            self.seal(segment.slot, segment.generation, state.current_offset.get()).await?;
+            self.seal(&segment, state.current_offset.get()).await?;
             state.current.borrow_mut().take();
         }
         loop {
@@ -188,7 +192,15 @@ impl Log {
     }
 
     /// Ends a segment, so that nobody takes what follows for damage.
-    pub(super) async fn seal(&self, slot: usize, generation: u64, offset: u64) -> std::io::Result<()> {
+    async fn seal(&self, segment: &Rc<Segment>, offset: u64) -> std::io::Result<()> {
+        segment.touch();
+        self.state.dirty.borrow_mut().insert(segment.generation, segment.clone());
+        let result = self.put_seal(segment.slot, segment.generation, offset).await;
+        segment.touch();
+        result
+    }
+
+    pub(super) async fn put_seal(&self, slot: usize, generation: u64, offset: u64) -> std::io::Result<()> {
         let state = &self.state;
         let lsn = state.next_lsn.get();
         state.next_lsn.set(lsn + 1);
@@ -197,6 +209,14 @@ impl Log {
         state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await?;
         state.written_lsn.set(lsn + 1);
         Ok(())
+    }
+
+    async fn write_to(&self, segment: &Rc<Segment>, offset: u64, parts: Vec<Bytes>) -> std::io::Result<()> {
+        segment.touch();
+        self.state.dirty.borrow_mut().insert(segment.generation, segment.clone());
+        let result = self.state.device.write(segment.slot, offset, parts).await;
+        segment.touch();
+        result
     }
 
     async fn start_segment(&self, slot: usize) -> std::io::Result<()> {
@@ -217,11 +237,12 @@ impl Log {
             state: Rc::downgrade(state),
             records: RefCell::default(),
             retired: Cell::new(false),
+            touches: Cell::new(0),
         });
         state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
-        *state.current.borrow_mut() = Some(segment);
+        *state.current.borrow_mut() = Some(segment.clone());
         state.current_offset.set(BLOCK_BYTES as u64);
-        state.device.write(slot, 0, vec![Bytes::from(header.encode())]).await
+        self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await
     }
 
     /// One round of the sync loop; failures are dealt with until everything written at its start is stable.
@@ -251,13 +272,9 @@ impl Log {
         let state = &self.state;
         let (lsn, order, retirements) =
             (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
-        let mut dirty: BTreeMap<u64, Rc<Segment>> = BTreeMap::new();
-        for record in state.unsynced.borrow().iter().filter_map(Weak::upgrade) {
-            if let Some(place) = &*record.place.borrow() {
-                dirty.insert(place.segment.generation, place.segment.clone());
-            }
-        }
-        for segment in dirty.into_values().filter(|segment| !segment.retired.get()) {
+        let dirty: Vec<(Rc<Segment>, u64)> =
+            state.dirty.borrow().values().map(|segment| (segment.clone(), segment.touches.get())).collect();
+        for (segment, _) in dirty.iter().filter(|(segment, _)| !segment.retired.get()) {
             state.syncs.set(state.syncs.get() + 1);
             state.device.sync(segment.slot).await.map_err(|error| (segment.clone(), error))?;
         }
@@ -268,6 +285,11 @@ impl Log {
         {
             // The writer retires a segment meanwhile: its records get new places that this round did not sync.
             return Ok(());
+        }
+        for (segment, touches) in dirty {
+            if segment.touches.get() == touches {
+                state.dirty.borrow_mut().remove(&segment.generation);
+            }
         }
         let is_stable =
             |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
@@ -296,6 +318,7 @@ impl Log {
     async fn retire(&self, segment: &Rc<Segment>) {
         let state = &self.state;
         segment.retired.set(true);
+        state.dirty.borrow_mut().remove(&segment.generation);
         state.retirements.set(state.retirements.get() + 1);
         // From here on new batches go elsewhere, behind a header that names the void.
         let from_lsn = state.synced_lsn.get().max(segment.start_lsn);
@@ -310,8 +333,10 @@ impl Log {
         // They stay among the unsynced, so that no sync passes over them.
         let lost: Vec<Rc<Record>> =
             state.unsynced.borrow().iter().filter_map(Weak::upgrade).filter(in_it).collect();
-        for chunk in lost.chunks(16) {
-            if let Err(error) = Box::pin(self.try_write_batch(chunk)).await {
+        let mut lost = lost.into();
+        while !VecDeque::is_empty(&lost) {
+            let batch = self.take_batch_of(&mut lost);
+            if let Err(error) = Box::pin(self.try_write_batch(&batch)).await {
                 self.go_offline(format!("what was not stable could not be written again: {error}"));
                 return;
             }
@@ -332,6 +357,12 @@ impl Drop for State {
     fn drop(&mut self) {
         self.work.notify_one();
         self.sync_wanted.notify_one();
+    }
+}
+
+impl Segment {
+    fn touch(&self) {
+        self.touches.set(self.touches.get() + 1);
     }
 }
 

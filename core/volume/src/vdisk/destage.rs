@@ -2,7 +2,7 @@
 //!
 //! Crash order, each step durable before the next begins:
 //!
-//! 1. SCOs with the layer's data are put under names that are never used again.
+//! 1. SCOs with the layer's data are put under names that are never used again; the layer's records are stable.
 //! 2. The TLog that names them is put in the journal: from here on a recovery from the backend alone finds the data.
 //! 3. The head is committed with the TLog's position and sequence: from here on replay skips the layer's records.
 //! 4. In memory: the map takes the new places, snapshots that end with the layer get their root, the layer is dropped;
@@ -87,10 +87,17 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
     if is_due {
         inner.seal();
     }
+    // A clone that writes nothing lets go of its parent's layers too.
+    let base = inner.base.borrow().clone();
+    let is_base_pending = base.as_ref().is_some_and(|base| base.snapshot.tree().is_none());
+    if base.is_some() && !is_base_pending && inner.resolve_base().await.is_err() {
+        return Some(Duration::from_secs(1));
+    }
+    drop(base);
     loop {
         let oldest = inner.sealed.borrow().front().cloned();
         let Some(layer) = oldest else { break };
-        if inner.check_serving_or_closing().is_err() {
+        if inner.is_ended.get() || inner.check_serving_or_closing().is_err() {
             return Some(Duration::from_secs(1));
         }
         match inner.send_out(&layer).await {
@@ -107,7 +114,8 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
         }
     }
     let age = inner.active.borrow().since.get().map(|since| inner.context.clock.now() - since);
-    Some(age.map_or(Duration::from_secs(60), |age| config.destage_after.saturating_sub(age)))
+    let idle = Duration::from_secs(if is_base_pending { 1 } else { 60 });
+    Some(age.map_or(idle, |age| config.destage_after.saturating_sub(age)))
 }
 
 impl Inner {
@@ -131,9 +139,11 @@ impl Inner {
     }
 
     async fn send_out(&self, layer: &Rc<Layer>) -> Result<(), VolumeError> {
+        let _sending = self.sending.lock().await;
+        // Without a turn: the parent needs one to get there.
+        self.resolve_base().await?;
         let _turn =
             self.context.destage_turns.acquire().await.map_err(|e| VolumeError::Offline(e.to_string()))?;
-        self.resolve_base().await?;
         {
             // The SCOs' names are of this epoch.
             let _meta = self.meta.lock().await;
@@ -141,6 +151,9 @@ impl Inner {
         }
         let epoch = self.epoch();
         let (scos, entries) = self.put_scos(layer).await?;
+        // The backend never knows more than the log: else a recovery could show what an earlier one did not.
+        self.wait_written(layer).await?;
+        self.context.log.sync().await?;
         let _meta = self.meta.lock().await;
         if self.epoch() != epoch || !self.started.get() {
             return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));

@@ -251,7 +251,7 @@ impl Inner {
     }
 
     fn freeze(&self) -> Frozen<'_> {
-        self.frozen.set(true);
+        self.frozen.set(self.frozen.get() + 1);
         self.freezes.set(self.freezes.get() + 1);
         Frozen(self)
     }
@@ -262,7 +262,7 @@ struct Frozen<'a>(&'a Inner);
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        self.0.frozen.set(false);
+        self.0.frozen.set(self.0.frozen.get() - 1);
         self.0.settled.notify_waiters();
     }
 }

@@ -60,9 +60,10 @@ impl Vdisk {
             snapshots: RefCell::default(),
             head: RefCell::new(head),
             meta: tokio::sync::Mutex::new(()),
+            sending: tokio::sync::Mutex::new(()),
             commits_since_checkpoint: Cell::new(0),
             busy_clusters: RefCell::new(HashSet::new()),
-            frozen: Cell::new(false),
+            frozen: Cell::new(0),
             freezes: Cell::new(0),
             settled: Notify::new(),
             destage_wanted: Rc::new(Notify::new()),
@@ -152,11 +153,7 @@ impl Vdisk {
     fn mark_snapshots(&self, snapshots: &mut VecDeque<Rc<SnapshotNode>>, sequence: Sequence) {
         let inner = &self.inner;
         while let Some(node) = snapshots.pop_front_if(|node| node.sequence <= sequence) {
-            inner.seal();
-            match inner.sealed.borrow().back() {
-                Some(last) => last.markers.borrow_mut().push(node),
-                None => node.resolve(inner.tree.borrow().clone()),
-            }
+            inner.mark(node);
         }
     }
 

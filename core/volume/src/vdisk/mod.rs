@@ -73,12 +73,14 @@ pub(crate) struct Inner {
     pub(crate) head: RefCell<VersionedHead>,
     /// Held by whoever writes the journal or the head.
     pub(crate) meta: tokio::sync::Mutex<()>,
+    /// Held while a layer is on its way to the backend.
+    pub(crate) sending: tokio::sync::Mutex<()>,
     commits_since_checkpoint: Cell<u64>,
 
     /// Clusters that a ragged write has read and not yet written back.
     busy_clusters: RefCell<HashSet<u64>>,
-    /// Set while a rollback or a shrink replaces the map.
-    frozen: Cell<bool>,
+    /// How many rollbacks and shrinks are about to replace the map.
+    frozen: Cell<u32>,
     /// How often that happened.
     freezes: Cell<u64>,
     settled: Notify,

@@ -92,11 +92,7 @@ impl Vdisk {
             let entry =
                 HeadSnapshot { id, name, created_ms, sequence, size, hidden: false, clones: Vec::new() };
             let node = SnapshotNode::of(&entry, None);
-            inner.seal();
-            match inner.sealed.borrow().back() {
-                Some(last) => last.markers.borrow_mut().push(node.clone()),
-                None => node.resolve(inner.tree.borrow().clone()),
-            }
+            inner.mark(node.clone());
             // 2. Make what it contains stable. What was accepted and not yet written is part of it too.
             inner.wait_for_layers().await?;
             inner.context.log.sync().await?;
@@ -175,6 +171,22 @@ impl Vdisk {
 }
 
 impl Inner {
+    /// Seals, and has the snapshot end with what is sealed. With nothing sealed its map is the vDisk's own, unless that
+    /// still hangs in the air: then an empty layer carries the mark until it is resolved.
+    pub(super) fn mark(&self, node: Rc<SnapshotNode>) {
+        self.seal();
+        let mut sealed = self.sealed.borrow_mut();
+        if sealed.is_empty() && self.base.borrow().is_some() {
+            let carrier = Layer::new();
+            carrier.last_sequence.set(node.sequence);
+            sealed.push_back(carrier);
+        }
+        match sealed.back() {
+            Some(last) => last.markers.borrow_mut().push(node),
+            None => node.resolve(self.tree.borrow().clone()),
+        }
+    }
+
     pub(super) fn snapshot_node(&self, id: SnapshotId) -> Result<Rc<SnapshotNode>, VolumeError> {
         let nodes = self.snapshots.borrow();
         let node = nodes.iter().find(|node| node.id == id).cloned();
@@ -212,11 +224,16 @@ impl Inner {
     async fn wait_for_layers(&self) -> Result<(), VolumeError> {
         let sealed: Vec<Rc<Layer>> = self.sealed.borrow().iter().cloned().collect();
         for layer in sealed {
-            for (_, piece) in layer.pieces() {
-                if !piece.record.written().await {
-                    self.context.log.check_online()?;
-                    return Err(VolumeError::Offline("the write buffer was closed".into()));
-                }
+            self.wait_written(&layer).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn wait_written(&self, layer: &Layer) -> Result<(), VolumeError> {
+        for (_, piece) in layer.pieces() {
+            if !piece.record.written().await {
+                self.context.log.check_online()?;
+                return Err(VolumeError::Offline("the write buffer was closed".into()));
             }
         }
         Ok(())

@@ -121,6 +121,7 @@ impl Inner {
             let old = self.read_to_change(whole).await?;
             let mut new = BytesMut::from(&old[..]);
             new[(from - first) as usize..(to - first) as usize].copy_from_slice(&part);
+            self.writable(whole.start.byte_offset(), CLUSTER_SIZE_BYTES)?;
             records.push(self.accept(room, whole, Some(new.freeze())));
         }
         Ok(())
@@ -156,10 +157,12 @@ impl Inner {
             let payload = data.as_ref().map(|data| data.slice(bytes(done)..bytes(done + part.count.0)));
             let whom = if payload.is_some() { RoomFor::Write } else { RoomFor::Zero };
             let room = self.admit(payload.as_ref().map_or(0, |_| part.count.0), whom).await?;
-            while self.is_busy(part) || self.frozen.get() {
+            while self.is_busy(part) || self.frozen.get() > 0 {
                 self.check_serving()?;
                 self.settled.notified().await;
             }
+            // A shrink may have come in between.
+            self.writable(part.start.byte_offset(), part.bytes().length.0)?;
             records.push(self.accept(room, part, payload));
             done += part.count.0;
         }
@@ -245,7 +248,7 @@ impl Inner {
     }
 
     async fn wait_unfrozen(&self) -> Result<(), VolumeError> {
-        while self.frozen.get() {
+        while self.frozen.get() > 0 {
             self.check_serving()?;
             self.settled.notified().await;
         }
