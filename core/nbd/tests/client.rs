@@ -324,6 +324,7 @@ fn a_stopped_server_answers_what_runs_and_the_client_goes_on_with_the_next() {
         gate.add_permits(1);
         house.stop().await;
         write.await.unwrap().unwrap();
+        until(|| !client.stats().connected).await;
         *house.disk.gate.borrow_mut() = None;
         house.disk.bytes.borrow_mut().resize(2 * SIZE as usize, 0);
         house.start();

@@ -27,6 +27,10 @@ fn the_successor_waits_for_the_stuck_write_of_its_predecessor() {
 
         gate.add_permits(9);
         new.answers(option::GO).await.unwrap();
+        assert!(
+            world.disk.deeds.borrow().contains(&Deed::Released),
+            "admitted before the older one gave back"
+        );
         new.send(&write(2, 0, &[2])).await;
         assert_eq!(new.errno(2).await, 0);
         old_task.await.unwrap();
