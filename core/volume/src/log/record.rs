@@ -146,7 +146,7 @@ pub(crate) struct Segment {
     pub(super) records: RefCell<Vec<Weak<Record>>>,
     /// Set when a write or sync of it failed, or when it is kept as evidence: its slot is not used again.
     pub(super) retired: Cell<bool>,
-    /// Grows when a write to it begins and when it ends.
+    /// Grows when a write to it begins and when it ends: odd while one is under way.
     pub(super) touches: Cell<u64>,
 }
 

@@ -287,7 +287,8 @@ impl Log {
             return Ok(());
         }
         for (segment, touches) in dirty {
-            if segment.touches.get() == touches {
+            // Even: no write was under way when the sync began; the same: none came since.
+            if segment.touches.get() == touches && touches.is_multiple_of(2) {
                 state.dirty.borrow_mut().remove(&segment.generation);
             }
         }
