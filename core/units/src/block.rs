@@ -7,14 +7,36 @@ pub const CLUSTER_SIZE_BYTES: u64 = 4096;
 
 /// A byte position in a vDisk.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct ByteOffset(pub u64);
 
 /// A number of bytes.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct ByteCount(pub u64);
@@ -59,7 +81,10 @@ impl ByteRange {
     /// The clusters that the range touches, those at its ends perhaps in part.
     pub fn clusters_touched(self) -> ClusterRange {
         if self.length.0 == 0 {
-            return ClusterRange { start: Cluster(self.start.0 / CLUSTER_SIZE_BYTES), count: ClusterCount(0) };
+            return ClusterRange {
+                start: Cluster(self.start.0 / CLUSTER_SIZE_BYTES),
+                count: ClusterCount(0),
+            };
         }
         let first = self.start.0 / CLUSTER_SIZE_BYTES;
         let end = self.end().0.div_ceil(CLUSTER_SIZE_BYTES);
@@ -81,7 +106,18 @@ impl ByteRange {
 
 /// The index of a cluster in a vDisk: byte offset / 4096.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct Cluster(pub u64);
@@ -95,7 +131,18 @@ impl Cluster {
 
 /// A number of clusters.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct ClusterCount(pub u64);

@@ -23,7 +23,8 @@ impl Name {
     pub fn new(text: &str) -> Result<Name, NameError> {
         let bytes = text.as_bytes();
         let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        let good = (1..=128).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric() && bytes.iter().all(allowed);
+        let good =
+            (1..=128).contains(&bytes.len()) && bytes[0].is_ascii_alphanumeric() && bytes.iter().all(allowed);
         if good {
             Ok(Name(text.to_owned()))
         } else {
@@ -136,7 +137,9 @@ mod tests {
         check("a", true);
         check("0.x-Y_z", true);
         check(&"a".repeat(128), true);
-        for bad in ["", ".", "..", ".x", "-x", "a/b", "../../etc/x", "a b", "a\0", "é", "a@b", &"a".repeat(129)] {
+        for bad in
+            ["", ".", "..", ".x", "-x", "a/b", "../../etc/x", "a b", "a\0", "é", "a@b", &"a".repeat(129)]
+        {
             check(bad, false);
         }
     }

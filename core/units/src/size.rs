@@ -74,7 +74,9 @@ mod tests {
         check("1.5 GiB", Some(3 << 29));
         check("10MB", Some(10_000_000));
         check("64TiB", Some(64 << 40));
-        for bad in ["", "GiB", "-1", "1.", "0x10", "1 parsec", "99999999999999999999999", "1.0000000000001k", "1e3"] {
+        for bad in
+            ["", "GiB", "-1", "1.", "0x10", "1 parsec", "99999999999999999999999", "1.0000000000001k", "1e3"]
+        {
             check(bad, None);
         }
         check("99999999999TiB", None);
@@ -82,7 +84,9 @@ mod tests {
 
     #[test]
     fn sizes_for_people() {
-        for (bytes, text) in [(0, "0B"), (4096, "4KiB"), (3 << 29, "1.5GiB"), (64 << 40, "64TiB"), (1023, "1023B")] {
+        for (bytes, text) in
+            [(0, "0B"), (4096, "4KiB"), (3 << 29, "1.5GiB"), (64 << 40, "64TiB"), (1023, "1023B")]
+        {
             assert_eq!(format_size(bytes), text);
         }
     }
