@@ -47,7 +47,7 @@ impl Engine {
         Ok(Some(VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision }))
     }
 
-    async fn mark_deleted(
+    pub(super) async fn mark_deleted(
         &self,
         id: VdiskId,
         open: Option<&Vdisk>,
@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// Steps 3 and 4. The caller has the turn.
-    async fn purge(&self, vpool: VpoolId, id: VdiskId, head: Head) -> Result<(), VolumeError> {
+    pub(super) async fn purge(&self, vpool: VpoolId, id: VdiskId, head: Head) -> Result<(), VolumeError> {
         let removed = self.inner.vdisks.borrow_mut().remove(&id);
         if let Some(vdisk) = removed {
             vdisk.inner.closing.set(true);

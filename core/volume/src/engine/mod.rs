@@ -175,7 +175,11 @@ impl Engine {
         if self.head_of(id).await?.is_some_and(|head| head.head.deleted) {
             return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
         }
-        self.open_any(vpool, id, on_full).await
+        let vdisk = self.open_any(vpool, id, on_full).await?;
+        if vdisk.inner.head.borrow().head.deleted {
+            return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
+        }
+        Ok(vdisk)
     }
 
     /// Deleted ones too: their clones read them. The caller has the turn.
@@ -189,7 +193,20 @@ impl Engine {
         let Some(entry) = context.registry.get(&head_key(id)).await? else {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
         };
-        let head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
+        let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
+        if !head.head.deleted && recover::is_deleted(&*backend, id).await? {
+            // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
+            // either, so it is deleted.
+            let deleted = self.mark_deleted(id, None, head).await?;
+            if deleted.snapshots.is_empty() {
+                Box::pin(self.purge(vpool, id, deleted)).await?;
+                return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
+            }
+            head = self
+                .head_of(id)
+                .await?
+                .ok_or_else(|| VolumeError::NotFound(format!("there is no vDisk {id}")))?;
+        }
         let base = match head.head.base {
             Some((parent, snapshot)) => {
                 let parent = Box::pin(self.open_any(vpool, parent, OnFull::Stall { timeout: None })).await?;

@@ -184,7 +184,7 @@ async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
     }
 }
 
-async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
+pub(super) async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
     match backend.get(&journal::tombstone_name(id)).await {
         Ok(_) => Ok(true),
         Err(BackendError::NotFound { .. }) => Ok(false),
