@@ -73,4 +73,11 @@ fn what_was_flushed_outlives_a_power_loss_across_segments() {
     // The device, and where its segments end, come from these seeds.
     ovs_tests::check_seed(109, 30);
     ovs_tests::check_seed(1_000_001, 300);
+    // A new segment's header lost, its batches over the old segment's.
+    ovs_tests::check_seed(1_000_119, 300);
+}
+
+#[test]
+fn a_deletion_cut_short_stays_decided() {
+    ovs_tests::check_seed(1_000_146, 300);
 }

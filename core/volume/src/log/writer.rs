@@ -242,7 +242,10 @@ impl Log {
         state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
         *state.current.borrow_mut() = Some(segment.clone());
         state.current_offset.set(BLOCK_BYTES as u64);
-        self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await
+        self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await?;
+        // Stable before the first batch: else a power loss could leave the old header over new batches, and the old
+        // segment would look damaged.
+        state.device.sync(slot).await
     }
 
     /// One round of the sync loop; failures are dealt with until everything written at its start is stable.
