@@ -301,11 +301,11 @@ def detach_all(root):
             run("losetup", "-d", device, check=False)
 
 
-def loops(root):
-    """The loop devices over files below root."""
+def loops(path):
+    """The loop devices over a file, or over the files below a folder."""
     done = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE", check=False)
     pairs = (line.split(None, 1) for line in done.stdout.splitlines())
-    return [pair[0] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{root}/")]
+    return [pair[0] for pair in pairs if len(pair) == 2 and f"{pair[1]}/".startswith(f"{path}/")]
 
 
 @contextlib.contextmanager

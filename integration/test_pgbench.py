@@ -41,7 +41,11 @@ class Postgres:
         return self
 
     def wait_ready(self, timeout_s=60):
-        wait_until("PostgreSQL answers", lambda: self.sql("select 1", "postgres", timeout=10) == "1", timeout_s, every_s=0.2)
+        try:
+            wait_until("PostgreSQL answers", lambda: self.sql("select 1", "postgres", timeout=10) == "1", timeout_s, every_s=0.2)
+        except AssertionError as error:
+            done = self.driver.docker("logs", "--tail", "20", self.name, check=False)
+            raise AssertionError(f"{error}\nits log:\n{done.stdout}{done.stderr}") from None
 
     def run(self, *argv, check=True, timeout=120):
         return self.driver.docker("exec", self.name, *argv, check=check, timeout=timeout)
@@ -55,9 +59,9 @@ class Postgres:
         self.sql("create extension amcheck; create table ledger (id bigint primary key, at timestamptz default now())")
 
     def load(self, seconds, clients=4):
-        """pgbench, going on in the background."""
+        """pgbench, going on in the background. Without its vacuum, which would also empty pgbench_history."""
         return self.driver.docker.start_process(
-            "exec", self.name, "pgbench", f"--client={clients}", "--jobs=1", f"--time={seconds}", "bench",
+            "exec", self.name, "pgbench", "--no-vacuum", f"--client={clients}", "--jobs=1", f"--time={seconds}", "bench",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
 
     def check(self):
@@ -122,7 +126,7 @@ class Ledger:
 @pytest.fixture
 def postgres(edge, docker):
     driver = Driver(edge, docker).start()
-    driver.create("db", "size=2GiB")
+    driver.create("db", "size=2GiB", "uid=101", "gid=103", "mode=0700")
     postgres = Postgres(driver, "db").start()
     postgres.prepare()
     return postgres
@@ -130,7 +134,7 @@ def postgres(edge, docker):
 
 def fsck(postgres):
     postgres.stop()
-    released(postgres.driver)
+    released(postgres.driver, postgres.volume)
     run("e2fsck", "-fn", postgres.driver.stack.file(postgres.volume))
 
 
