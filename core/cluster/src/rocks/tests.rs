@@ -115,7 +115,7 @@ proptest! {
             now(&runtime, pages.commit(&owner, some.clone(), record.clone()));
             told(model.commit(&owner, some, record));
             if swept % 3 == 0 {
-                let live = |page: PageId| page.0 % 2 == 0;
+                let live = |page: PageId| page.0.is_multiple_of(2);
                 prop_assert_eq!(
                     now(&runtime, pages.sweep(PageId(swept), &live)),
                     told(model.sweep(PageId(swept), &live))

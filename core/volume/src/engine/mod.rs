@@ -17,7 +17,7 @@ pub use types::{
 use crate::head::{Head, VersionedHead, head_key};
 use crate::log::{Log, Record};
 use crate::map::{Table, Tree};
-use crate::vdisk::CloneSource;
+use crate::vdisk::{CloneSource, catch_up};
 use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
@@ -206,6 +206,13 @@ impl Engine {
                 .head_of(id)
                 .await?
                 .ok_or_else(|| VolumeError::NotFound(format!("there is no vDisk {id}")))?;
+        }
+        if catch_up(&*backend, id, &mut head.head).await? {
+            let put =
+                Transaction::new().compare(head_key(id), head.revision).put(head_key(id), head.head.encode());
+            let committed = context.commit_patiently(put, &std::cell::Cell::new(true)).await?;
+            head.revision = committed
+                .ok_or_else(|| VolumeError::Retry(format!("the head of vDisk {id} changed meanwhile")))?;
         }
         let base = match head.head.base {
             Some((parent, snapshot)) => {

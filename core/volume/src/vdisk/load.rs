@@ -4,7 +4,8 @@
 //! |---|---|
 //! | checkpoint missing, older, damaged | more of the journal is read; the checkpoint is only a cache |
 //! | journal record missing or damaged | refused: DAMAGED, with the object's name |
-//! | head older than the backend | refused: the registry is not the newest |
+//! | one record past the head | a crash came between its put and its commit: it is committed now |
+//! | head older than that | refused: the registry is not the newest |
 //! | records missing between others | nothing: they were superseded within the write buffer before their slot was reused |
 //! | the log reports damage that may concern the vDisk | DAMAGED, kept in the head |
 
@@ -20,7 +21,7 @@ use crate::{PageStore, VolumeError};
 use ovs_backend::Backend;
 use ovs_format::journal::{Position, Record};
 use ovs_format::page::CheckpointRecord;
-use ovs_units::{Cluster, ClusterCount, ClusterRange, Sequence, SnapshotId, VdiskId};
+use ovs_units::{Cluster, ClusterCount, ClusterRange, JournalIndex, Sequence, SnapshotId, VdiskId};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashSet, VecDeque},
@@ -277,41 +278,65 @@ pub(crate) async fn metadata_of(
     let Some(newest) = journal::newest(backend, id).await? else { return Ok(None) };
     let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
     for (position, record) in journal::read_chain(backend, id, None, newest).await? {
-        head.set_position(position);
         head.epoch = position.epoch;
-        match record {
-            Record::Start { continues, starts_after, size, base, properties } => {
-                head.epochs.push((position.epoch, starts_after));
-                if continues.is_none() {
-                    (head.size, head.base) = (size, base);
-                    head.properties = String::from_utf8_lossy(&properties).into_owned();
-                }
+        take_record(&mut head, position, record);
+    }
+    Ok(Some(head))
+}
+
+/// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
+/// a recovery from the backend. At most one, since the journal has one writer. Returns whether there was one.
+pub(crate) async fn catch_up(
+    backend: &dyn Backend,
+    id: VdiskId,
+    head: &mut Head,
+) -> Result<bool, VolumeError> {
+    let next = match head.position() {
+        Some(last) if last.epoch == head.epoch => Position { epoch: last.epoch, index: last.index.next() },
+        _ => Position { epoch: head.epoch, index: JournalIndex(0) },
+    };
+    let Some(record) = journal::get(backend, id, next).await? else { return Ok(false) };
+    take_record(head, next, record);
+    // Only a recovery may need snapshots that nobody refers to here.
+    head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+    Ok(true)
+}
+
+/// What a head says after one more journal record.
+fn take_record(head: &mut Head, position: Position, record: Record) {
+    head.set_position(position);
+    match record {
+        Record::Start { continues, starts_after, size, base, properties } => {
+            head.epochs.retain(|(epoch, _)| *epoch != position.epoch);
+            head.epochs.push((position.epoch, starts_after));
+            if continues.is_none() {
+                (head.size, head.base) = (size, base);
+                head.properties = String::from_utf8_lossy(&properties).into_owned();
             }
-            Record::Tlog { sequence, .. } => head.sequence = sequence,
-            Record::Snapshot { id, name, created_ms, sequence, size } => {
-                let (hidden, clones) = (false, Vec::new());
-                head.snapshots.push(HeadSnapshot { id, name, created_ms, sequence, size, hidden, clones });
+        }
+        Record::Tlog { sequence, .. } => head.sequence = sequence,
+        Record::Snapshot { id, name, created_ms, sequence, size } => {
+            let (hidden, clones) = (false, Vec::new());
+            head.snapshots.push(HeadSnapshot { id, name, created_ms, sequence, size, hidden, clones });
+        }
+        // Clones that are found later keep it; see `Engine::adopt_vdisk`.
+        Record::SnapshotDelete { id } => {
+            if let Some(snapshot) = head.snapshot_mut(id) {
+                snapshot.hidden = true;
             }
-            // Clones that are found later keep it; see `Engine::adopt_vdisk`.
-            Record::SnapshotDelete { id } => {
-                if let Some(snapshot) = head.snapshot_mut(id) {
-                    snapshot.hidden = true;
-                }
+        }
+        Record::Rollback { id, sequence } => {
+            head.sequence = sequence;
+            if let Some(snapshot) = head.snapshot_mut(id) {
+                head.size = snapshot.size;
             }
-            Record::Rollback { id, sequence } => {
-                head.sequence = sequence;
-                if let Some(snapshot) = head.snapshot_mut(id) {
-                    head.size = snapshot.size;
-                }
-            }
-            Record::Resize { size } => head.size = size,
-            Record::Properties { properties } => {
-                head.properties = String::from_utf8_lossy(&properties).into_owned()
-            }
+        }
+        Record::Resize { size } => head.size = size,
+        Record::Properties { properties } => {
+            head.properties = String::from_utf8_lossy(&properties).into_owned()
         }
     }
     head.prune_epochs();
-    Ok(Some(head))
 }
 
 /// A found vDisk as it is told to the service.

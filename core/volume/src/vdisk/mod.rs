@@ -18,7 +18,7 @@ mod read;
 mod snapshot;
 mod write;
 
-pub(crate) use load::{found_vdisk, metadata_of};
+pub(crate) use load::{catch_up, found_vdisk, metadata_of};
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
 use crate::VolumeError;
