@@ -26,6 +26,6 @@ pub use content::Content;
 pub use device::MemoryDevice;
 pub use random::Random;
 pub use reduce::{check_seed, check_steps};
-pub use step::{InFlight, Step, generate};
+pub use step::{InFlight, Step, generate, with_device_failures};
 pub use unsettled::{UnsettledPages, UnsettledRegistry};
 pub use world::World;

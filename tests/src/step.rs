@@ -43,6 +43,8 @@ pub enum Step {
     Wait { milliseconds: u8 },
     /// The backend fails so many of the next calls.
     BackendFails { calls: u8 },
+    /// The device of the write buffer fails so many of the next writes and syncs.
+    DeviceFails { writes: u8, syncs: u8 },
     /// Close, and open again.
     Reopen,
     /// Death in the middle of these, and a new engine.
@@ -84,6 +86,24 @@ pub fn generate(seed: u64, count: usize) -> Vec<Step> {
         steps.push(a_step(&random, crashes, creates));
     }
     steps
+}
+
+/// The same steps on a device that fails now and then.
+pub fn with_device_failures(seed: u64, steps: Vec<Step>) -> Vec<Step> {
+    let random = Random::new(!seed);
+    let one_in = 2 + random.below(12);
+    let a_failure = || random.one_in(one_in).then(|| a_device_failure(&random));
+    steps.into_iter().flat_map(|step| a_failure().into_iter().chain([step])).collect()
+}
+
+/// Mostly one failure: after several in a row the log gives up.
+fn a_device_failure(random: &Random) -> Step {
+    let count = |random: &Random| if random.one_in(6) { random.below(5) as u8 } else { 1 };
+    match random.below(3) {
+        0 => Step::DeviceFails { writes: count(random), syncs: 0 },
+        1 => Step::DeviceFails { writes: 0, syncs: count(random) },
+        _ => Step::DeviceFails { writes: count(random), syncs: count(random) },
+    }
 }
 
 fn a_size(random: &Random) -> u16 {

@@ -1,5 +1,6 @@
 //! One world: the stores that outlive engines, the engine of now, and what must be true of it.
 
+mod broken;
 mod crash;
 mod life;
 mod lose;
@@ -56,6 +57,8 @@ pub struct World {
     /// The next so many calls of the backend fail.
     failures_left: Rc<Cell<u64>>,
     buffer: Rc<MemoryDevice>,
+    /// In this life the device has failed, or was told to: the write buffer may go offline.
+    device_fails: bool,
     config: EngineConfig,
     vpool: VpoolId,
     disks: Vec<DiskModel>,
@@ -82,6 +85,7 @@ impl World {
             backend: Rc::new(FaultyBackend::new(Rc::default(), schedule)),
             failures_left,
             buffer,
+            device_fails: false,
             disks: Vec::new(),
             gone: Vec::new(),
             writes: 0,
@@ -111,6 +115,12 @@ impl World {
         if !is_patient {
             self.failures_left.set(0);
         }
+        if !is_patient
+            || matches!(step, Step::Snapshot { .. } | Step::DeleteSnapshot { .. } | Step::Properties { .. })
+        {
+            self.buffer.fail(0, 0);
+        }
+        self.restart_if_offline()?;
         match step {
             Step::Create { clusters, is_huge } => self.create(*clusters, *is_huge),
             Step::Write { disk, at, length, stable } => self.write(*disk, *at, *length, *stable),
@@ -139,6 +149,11 @@ impl World {
                 self.failures_left.set(u64::from(*calls));
                 Ok(())
             }
+            Step::DeviceFails { writes, syncs } => {
+                self.device_fails = true;
+                self.buffer.fail(*writes, *syncs);
+                Ok(())
+            }
             Step::Reopen => self.reopen(),
             Step::Crash { in_flight, turns } => self.crash(in_flight, *turns),
             Step::PowerLoss => self.lose_power(),
@@ -151,6 +166,8 @@ impl World {
     /// Everything compared, then once more after a last restart.
     pub fn finish(&mut self) -> Result<(), String> {
         self.failures_left.set(0);
+        self.buffer.fail(0, 0);
+        self.restart_if_offline()?;
         self.verify_all()?;
         self.reopen()
     }
@@ -172,7 +189,11 @@ impl World {
         let Some((index, range)) = self.range(disk, at, u64::from(length)) else { return Ok(()) };
         let data = self.new_data(range);
         let (vdisk, bytes) = (self.vdisk(index)?, data.clone());
-        self.run(async move { vdisk.write(range.start, bytes, stable).await })?;
+        let answer = self.run(async move { vdisk.write(range.start, bytes, stable).await });
+        if self.is_broken(&answer) {
+            return self.after_a_failed_write(vec![(index, range, Some(data))]);
+        }
+        answer?;
         let disk = &mut self.disks[index];
         disk.write(range, &data);
         if stable {
@@ -196,13 +217,18 @@ impl World {
         let Some((index, ..)) = writes.first() else { return Ok(()) };
         let (index, vdisk) = (*index, self.vdisk(*index)?);
         let all = writes.clone();
-        self.run(async move {
+        let answer = self.run(async move {
             let writes = all.into_iter().map(|(_, range, data)| vdisk.write(range.start, data, false));
             let written = futures_util::future::join_all(writes).await;
             written.into_iter().collect::<Result<(), VolumeError>>()?;
             // Their order is not known, so neither is what a power loss would leave of them.
             vdisk.flush().await
-        })?;
+        });
+        if self.is_broken(&answer) {
+            let writes = writes.into_iter().map(|(index, range, data)| (index, range, Some(data)));
+            return self.after_a_failed_write(writes.collect());
+        }
+        answer?;
         let disk = &mut self.disks[index];
         writes.iter().for_each(|(_, range, data)| disk.write(*range, data));
         disk.is_stable();
@@ -212,7 +238,11 @@ impl World {
     fn zero(&mut self, disk: u8, at: u32, length: u32, stable: bool) -> Result<(), Failure> {
         let Some((index, range)) = self.range(disk, at, u64::from(length)) else { return Ok(()) };
         let vdisk = self.vdisk(index)?;
-        self.run(async move { vdisk.zero(range, stable).await })?;
+        let answer = self.run(async move { vdisk.zero(range, stable).await });
+        if self.is_broken(&answer) {
+            return self.after_a_failed_write(vec![(index, range, None)]);
+        }
+        answer?;
         let disk = &mut self.disks[index];
         disk.zero(range);
         if stable {
@@ -325,7 +355,11 @@ impl World {
     ) -> Result<(), Failure> {
         let Some(index) = self.index(disk) else { return Ok(()) };
         let vdisk = self.vdisk(index)?;
-        self.run(work(vdisk))?;
+        let answer = self.run(work(vdisk));
+        if self.is_broken(&answer) {
+            return self.after_a_failed_write(Vec::new());
+        }
+        answer?;
         self.disks[index].is_stable();
         Ok(())
     }

@@ -81,3 +81,55 @@ fn what_was_flushed_outlives_a_power_loss_across_segments() {
 fn a_deletion_cut_short_stays_decided() {
     ovs_tests::check_seed(1_000_146, 300);
 }
+
+/// Linux tells of a failed sync once; the next one succeeds and means nothing.
+#[test]
+fn a_sync_that_failed_is_not_asked_again() {
+    let fails = |writes, syncs| Step::DeviceFails { writes, syncs };
+    for (writes, syncs) in [(0, 1), (0, 2), (1, 1)] {
+        check(&[CREATE, WRITE, fails(writes, syncs), Step::Flush { disk: 0 }, Step::PowerLoss]);
+    }
+    // Nor by the engine that comes after the one that gave up.
+    check(&[
+        CREATE,
+        WRITE,
+        fails(1, 1),
+        Step::Flush { disk: 0 },
+        Step::Wait { milliseconds: 1 },
+        Step::PowerLoss,
+    ]);
+    check_failing(2_000_026, 60);
+}
+
+/// The number that a seal would have had, and a segment that was begun and never used.
+#[test]
+fn segments_given_up_do_not_pass_for_damage() {
+    let fails = Step::DeviceFails { writes: 1, syncs: 1 };
+    let mut steps = vec![CREATE];
+    for at in 0..40 {
+        if at % 7 == 1 {
+            steps.push(fails.clone());
+        }
+        steps.push(Step::Write { disk: 0, at: at * 5000, length: 9000, stable: at % 3 == 0 });
+    }
+    steps.extend([Step::Destage { disk: 0 }, Step::Reopen]);
+    check(&steps);
+    check_failing(2_000_027, 60);
+}
+
+/// Slots that failed are lost until the next start: offline is an answer, waiting for ever is none.
+#[test]
+fn a_device_that_goes_on_failing_does_not_hang_its_writers() {
+    check_failing(2_000_002, 60);
+    check_failing(2_000_146, 60);
+}
+
+fn check_failing(seed: u64, count: usize) {
+    check_steps(seed, &ovs_tests::with_device_failures(seed, ovs_tests::generate(seed, count)));
+}
+
+#[test]
+fn what_a_clone_cuts_off_of_a_buffered_parent_does_not_come_back() {
+    let resize = |clusters| Step::Resize { disk: 1, clusters };
+    check(&[CREATE, WRITE, SNAPSHOT, CLONE, resize(1), resize(50), Step::Reopen]);
+}

@@ -239,7 +239,7 @@ impl World {
     }
 
     /// Every cluster old or new, whole.
-    fn settle_clusters(
+    pub(super) fn settle_clusters(
         &mut self,
         index: usize,
         range: ByteRange,

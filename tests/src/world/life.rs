@@ -54,6 +54,8 @@ impl World {
 
     /// Death: nothing is told, everything in memory goes. What was given to the kernel stays.
     pub(super) fn die(&mut self) {
+        self.buffer.fail(0, 0);
+        self.device_fails = false;
         if let Some(Life { vdisks, engine, local, runtime }) = self.life.take() {
             let _inside = runtime.enter();
             drop((vdisks, engine, local));

@@ -73,11 +73,13 @@ pub(crate) struct State {
     written_order: Cell<u64>,
     synced_order: Cell<u64>,
     voids: RefCell<Vec<VoidRange>>,
+    /// Grows when a retirement begins and when all of it is written again: odd while one is under way.
     retirements: Cell<u64>,
 
     pending: RefCell<VecDeque<Rc<Record>>>,
-    /// Written and not stable; what nobody refers to any more need not become so.
-    unsynced: RefCell<VecDeque<Weak<Record>>>,
+    /// Written and not stable, in the order of the log. What was overwritten meanwhile is kept as well: what took its
+    /// place may never get as far.
+    unsynced: RefCell<VecDeque<Rc<Record>>>,
     unsynced_bytes: Cell<u64>,
     /// Segments written to since they were last synced: headers, batches and seals alike. They are kept until they
     /// are stable, needed or not: a hole in the sequence of batches would pass for the log's end.
@@ -98,6 +100,8 @@ pub(crate) struct State {
     /// Told when free space gets short.
     pub(crate) pressure: Rc<Notify>,
     write_turn: tokio::sync::Mutex<()>,
+    /// One sync at a time: of several the kernel tells only one that it failed.
+    sync_turn: tokio::sync::Mutex<()>,
     offline: RefCell<Option<String>>,
     log_written_bytes: Cell<u64>,
     syncs: Cell<u64>,

@@ -74,6 +74,12 @@ impl Record {
         }
     }
 
+    /// Is it on stable storage, where it is now, and not on its way elsewhere?
+    pub(super) fn is_stable(&self, synced_lsn: u64) -> bool {
+        let is_placed = self.place.borrow().as_ref().is_some_and(|place| place.lsn < synced_lsn);
+        is_placed && self.promised_blocks.get() == 0
+    }
+
     pub(super) fn evict(&self) {
         if let Some(data) = self.data.borrow_mut().take()
             && let Some(state) = self.state.upgrade()
@@ -146,6 +152,8 @@ pub(crate) struct Segment {
     pub(super) records: RefCell<Vec<Weak<Record>>>,
     /// Set when a write or sync of it failed, or when it is kept as evidence: its slot is not used again.
     pub(super) retired: Cell<bool>,
+    /// Set when a sync of it failed: the next one would succeed and mean nothing.
+    pub(super) sync_failed: Cell<bool>,
     /// Grows when a write to it begins and when it ends: odd while one is under way.
     pub(super) touches: Cell<u64>,
 }

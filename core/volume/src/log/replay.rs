@@ -11,7 +11,7 @@ use super::{FreeSlot, Log, LogDevice, State};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
-    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader,
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VoidRange,
 };
 use ovs_units::VdiskId;
 use std::{
@@ -28,11 +28,14 @@ pub(crate) struct Replay {
     pub(crate) records: HashMap<VdiskId, Vec<Rc<Record>>>,
     /// vDisks with damaged records, and what is wrong; `None` as key: it cannot be told whose.
     pub(crate) damage: Vec<(Option<VdiskId>, String)>,
+    /// Batches that do not count and that nothing would tell from good ones later: slots and offsets.
+    dropped: Vec<(usize, u64)>,
 }
 
 /// A good batch on the device.
 struct FoundBatch {
     header: BatchHeader,
+    offset: u64,
     payload_offset: u64,
 }
 
@@ -51,6 +54,17 @@ struct FoundSegment {
     gaps: Vec<Gap>,
     /// Where the next batch would be; `None` behind a seal.
     open_end: Option<u64>,
+    /// The LSN of the last batch or seal, where it starts, and where it ends.
+    last: Option<(u64, u64, u64)>,
+}
+
+impl FoundSegment {
+    /// The bytes of it that no header attests to be stable.
+    fn unattested(&self, attested: u64) -> Option<(u64, u64)> {
+        let (last_lsn, last_offset, end) = self.last?;
+        let first = self.batches.iter().find(|batch| batch.header.lsn >= attested).map(|batch| batch.offset);
+        first.or((last_lsn >= attested).then_some(last_offset)).map(|from| (from, end))
+    }
 }
 
 impl Log {
@@ -75,11 +89,13 @@ impl Log {
         for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
             segments.push(scan(&*device, slot, header, limit_lsn).await?);
         }
+        rewrite_unattested(&*device, &segments).await?;
         let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
         let (replay, open_end) = log.take_in(segments);
         for slot in unused {
             log.state.free.borrow_mut().push_back(FreeSlot { slot, after_order: 0, after_lsn: 0 });
         }
+        wipe(&*log.state.device, &replay.dropped).await?;
         log.persist_end(open_end).await?;
         log.start();
         Ok((log, replay))
@@ -89,14 +105,10 @@ impl Log {
     /// The second value is where the last segment with records ends, if it has no seal.
     fn take_in(&self, segments: Vec<FoundSegment>) -> (Replay, Option<OpenEnd>) {
         let state = &self.state;
-        let attested = segments
-            .iter()
-            .flat_map(|s| s.batches.iter().map(|b| b.header.synced_lsn).chain([s.header.synced_lsn]))
-            .max()
-            .unwrap_or(0);
+        let attested = attested_lsn(&segments);
         let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
         let voids: Vec<_> = segments.iter().flat_map(|s| s.header.voids.clone()).collect();
-        let is_void = |lsn: u64| voids.iter().any(|void| (void.from_lsn..void.to_lsn).contains(&lsn));
+        let is_void = |lsn: u64| voids.iter().any(|void| contains(void, lsn));
         let end_lsn = segments
             .iter()
             .flat_map(|s| &s.gaps)
@@ -104,8 +116,18 @@ impl Log {
             .filter(|lsn| *lsn >= attested && !is_void(*lsn))
             .min()
             .unwrap_or(u64::MAX);
-        let mut replay = Replay { records: HashMap::new(), damage: Vec::new() };
-        let mut next_lsn = attested;
+        let holes: Vec<u64> = segments.iter().flat_map(|s| &s.gaps).map(|gap| gap.lsn).collect();
+        // What is void was written again in its order, or the log ended there. Behind a hole in it the old copies would
+        // be a later write without an earlier one. A segment begun after the hole knows of it and is not meant.
+        let is_behind_a_hole = |lsn: u64, known: &[VoidRange]| {
+            voids.iter().filter(|void| contains(void, lsn)).any(|void| {
+                let unknown = |hole: &u64| !known.iter().any(|known| contains(known, *hole));
+                holes.iter().any(|hole| *hole < lsn && contains(void, *hole) && unknown(hole))
+            })
+        };
+        let mut replay = Replay { records: HashMap::new(), damage: Vec::new(), dropped: Vec::new() };
+        // A number that is void never means anything again.
+        let mut next_lsn = voids.iter().map(|void| void.to_lsn).max().unwrap_or(0).max(attested);
         let mut open_end = None;
         for found in segments {
             let segment = Rc::new(Segment {
@@ -115,6 +137,7 @@ impl Log {
                 state: Rc::downgrade(state),
                 records: RefCell::default(),
                 retired: Cell::new(false),
+                sync_failed: Cell::new(false),
                 touches: Cell::new(0),
             });
             state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
@@ -134,7 +157,11 @@ impl Log {
             }
             let cut = found.gaps.iter().find(|gap| gap.lsn == end_lsn);
             let end = cut.map(|gap| gap.offset).or(found.open_end);
-            for batch in found.batches.into_iter().take_while(|batch| batch.header.lsn < end_lsn) {
+            for batch in found.batches.into_iter().filter(|batch| batch.header.lsn < end_lsn) {
+                if is_behind_a_hole(batch.header.lsn, &found.header.voids) {
+                    replay.dropped.push((found.slot, batch.offset));
+                    continue;
+                }
                 next_lsn = next_lsn.max(batch.header.lsn + 1);
                 take_in_batch(state, &segment, batch, &mut replay);
             }
@@ -156,9 +183,14 @@ impl Log {
         if let Some(OpenEnd { slot, generation, offset }) = open_end
             && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
         {
+            let end_lsn = state.next_lsn.get();
             self.put_seal(slot, generation, offset)
                 .await
                 .map_err(|error| device_error("write", slot, &error))?;
+            // The segment that begins now takes the number itself: one that was begun there before and holds nothing
+            // would else miss its first batch.
+            state.next_lsn.set(end_lsn);
+            state.written_lsn.set(end_lsn);
         }
         let slots: BTreeSet<usize> = {
             let segments = state.segments.borrow();
@@ -180,6 +212,46 @@ impl Log {
         let slot = state.current.borrow().as_ref().map_or(0, |segment| segment.slot);
         state.device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))
     }
+}
+
+/// Everything below is on stable storage, as far as any header tells.
+fn attested_lsn(segments: &[FoundSegment]) -> u64 {
+    let batches = segments.iter().flat_map(|s| &s.batches).map(|batch| batch.header.synced_lsn);
+    batches.chain(segments.iter().map(|s| s.header.synced_lsn)).max().unwrap_or(0)
+}
+
+/// Writes the same bytes again. An earlier process may have ended because a sync failed, and the next sync of the same
+/// writes would succeed and mean nothing.
+async fn rewrite_unattested(device: &dyn LogDevice, segments: &[FoundSegment]) -> Result<(), VolumeError> {
+    let attested = attested_lsn(segments);
+    for segment in segments {
+        let Some((mut from, end)) = segment.unattested(attested) else { continue };
+        while from < end {
+            let length = (end - from).min(WINDOW_BYTES as u64);
+            let bytes = read(device, segment.slot, from, length as usize).await?;
+            let written = device.write(segment.slot, from, vec![bytes]).await;
+            written.map_err(|error| device_error("write", segment.slot, &error))?;
+            from += length;
+        }
+    }
+    Ok(())
+}
+
+/// What recovery did not show never shows: the hole before these batches goes when its slot is used again.
+async fn wipe(device: &dyn LogDevice, batches: &[(usize, u64)]) -> Result<(), VolumeError> {
+    for (slot, offset) in batches {
+        let zeros = Bytes::from(vec![0; BLOCK_BYTES]);
+        let written = device.write(*slot, *offset, vec![zeros]).await;
+        written.map_err(|error| device_error("write", *slot, &error))?;
+    }
+    for slot in batches.iter().map(|(slot, _)| *slot).collect::<BTreeSet<_>>() {
+        device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))?;
+    }
+    Ok(())
+}
+
+fn contains(void: &VoidRange, lsn: u64) -> bool {
+    (void.from_lsn..void.to_lsn).contains(&lsn)
 }
 
 fn take_in_batch(state: &Rc<State>, segment: &Rc<Segment>, batch: FoundBatch, replay: &mut Replay) {
@@ -230,18 +302,20 @@ async fn scan(
     segment: SegmentHeader,
     limit_lsn: u64,
 ) -> Result<FoundSegment, VolumeError> {
-    let (mut batches, mut gaps, mut open_end) = (Vec::new(), Vec::new(), None);
+    let (mut batches, mut gaps, mut open_end, mut last) = (Vec::new(), Vec::new(), None, None);
     let mut window = Window::new(device, slot);
     let (mut offset, mut lsn) = (BLOCK_BYTES as u64, segment.start_lsn);
     while lsn < limit_lsn {
         open_end = Some(offset);
         match read_batch(&mut window, offset, segment.generation, lsn).await? {
-            Found::Good(batch, _) if batch.header.is_seal => {
+            Found::Good(batch, end) if batch.header.is_seal => {
+                last = Some((batch.header.lsn, offset, end));
                 open_end = None;
                 break;
             }
             Found::Good(batch, end) => {
                 lsn = batch.header.lsn + 1;
+                last = Some((batch.header.lsn, offset, end));
                 batches.push(batch);
                 offset = end;
                 open_end = Some(offset);
@@ -256,7 +330,7 @@ async fn scan(
             }
         }
     }
-    Ok(FoundSegment { slot, header: segment, batches, gaps, open_end })
+    Ok(FoundSegment { slot, header: segment, batches, gaps, open_end, last })
 }
 
 enum Found {
@@ -289,7 +363,7 @@ async fn read_batch(
     });
     if is_good {
         let end = payload_offset + length as u64;
-        Ok(Found::Good(FoundBatch { header, payload_offset }, end))
+        Ok(Found::Good(FoundBatch { header, offset, payload_offset }, end))
     } else {
         Ok(Found::Bad(Some(header.records.iter().map(|record| record.vdisk).collect())))
     }
@@ -404,6 +478,7 @@ fn empty_state(
         space: Notify::new(),
         pressure: Rc::new(Notify::new()),
         write_turn: tokio::sync::Mutex::new(()),
+        sync_turn: tokio::sync::Mutex::new(()),
         offline: RefCell::new(None),
         log_written_bytes: Cell::new(0),
         syncs: Cell::new(0),

@@ -1,7 +1,7 @@
 //! The two loops of the log: one writes batches, one syncs them; and what they do when the device fails.
 
 use super::record::{Place, Record, Segment};
-use super::{FreeSlot, Log, State, UNSYNCED_BYTES_MAX};
+use super::{FreeSlot, Log, RESERVE_WRITES, State, UNSYNCED_BYTES_MAX};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
@@ -12,7 +12,7 @@ use ovs_units::CLUSTER_SIZE_BYTES;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    rc::{Rc, Weak},
+    rc::Rc,
 };
 
 /// So many segments may fail one after the other before the log gives up.
@@ -121,9 +121,12 @@ impl Log {
         let length = (header_bytes + payload_clusters * BLOCK_BYTES) as u64;
         // The last block is for the seal.
         let end = state.device.slot_bytes() - BLOCK_BYTES as u64;
-        let fits = state.current.borrow().is_some() && state.current_offset.get() + length <= end;
-        if !fits {
+        let fits = || state.current.borrow().is_some() && state.current_offset.get() + length <= end;
+        while !fits() {
             self.rotate().await?;
+        }
+        if batch.iter().any(|record| record.has_data() && record.data.borrow().is_none()) {
+            return Err(std::io::Error::other("a record's payload is not in memory any more"));
         }
         let segment = state.current.borrow().clone().ok_or_else(|| std::io::Error::other("no segment"))?;
         let (offset, lsn) = (state.current_offset.get(), state.next_lsn.get());
@@ -152,7 +155,7 @@ impl Log {
             segment.records.borrow_mut().push(Rc::downgrade(record));
             state.unpromise(record);
             state.unsynced_bytes.set(state.unsynced_bytes.get() + bytes);
-            state.unsynced.borrow_mut().push_back(Rc::downgrade(record));
+            state.unsynced.borrow_mut().push_back(record.clone());
             state.written_order.set(state.written_order.get().max(record.order));
             record.wake();
         }
@@ -184,6 +187,14 @@ impl Log {
             }
             if lsn < state.written_lsn.get() {
                 self.sync_segments().await?;
+                if state.current.borrow().is_some() {
+                    // One failed, and what was not stable in it has begun another already.
+                    return Ok(());
+                }
+            } else if state.retirements.get() > 0 {
+                // What was admitted had been promised a slot that failed since. Waiting for another might never end:
+                // slots become free by what waits behind this.
+                return Err(std::io::Error::other("too many slots have failed"));
             } else {
                 state.pressure.notify_one();
                 self.room_changed().await;
@@ -237,6 +248,7 @@ impl Log {
             state: Rc::downgrade(state),
             records: RefCell::default(),
             retired: Cell::new(false),
+            sync_failed: Cell::new(false),
             touches: Cell::new(0),
         });
         state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
@@ -245,25 +257,34 @@ impl Log {
         self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await?;
         // Stable before the first batch: else a power loss could leave the old header over new batches, and the old
         // segment would look damaged.
+        let _turn = state.sync_turn.lock().await;
         state.device.sync(slot).await
     }
 
     /// One round of the sync loop; failures are dealt with until everything written at its start is stable.
     async fn sync_round(&self) -> Result<(), VolumeError> {
         self.check_online()?;
-        if self.try_sync().await.is_ok() {
+        if let Ok(true) = self.try_sync().await {
             return Ok(());
         }
         let _turn = self.state.write_turn.lock().await;
+        self.check_online()?;
         self.sync_segments().await.map_err(|error| VolumeError::Offline(error.to_string()))
     }
 
     /// Syncs until it works, retiring what fails. The caller holds the write turn.
     pub(super) async fn sync_segments(&self) -> std::io::Result<()> {
         for _ in 0..FAILURES_MAX {
-            let Err((segment, error)) = self.try_sync().await else { return Ok(()) };
-            tracing::error!(slot = segment.slot, %error, "a sync of the write buffer failed; its segment is retired");
-            self.retire(&segment).await;
+            match self.try_sync().await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    return Err(std::io::Error::other("no slot is left for what has to be written again"));
+                }
+                Err((segment, error)) => {
+                    tracing::error!(slot = segment.slot, %error, "a sync of the write buffer failed; its segment is retired");
+                    self.retire(&segment).await;
+                }
+            }
         }
         let reason = "several segments could not be synced one after the other";
         self.go_offline(reason.into());
@@ -271,23 +292,29 @@ impl Log {
     }
 
     /// Syncs every segment with something unstable in it. What is written while this runs is left to the next round.
-    async fn try_sync(&self) -> Result<(), (Rc<Segment>, std::io::Error)> {
+    /// False when records were being written again meanwhile: then this says nothing about them.
+    async fn try_sync(&self) -> Result<bool, (Rc<Segment>, std::io::Error)> {
         let state = &self.state;
+        let _turn = state.sync_turn.lock().await;
         let (lsn, order, retirements) =
             (state.written_lsn.get(), state.written_order.get(), state.retirements.get());
+        if !retirements.is_multiple_of(2) {
+            return Ok(false);
+        }
         let dirty: Vec<(Rc<Segment>, u64)> =
             state.dirty.borrow().values().map(|segment| (segment.clone(), segment.touches.get())).collect();
         for (segment, _) in dirty.iter().filter(|(segment, _)| !segment.retired.get()) {
+            if segment.sync_failed.get() {
+                return Err((segment.clone(), std::io::Error::other("a sync of it has failed before")));
+            }
             state.syncs.set(state.syncs.get() + 1);
-            state.device.sync(segment.slot).await.map_err(|error| (segment.clone(), error))?;
+            if let Err(error) = state.device.sync(segment.slot).await {
+                segment.sync_failed.set(true);
+                return Err((segment.clone(), error));
+            }
         }
-        let is_homeless =
-            |record: &Rc<Record>| record.place.borrow().as_ref().is_none_or(|p| p.segment.retired.get());
-        if state.retirements.get() != retirements
-            || state.unsynced.borrow().iter().filter_map(Weak::upgrade).any(|r| is_homeless(&r))
-        {
-            // The writer retires a segment meanwhile: its records get new places that this round did not sync.
-            return Ok(());
+        if state.retirements.get() != retirements {
+            return Ok(false);
         }
         for (segment, touches) in dirty {
             // Even: no write was under way when the sync began; the same: none came since.
@@ -295,55 +322,57 @@ impl Log {
                 state.dirty.borrow_mut().remove(&segment.generation);
             }
         }
-        let is_stable =
-            |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < lsn);
-        let mut unsynced = state.unsynced.borrow_mut();
-        let mut bytes = 0;
-        unsynced.retain(|record| {
-            let Some(record) = record.upgrade() else { return false };
-            let stable = is_stable(&record);
-            if stable {
-                state.resident.borrow_mut().push_back(Rc::downgrade(&record));
-            } else {
-                bytes += record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
-            }
-            !stable
-        });
-        drop(unsynced);
-        state.unsynced_bytes.set(bytes);
         state.synced_lsn.set(state.synced_lsn.get().max(lsn));
         state.synced_order.set(state.synced_order.get().max(order));
-        state.evict();
-        Ok(())
+        self.let_go_of_stable();
+        Ok(true)
     }
 
-    /// Gives a segment up: what is not stable in it is void there and is written again from memory.
-    /// The caller holds the write turn.
+    fn let_go_of_stable(&self) {
+        let state = &self.state;
+        let synced_lsn = state.synced_lsn.get();
+        let is_stable =
+            |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < synced_lsn);
+        let all = state.unsynced.take();
+        let (stable, unsynced): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(is_stable);
+        let bytes = unsynced.iter().map(|record| record.data_clusters() as u64 * CLUSTER_SIZE_BYTES).sum();
+        *state.unsynced.borrow_mut() = unsynced;
+        state.unsynced_bytes.set(bytes);
+        state.resident.borrow_mut().extend(stable.iter().map(Rc::downgrade));
+        // Segments may become free by this, which looks at the state.
+        drop(stable);
+        state.evict();
+    }
+
+    /// Gives a segment up. Everything that is not stable, in it or elsewhere, is void where it is and is written again
+    /// from memory, in order: the log must not have a later write without an earlier one. The caller holds the write
+    /// turn.
     async fn retire(&self, segment: &Rc<Segment>) {
         let state = &self.state;
         segment.retired.set(true);
         state.dirty.borrow_mut().remove(&segment.generation);
         state.retirements.set(state.retirements.get() + 1);
-        // From here on new batches go elsewhere, behind a header that names the void.
-        let from_lsn = state.synced_lsn.get().max(segment.start_lsn);
-        let is_current = state.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, segment));
-        let to_lsn = if is_current { state.next_lsn.get() } else { state.end_of(segment) };
+        // From here on new batches go elsewhere, behind a header that names the void. The last number in it is that of
+        // the seal which the segment of now will never have: missing, it must not pass for damage later.
+        let void = VoidRange { from_lsn: state.synced_lsn.get(), to_lsn: state.next_lsn.get() + 1 };
         state.current.borrow_mut().take();
-        state.written_lsn.set(state.written_lsn.get().max(to_lsn));
-        state.note_void(VoidRange { from_lsn, to_lsn });
-        let in_it = |record: &Rc<Record>| {
-            record.place.borrow().as_ref().is_some_and(|place| Rc::ptr_eq(&place.segment, segment))
-        };
-        // They stay among the unsynced, so that no sync passes over them.
-        let lost: Vec<Rc<Record>> =
-            state.unsynced.borrow().iter().filter_map(Weak::upgrade).filter(in_it).collect();
-        let mut lost = lost.into();
-        while !VecDeque::is_empty(&lost) {
+        state.next_lsn.set(void.to_lsn);
+        state.written_lsn.set(void.to_lsn);
+        state.note_void(void);
+        let mut lost = state.unsynced.take();
+        state.unsynced_bytes.set(0);
+        while !lost.is_empty() {
             let batch = self.take_batch_of(&mut lost);
             if let Err(error) = Box::pin(self.try_write_batch(&batch)).await {
                 self.go_offline(format!("what was not stable could not be written again: {error}"));
                 return;
             }
+        }
+        state.retirements.set(state.retirements.get() + 1);
+        // Each took a slot for as long as this process lives. Writes would wait for room that can never come.
+        let slots_left = state.device.slot_count().saturating_sub(state.retirements.get() as usize / 2);
+        if slots_left <= RESERVE_WRITES + 2 {
+            self.go_offline(format!("only {slots_left} of its slots have not failed"));
         }
     }
 
@@ -383,18 +412,12 @@ impl State {
         voids.drain(..excess);
     }
 
-    /// One past the last LSN of a segment that is not the current one.
-    fn end_of(&self, segment: &Segment) -> u64 {
-        let segments = self.segments.borrow();
-        let next = segments.range(segment.generation + 1..).find_map(|(_, next)| Weak::upgrade(next));
-        next.map_or(self.next_lsn.get(), |next| next.start_lsn)
-    }
-
     /// Lets go of payload in memory past the budget, oldest first; all of it is stable.
     fn evict(&self) {
         while self.memory_bytes.get() > self.memory_bytes_max {
             let Some(oldest) = self.resident.borrow_mut().pop_front() else { return };
-            if let Some(record) = oldest.upgrade() {
+            // One that is being moved is needed in memory until it is stable again, and comes back here then.
+            if let Some(record) = oldest.upgrade().filter(|record| record.is_stable(self.synced_lsn.get())) {
                 record.evict();
             }
         }

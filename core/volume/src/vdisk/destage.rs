@@ -42,6 +42,7 @@ impl Vdisk {
             if !inner.sealed.borrow().iter().any(|layer| Rc::ptr_eq(layer, &last)) {
                 return Ok(());
             }
+            inner.check_not_ended()?;
             inner.check_serving_or_closing()?;
             inner.destage_soon();
             destaged.await;
@@ -77,6 +78,8 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
     let vdisk = Vdisk { inner };
     let inner = &vdisk.inner;
     if inner.is_ended.get() {
+        // Whoever waits for data to leave looks again, and learns that none will.
+        inner.destaged.notify_waiters();
         return None;
     }
     let config = &inner.context.config;
@@ -98,6 +101,7 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
         let oldest = inner.sealed.borrow().front().cloned();
         let Some(layer) = oldest else { break };
         if inner.is_ended.get() || inner.check_serving_or_closing().is_err() {
+            inner.destaged.notify_waiters();
             return Some(Duration::from_secs(1));
         }
         match inner.send_out(&layer).await {
@@ -130,6 +134,14 @@ impl Inner {
         match self.check_serving() {
             Err(VolumeError::Offline(_)) if self.closing.get() && self.trouble_is_passing() => Ok(()),
             other => other,
+        }
+    }
+
+    /// Nothing may appear on the backend behind a delete.
+    pub(super) fn check_not_ended(&self) -> Result<(), VolumeError> {
+        match self.is_ended.get() {
+            false => Ok(()),
+            true => Err(VolumeError::Offline(format!("vDisk {} is closed", self.id))),
         }
     }
 
@@ -188,7 +200,7 @@ impl Inner {
     }
 
     /// A clone's data may refer to its parent's snapshot on the backend only once that is there.
-    async fn resolve_base(&self) -> Result<(), VolumeError> {
+    pub(super) async fn resolve_base(&self) -> Result<(), VolumeError> {
         let base = self.base.borrow().clone();
         let Some(base) = base else { return Ok(()) };
         let parent = &base.parent.inner;
@@ -204,6 +216,9 @@ impl Inner {
             parent.destage_soon();
             destaged.await;
         };
+        if self.base.borrow().is_none() {
+            return Ok(()); // somebody else was as quick, and may have gone on from there
+        }
         *self.tree.borrow_mut() = tree;
         *self.table.borrow_mut() = parent.table.borrow().clone();
         *self.base.borrow_mut() = None;

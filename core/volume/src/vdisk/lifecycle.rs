@@ -22,15 +22,7 @@ impl Vdisk {
 
     /// Before its first acknowledgement an epoch has its start object on the backend.
     pub(super) async fn ensure_started(&self) -> Result<(), VolumeError> {
-        if self.inner.started.get() {
-            return Ok(());
-        }
-        let vdisk = self.clone();
-        finish_even_if_dropped(async move {
-            let _meta = vdisk.inner.meta.lock().await;
-            vdisk.inner.start_epoch_if_needed().await
-        })
-        .await
+        self.inner.ensure_started().await
     }
 
     /// Replaces the opaque properties (UTF-8), on the backend, before it returns.
@@ -104,6 +96,8 @@ impl Vdisk {
             if shrinks {
                 // What is cut off must not come back from the write buffer.
                 vdisk.destage().await?;
+                // Nor from a parent's, below a map that does not know of the cut.
+                inner.resolve_base().await?;
             }
             let _meta = inner.meta.lock().await;
             if size == inner.size.get() {
@@ -130,6 +124,18 @@ impl Vdisk {
 }
 
 impl Inner {
+    pub(super) async fn ensure_started(self: &Rc<Self>) -> Result<(), VolumeError> {
+        if self.started.get() {
+            return Ok(());
+        }
+        let inner = self.clone();
+        finish_even_if_dropped(async move {
+            let _meta = inner.meta.lock().await;
+            inner.start_epoch_if_needed().await
+        })
+        .await
+    }
+
     /// Appends a record to the journal. The caller holds `meta` and commits the position next.
     pub(super) async fn append_to_journal(&self, record: &Record) -> Result<Position, VolumeError> {
         self.start_epoch_if_needed().await?;
@@ -169,6 +175,7 @@ impl Inner {
 
     /// Raises the epoch in the registry, puts its start object, commits that. The caller holds `meta`.
     pub(super) async fn start_epoch_if_needed(&self) -> Result<(), VolumeError> {
+        self.check_not_ended()?;
         if self.started.get() {
             return Ok(());
         }
@@ -192,7 +199,6 @@ impl Inner {
         let position = Position { epoch: head.epoch, index: JournalIndex(0) };
         self.put_in_journal(position, &start).await?;
         self.commit(|head| head.set_position(position)).await?;
-        self.next_sco.set(0);
         self.started.set(true);
         Ok(())
     }

@@ -103,7 +103,7 @@ impl Inner {
 
     /// Part of a range that does not fill its clusters (two at most): read, changed, written as whole clusters.
     async fn write_ragged(
-        &self,
+        self: &Rc<Self>,
         range: ByteRange,
         data: &Bytes,
         records: &mut Vec<Rc<Record>>,
@@ -128,19 +128,21 @@ impl Inner {
     }
 
     /// The claimed cluster as it is now: read again if the map was replaced meanwhile.
-    async fn read_to_change(&self, cluster: ClusterRange) -> Result<Bytes, VolumeError> {
+    async fn read_to_change(self: &Rc<Self>, cluster: ClusterRange) -> Result<Bytes, VolumeError> {
         loop {
             self.wait_unfrozen().await?;
             let freezes = self.freezes.get();
             let bytes = self.read_view(&self.view(), cluster.bytes()).await?;
-            if self.freezes.get() == freezes {
+            if !self.started.get() {
+                self.ensure_started().await?;
+            } else if self.freezes.get() == freezes {
                 return Ok(bytes);
             }
         }
     }
 
     async fn write_clusters(
-        &self,
+        self: &Rc<Self>,
         range: ClusterRange,
         data: Option<Bytes>,
         records: &mut Vec<Rc<Record>>,
@@ -157,9 +159,13 @@ impl Inner {
             let payload = data.as_ref().map(|data| data.slice(bytes(done)..bytes(done + part.count.0)));
             let whom = if payload.is_some() { RoomFor::Write } else { RoomFor::Zero };
             let room = self.admit(payload.as_ref().map_or(0, |_| part.count.0), whom).await?;
-            while self.is_busy(part) || self.frozen.get() > 0 {
+            while self.is_busy(part) || self.frozen.get() > 0 || !self.started.get() {
                 self.check_serving()?;
-                self.settled.notified().await;
+                if self.started.get() {
+                    self.settled.notified().await;
+                } else {
+                    self.ensure_started().await?;
+                }
             }
             // A shrink may have come in between.
             self.writable(part.start.byte_offset(), part.bytes().length.0)?;
@@ -169,7 +175,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes the operation into the vDisk's order. One step, without a wait.
+    /// Takes the operation into the vDisk's order. One step, without a wait, and since the epoch was last seen to be
+    /// started: while one is given up and the next begins, what is accepted would be of the old one and behind its end.
     fn accept(&self, room: Room, range: ClusterRange, data: Option<Bytes>) -> Rc<Record> {
         let sequence = self.last_sequence.get().next();
         self.last_sequence.set(sequence);
