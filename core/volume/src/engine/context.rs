@@ -22,6 +22,10 @@ pub(crate) struct Context {
     pub(crate) sco_headers: ScoHeaders,
     /// The number of the next map page; never used twice.
     pub(crate) next_page: Cell<u64>,
+    /// Held while a checkpoint is stored.
+    pub(crate) checkpoint_turn: tokio::sync::Mutex<()>,
+    /// Up to which page the last sweep went, and how many it left.
+    pub(super) swept: Cell<(u64, u64)>,
     pub(crate) destage_turns: Semaphore,
     /// When data last left the write buffer.
     pub(crate) destage_moved_at: Cell<Duration>,
@@ -48,6 +52,8 @@ impl Context {
             log,
             sco_headers: ScoHeaders::default(),
             next_page: Cell::new(next_page),
+            checkpoint_turn: tokio::sync::Mutex::new(()),
+            swept: Cell::new((0, 0)),
             destage_turns,
             destage_moved_at: Cell::new(Duration::ZERO),
             open: RefCell::default(),

@@ -6,6 +6,7 @@
 mod context;
 mod delete;
 mod recover;
+mod sweep;
 mod types;
 
 pub(crate) use context::Context;
@@ -63,6 +64,7 @@ impl Engine {
         };
         let engine = Engine { inner: Rc::new(inner) };
         engine.relieve_pressure();
+        engine.sweep_now_and_then();
         Ok(engine)
     }
 

@@ -309,7 +309,8 @@ impl Inner {
             table: Table::clone(&self.table.borrow()),
             snapshots: self.snapshots.borrow().iter().filter_map(resolved).collect(),
         };
-        let Context { pages, next_page, .. } = &*self.context;
+        let Context { pages, next_page, checkpoint_turn, .. } = &*self.context;
+        let _turn = checkpoint_turn.lock().await;
         checkpoint.store(self.id, &**pages, next_page).await?;
         self.commits_since_checkpoint.set(0);
         Ok(())
