@@ -10,6 +10,7 @@ use super::{Engine, OnFull};
 use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
 use crate::journal;
 use crate::sco::vdisk_prefix;
+use crate::vdisk::finish_even_if_dropped;
 use crate::{Transaction, Vdisk, VolumeError};
 use bytes::Bytes;
 use ovs_backend::{Backend, Urgency};
@@ -37,8 +38,7 @@ impl Engine {
             }
             Ok(())
         };
-        let finished = tokio::task::spawn_local(work).await;
-        finished.unwrap_or_else(|error| Err(VolumeError::Offline(error.to_string())))
+        finish_even_if_dropped(work).await
     }
 
     /// The head as it is in the registry.

@@ -18,7 +18,7 @@ pub use types::{
 use crate::head::{Head, VersionedHead, head_key};
 use crate::log::{Log, Record};
 use crate::map::{Table, Tree};
-use crate::vdisk::{CloneSource, catch_up};
+use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
 use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
@@ -92,6 +92,11 @@ impl Engine {
 
     /// Makes a vDisk: on the backend and in the registry when this returns.
     pub async fn create_vdisk(&self, request: CreateVdisk) -> Result<Vdisk, VolumeError> {
+        let engine = self.clone();
+        finish_even_if_dropped(async move { engine.create(request).await }).await
+    }
+
+    async fn create(&self, request: CreateVdisk) -> Result<Vdisk, VolumeError> {
         let size = request.size.0;
         if !size.is_multiple_of(CLUSTER_SIZE_BYTES) || size > VDISK_SIZE_BYTES_MAX {
             return Err(VolumeError::Refused(format!(

@@ -218,7 +218,10 @@ impl Inner {
         change(&mut head);
         let key = head_key(self.id);
         let transaction = transaction.compare(&key, revision).put(&key, head.encode());
-        match self.context.commit_patiently(transaction, &self.closing).await? {
+        let committed = self.context.commit_patiently(transaction, &self.closing).await;
+        // What was just put in the journal may be there uncommitted: the next record begins a new epoch.
+        let committed = committed.inspect_err(|_| self.started.set(false))?;
+        match committed {
             Some(revision) => {
                 *self.head.borrow_mut() = VersionedHead { head, revision };
                 Ok(())
@@ -274,7 +277,7 @@ impl Drop for Frozen<'_> {
 }
 
 /// Runs to its end even when the caller goes away: a journal must not be left in the middle of a step.
-pub(super) async fn finish_even_if_dropped<T: 'static>(
+pub(crate) async fn finish_even_if_dropped<T: 'static>(
     work: impl Future<Output = Result<T, VolumeError>> + 'static,
 ) -> Result<T, VolumeError> {
     let finished = tokio::task::spawn_local(work).await;

@@ -18,6 +18,7 @@ mod read;
 mod snapshot;
 mod write;
 
+pub(crate) use lifecycle::finish_even_if_dropped;
 pub(crate) use load::{catch_up, found_vdisk, metadata_of};
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
