@@ -262,18 +262,21 @@ def metrics(ovs):
 
 
 def listen(ovs, until, last=None):
-    """Events as (id, kind), up to one of a vDisk of this name."""
+    """Events as (id for the reader's position or None, id, name), up to one of a vDisk of this name."""
     connection = UnixConnection(ovs.socket, 20)
     connection.request("GET", "/v1/events", headers={"Last-Event-ID": last} if last else {})
     answer = connection.getresponse()
     assert answer.status == 200 and "text/event-stream" in answer.getheader("Content-Type")
-    found = []
+    found, position = [], None
     while True:
         line = answer.readline().decode()
         assert line, "the stream ended"
-        if line.startswith("data:"):
+        if line.startswith("id:"):
+            position = int(line[3:])
+        elif line.startswith("data:"):
             event = json.loads(line[5:])
-            found.append((event["id"], event["kind"] if "kind" in event else event["type"], event.get("name")))
+            found.append((position, event["id"], event.get("name")))
+            position = None
             if event.get("name") == until:
                 connection.close()
                 return found
@@ -290,10 +293,10 @@ def test_events_resume(ovs):
     thread.join(30)
     assert [name for _, _, name in result if name] == ["a", "b"]
     ovs.create("c", "8MiB")
-    seen_a = next(id_ for id_, _, name in result if name == "a")
+    seen_a = next(id_ for _, id_, name in result if name == "a")
     resumed = listen(ovs, "c", last=str(seen_a))
     assert [name for _, _, name in resumed if name] == ["b", "c"]
-    ids = [id_ for id_, _, _ in resumed]
-    assert ids == sorted(ids), f"a client that stops in the middle would miss events: {resumed}"
+    positions = [position for position, _, _ in resumed if position]
+    assert positions == sorted(positions) and len(positions) == 2, f"a reader cut off in the middle would miss events: {resumed}"
     status, problem = ovs.rpc("GET", "/v1/events", headers={"Last-Event-ID": "1"})
     assert status == 410 and problem["type"] == "urn:ovs:problem:gone"

@@ -1,7 +1,7 @@
 //! Server-sent events, read (HTML Living Standard, section 9.2.6; only the fields that ovsd sends).
 
 use super::ApiError;
-use crate::types::{Event, EventId};
+use crate::types::{Event, EventId, EventKind};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -34,7 +34,11 @@ impl Events {
                 // `id:` and `event:` repeat what is in the data; comments only show that ovsd lives.
                 if let Some(data) = line.strip_prefix("data:") {
                     let event: Event = serde_json::from_str(data).map_err(not_understood)?;
-                    self.last = Some(event.id);
+                    match event.kind {
+                        // It names the newest there is; a resumed stream has what was missed still to come.
+                        EventKind::StreamStarted => _ = self.last.get_or_insert(event.id),
+                        _ => self.last = Some(event.id),
+                    }
                     return Ok(Some(event));
                 }
             }

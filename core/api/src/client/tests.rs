@@ -243,6 +243,20 @@ async fn what_the_service_would_refuse_is_not_sent() {
 }
 
 #[tokio::test]
+async fn a_resumed_stream_that_breaks_at_once_is_resumed_from_the_same_place() {
+    let event = r#"{"id": 50, "kind": "stream.started", "at": "2026-11-20T10:17:03Z"}"#;
+    let body = format!("event:stream.started\ndata:{event}\n\n");
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    for (resumed_from, expected) in [(Some(EventId(40)), EventId(40)), (None, EventId(50))] {
+        let service = Scripted::start(vec![Step::Say(format!("{head}{chunks}"))]);
+        let mut events = service.client().events(resumed_from).await.unwrap();
+        assert_eq!(events.next().await.unwrap().unwrap().id, EventId(50));
+        assert_eq!(events.last_id(), Some(expected));
+    }
+}
+
+#[tokio::test]
 async fn events_arrive_until_the_stream_ends() {
     let event = r#"{"id": 41, "kind": "vdisk.melted", "at": "2026-11-20T10:17:03Z", "new_member": 1}"#;
     let body = format!(":\n\nid:41\nevent:vdisk.melted\ndata:{event}\n\n");

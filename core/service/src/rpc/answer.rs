@@ -143,7 +143,13 @@ async fn forward(mut stream: EventStream, sender: mpsc::Sender<Event>, mut stop:
 }
 
 fn wire_event(event: Event) -> Result<sse::Event, Infallible> {
-    let wire = sse::Event::default().id(event.id.0.to_string()).event(event.kind.as_str());
+    let wire = sse::Event::default().event(event.kind.as_str());
+    // Readers take every id for their position. The newest one comes first, before what a resumed reader missed: as an id
+    // it would make a reader that is cut off in between skip the rest.
+    let wire = match event.kind {
+        EventKind::StreamStarted => wire,
+        _ => wire.id(event.id.0.to_string()),
+    };
     // An event is made of texts and numbers: it can always be written.
     Ok(wire
         .json_data(&event)

@@ -201,6 +201,8 @@ fn the_wire_form_of_an_event_is_three_fields() {
     assert!(text.contains("content-type: text/event-stream"), "{text}");
     assert!(text.contains("event:vdisk.created\n") && text.contains("id:41\n"), "{text}");
     assert!(text.contains(r#"line one\nline two"#), "{text}");
+    // The first names the newest event, which is nobody's position yet.
+    assert!(text.contains("event:stream.started\n") && !text.contains("id:40\n"), "{text}");
 }
 
 #[test]
