@@ -267,16 +267,16 @@ def listen(ovs, until, last=None):
     connection.request("GET", "/v1/events", headers={"Last-Event-ID": last} if last else {})
     answer = connection.getresponse()
     assert answer.status == 200 and "text/event-stream" in answer.getheader("Content-Type")
-    found, position = [], None
+    found, fields = [], {}
     while True:
-        line = answer.readline().decode()
-        assert line, "the stream ended"
-        if line.startswith("id:"):
-            position = int(line[3:])
-        elif line.startswith("data:"):
-            event = json.loads(line[5:])
-            found.append((position, event["id"], event.get("name")))
-            position = None
+        line = answer.readline().decode().rstrip("\n")
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value
+        elif "data" in fields:  # an empty line ends an event, whatever the order of its fields
+            event, position = json.loads(fields["data"]), fields.get("id")
+            found.append((position and int(position), event["id"], event.get("name")))
+            fields = {}
             if event.get("name") == until:
                 connection.close()
                 return found
