@@ -502,6 +502,9 @@ fn a_config(random: &Random) -> EngineConfig {
         destage_bytes: 32 << 10 << random.below(6),
         destage_after: Duration::from_millis(100 << random.below(6)),
         destage_concurrency: 1 + random.below(4) as usize,
+        checkpoint_every: 1 + random.below(6),
+        // Each journal object weighs 64 KiB.
+        copy_map_after: (64 << 10) << random.below(7),
     }
 }
 

@@ -5,6 +5,7 @@
 //!  SCO object        = header with a checksum per cluster, data  sco.rs
 //!  journal object    = one record: start, TLog, snapshot …       journal.rs
 //!  map page          = 512 places or 512 children                page.rs
+//!  map copy          = map pages on the backend                  map_copy.rs
 //! ```
 //!
 //! Every decoder takes hostile bytes: lengths are checked before anything is allocated, nothing panics. Not here: I/O.
@@ -13,6 +14,7 @@ mod cursor;
 mod error;
 pub mod journal;
 pub mod log;
+pub mod map_copy;
 pub mod page;
 pub mod sco;
 

@@ -11,9 +11,9 @@ pub const FANOUT: usize = 512;
 pub const TABLE_CHUNK: usize = 256;
 
 const VERSION: u8 = 1;
-const LEAF: u8 = 1;
+pub(crate) const LEAF: u8 = 1;
 const INNER: u8 = 2;
-const TABLE: u8 = 3;
+pub(crate) const TABLE: u8 = 3;
 const RECORD: u8 = 4;
 
 /// A child of an inner page.

@@ -1,5 +1,6 @@
 //! The head of a vDisk: its commit point in the registry. It changes only by compare-and-swap.
 
+use crate::map::copy::CopyId;
 use crate::{Revision, VolumeError};
 use ovs_format::journal::Position;
 use ovs_units::{ByteCount, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId, VpoolId};
@@ -30,6 +31,8 @@ pub(crate) struct Head {
     /// Epochs and the sequence after which each starts: what older epochs buffered past it never happened.
     pub(crate) epochs: Vec<(Epoch, Sequence)>,
     pub(crate) snapshots: Vec<HeadSnapshot>,
+    /// The two newest copies of the map on the backend, the older one first. The journal before that is gone.
+    pub(crate) copies: Vec<CopyId>,
     /// Set when it was found that an acknowledged write is lost or wrong.
     pub(crate) damaged: Option<String>,
     /// Deleted by its user; kept while others depend on it.
@@ -66,6 +69,7 @@ impl Head {
             base,
             epochs: Vec::new(),
             snapshots: Vec::new(),
+            copies: Vec::new(),
             damaged: None,
             deleted: false,
             properties,
@@ -109,6 +113,13 @@ impl Head {
         let newest =
             self.epochs.iter().filter(|(_, after)| *after <= committed).map(|(epoch, _)| *epoch).max();
         self.epochs.retain(|(epoch, after)| *after > committed || Some(*epoch) == newest);
+    }
+
+    /// Two are kept.
+    pub(crate) fn note_copy(&mut self, copy: CopyId) {
+        self.copies.push(copy);
+        let excess = self.copies.len().saturating_sub(2);
+        self.copies.drain(..excess);
     }
 
     pub(crate) fn snapshot_mut(&mut self, id: SnapshotId) -> Option<&mut HeadSnapshot> {

@@ -16,15 +16,17 @@ pub(crate) fn tombstone_name(vdisk: VdiskId) -> ObjectName {
     object_name(format!("{}tombstone", vdisk_prefix(vdisk)))
 }
 
-/// Puts a record. The reserve may be used: commits lead to room.
+/// Puts a record; returns its bytes. The reserve may be used: commits lead to room.
 pub(crate) async fn put(
     backend: &dyn Backend,
     vdisk: VdiskId,
     position: Position,
     record: &Record,
-) -> Result<(), VolumeError> {
-    let bytes = record.encode(vdisk, position).into();
-    Ok(backend.put(&record_name(vdisk, position), vec![bytes], Urgency::Reserve).await?)
+) -> Result<u64, VolumeError> {
+    let bytes = record.encode(vdisk, position);
+    let length = bytes.len() as u64;
+    backend.put(&record_name(vdisk, position), vec![bytes.into()], Urgency::Reserve).await?;
+    Ok(length)
 }
 
 /// A record, `None` when there is none.
@@ -101,7 +103,7 @@ fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
 /// The newest record on the backend, found without any registry: the highest epoch that has a start object, then
 /// dense probing (listings may lag).
 pub(crate) async fn newest(backend: &dyn Backend, vdisk: VdiskId) -> Result<Option<Position>, VolumeError> {
-    let prefix = format!("{}j/", vdisk_prefix(vdisk));
+    let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
     let mut newest = None;
     loop {
@@ -120,10 +122,64 @@ pub(crate) async fn newest(backend: &dyn Backend, vdisk: VdiskId) -> Result<Opti
     }
 }
 
+/// How many records there are after `from`, and their bytes.
+pub(crate) async fn weight(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    from: Option<Position>,
+) -> Result<(u64, u64), VolumeError> {
+    let prefix = prefix(vdisk);
+    let mut after = from.map(|from| record_name(vdisk, from));
+    let (mut objects, mut bytes) = (0, 0);
+    loop {
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { return Ok((objects, bytes)) };
+        after = Some(last.name.clone());
+        objects += page.len() as u64;
+        bytes += page.iter().map(|object| object.length_bytes).sum::<u64>();
+    }
+}
+
+/// Removes the records before `position`. Nobody needs them any more.
+pub(crate) async fn remove_before(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    position: Position,
+    go_on: &dyn Fn() -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    let prefix = prefix(vdisk);
+    loop {
+        let page = backend.list(&prefix, None, 1000).await?;
+        let is_old = |name: &ObjectName| position_of(name, &prefix).is_some_and(|at| at < position);
+        let old: Vec<&ObjectName> =
+            page.iter().map(|object| &object.name).filter(|name| is_old(name)).collect();
+        for name in &old {
+            go_on()?;
+            backend.delete(name).await?;
+        }
+        // Names are in order of positions: the first page without an old one is the end.
+        if old.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+fn prefix(vdisk: VdiskId) -> String {
+    format!("{}j/", vdisk_prefix(vdisk))
+}
+
 fn position_of(name: &ObjectName, prefix: &str) -> Option<Position> {
     let (epoch, index) = name.as_str().strip_prefix(prefix)?.split_once('-')?;
     let number = |text| u64::from_str_radix(text, 16).ok();
     Some(Position { epoch: Epoch(number(epoch)?), index: JournalIndex(number(index)?) })
+}
+
+/// The record after the last committed one: an epoch is raised in the registry before its start object is put.
+pub(crate) fn next_of(epoch: Epoch, position: Position) -> Position {
+    match position.epoch == epoch {
+        true => Position { epoch, index: position.index.next() },
+        false => Position { epoch, index: JournalIndex(0) },
+    }
 }
 
 /// Refuses a head that is older than what the backend holds: a registry that was restored from a copy.
@@ -133,16 +189,12 @@ pub(crate) async fn check_not_older(
     epoch: Epoch,
     position: Position,
 ) -> Result<(), VolumeError> {
-    // Epochs are raised in the registry before their start object is put, and one record at most is in flight.
-    let prefix = format!("{}j/", vdisk_prefix(vdisk));
-    let last_of_epoch = Position { epoch, index: JournalIndex(u64::MAX) };
-    let newer = backend.list(&prefix, Some(&record_name(vdisk, last_of_epoch)), 1).await?;
-    let two_on = Position { epoch: position.epoch, index: JournalIndex(position.index.0 + 2) };
-    let is_older = match newer.first() {
-        Some(_) => true,
-        None => get(backend, vdisk, two_on).await?.is_some(),
-    };
-    if is_older {
+    // One record at most may be there uncommitted.
+    let next = next_of(epoch, position);
+    let newer = backend.list(&prefix(vdisk), Some(&record_name(vdisk, next)), 1).await?;
+    // Listings may lag; what is probed may be gone, with the journal before a copy of the map.
+    let two_on = Position { index: next.index.next(), ..next };
+    if !newer.is_empty() || get(backend, vdisk, two_on).await?.is_some() {
         return Err(VolumeError::Refused(format!(
             "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
         )));

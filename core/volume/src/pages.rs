@@ -17,6 +17,9 @@ pub trait PageStore {
     /// The bytes of a page, `None` when it is not there (the caller rebuilds the map from the backend).
     fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>>;
 
+    /// Stores pages for a record that is committed soon; the next sweep may take them otherwise.
+    fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>>;
+
     /// Stores pages and then, synced and not before they are all stable, the record under `owner` (a vDisk's UUID).
     fn commit(
         &self,
@@ -57,6 +60,14 @@ impl PageStore for MemoryPages {
         Box::pin(async move { Ok(self.state.borrow().0.get(&page).cloned()) })
     }
 
+    fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        Box::pin(async move {
+            self.highest.set(pages.iter().map(|(page, _)| page.0).max().unwrap_or(0).max(self.highest.get()));
+            self.state.borrow_mut().0.extend(pages);
+            Ok(())
+        })
+    }
+
     fn commit(
         &self,
         owner: &str,
@@ -65,10 +76,8 @@ impl PageStore for MemoryPages {
     ) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
         let owner = owner.to_owned();
         Box::pin(async move {
-            let (stored, records) = &mut *self.state.borrow_mut();
-            self.highest.set(pages.iter().map(|(page, _)| page.0).max().unwrap_or(0).max(self.highest.get()));
-            stored.extend(pages);
-            records.insert(owner, record);
+            self.store(pages).await?;
+            self.state.borrow_mut().1.insert(owner, record);
             Ok(())
         })
     }

@@ -3,7 +3,7 @@
 //! The numbers of all pages are kept in memory too, so that a sweep can ask its caller about each without reading
 //! anything. The set never misses a page that is stored; it may name some whose write failed.
 
-use super::database::{Database, Family, OpenFailure, lock, run};
+use super::database::{Database, Family, OpenFailure, Writer, lock, run};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_volume::{PageId, PageStore, VolumeError};
@@ -57,6 +57,18 @@ impl PageStore for RocksPages {
         }))
     }
 
+    fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let numbers = Arc::clone(&self.numbers);
+        Box::pin(run(&self.database, move |database| {
+            database.admit()?;
+            lock(&numbers).add(pages.iter().map(|(page, _)| page.0));
+            database.write(|writer| {
+                let batch = put_pages(writer, pages)?;
+                writer.write(batch)
+            })
+        }))
+    }
+
     fn commit(
         &self,
         owner: &str,
@@ -70,17 +82,7 @@ impl PageStore for RocksPages {
             // Before they are written, so that the set is never short of one.
             let highest = lock(&numbers).add(pages.iter().map(|(page, _)| page.0));
             database.write(|writer| {
-                let (of_pages, of_numbers) =
-                    (writer.family(Family::Pages), writer.family(Family::PageNumbers));
-                let mut batch = WriteBatch::default();
-                for (page, bytes) in pages {
-                    let key = page.0.to_be_bytes();
-                    batch.put_cf(of_pages, key, bytes);
-                    batch.put_cf(of_numbers, key, b"");
-                    if batch.size_in_bytes() >= BATCH_BYTES_MAX {
-                        writer.write(std::mem::take(&mut batch))?;
-                    }
-                }
+                let mut batch = put_pages(writer, pages)?;
                 // Last, and synced with everything before it: a record never stands without its pages.
                 batch.put(HIGHEST_PAGE, highest.to_be_bytes());
                 batch.put_cf(writer.family(Family::Records), owner, record);
@@ -150,6 +152,21 @@ impl PageStore for RocksPages {
             Ok(dead.len() as u64)
         }))
     }
+}
+
+/// Pages, in batches that are written as they fill up; the last one is the caller's.
+fn put_pages(writer: &Writer<'_>, pages: Vec<(PageId, Bytes)>) -> Result<WriteBatch, Error> {
+    let (of_pages, of_numbers) = (writer.family(Family::Pages), writer.family(Family::PageNumbers));
+    let mut batch = WriteBatch::default();
+    for (page, bytes) in pages {
+        let key = page.0.to_be_bytes();
+        batch.put_cf(of_pages, key, bytes);
+        batch.put_cf(of_numbers, key, b"");
+        if batch.size_in_bytes() >= BATCH_BYTES_MAX {
+            writer.write(std::mem::take(&mut batch))?;
+        }
+    }
+    Ok(batch)
 }
 
 impl Numbers {

@@ -32,6 +32,11 @@ pub struct EngineConfig {
     pub destage_after: Duration,
     /// vDisks that are sent out at once.
     pub destage_concurrency: usize,
+    /// TLogs between two local checkpoints of a vDisk's map.
+    pub checkpoint_every: u64,
+    /// The map is copied to the backend when the journal has grown by this since (objects weigh 64 KiB each beside their
+    /// bytes), or by the size of the last copy if that is more.
+    pub copy_map_after: u64,
 }
 
 impl Default for EngineConfig {
@@ -42,6 +47,8 @@ impl Default for EngineConfig {
             destage_bytes: 32 << 20,
             destage_after: Duration::from_secs(10),
             destage_concurrency: 4,
+            checkpoint_every: 32,
+            copy_map_after: 64 << 20,
         }
     }
 }

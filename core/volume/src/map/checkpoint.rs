@@ -19,14 +19,14 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Stores what is not stored yet, and then the record, synced. Pages that change meanwhile are copied first, so
+    /// Stores what is not stored yet, and then the record, synced, which it returns. Pages that change meanwhile are copied first, so
     /// what is stored is what was asked for.
     pub(crate) async fn store(
         &self,
         vdisk: VdiskId,
         store: &dyn PageStore,
         next_page: &Cell<u64>,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<CheckpointRecord, VolumeError> {
         let mut pages =
             NewPages { next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
         let record = CheckpointRecord {
@@ -45,7 +45,7 @@ impl Checkpoint {
                 Stored::Chunk(chunk) => chunk.id.set(id),
             }
         }
-        Ok(())
+        Ok(record)
     }
 }
 

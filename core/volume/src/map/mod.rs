@@ -1,6 +1,7 @@
 //! The map of a vDisk: which cluster lives where on the backend; copy-on-write, checkpointed in pages.
 
 mod checkpoint;
+pub(crate) mod copy;
 mod table;
 mod tree;
 

@@ -19,16 +19,17 @@ use crate::sco::NewSco;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ovs_backend::Urgency;
 use ovs_format::journal::{Record, Target, TlogEntry};
-use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, PutId, ScoNumber};
+use ovs_format::page::CheckpointRecord;
+use ovs_format::sco::ScoRef;
+use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, Epoch, PutId, ScoNumber};
 use std::{
+    cell::Cell,
     rc::{Rc, Weak},
     time::Duration,
 };
 
 /// SCOs of one vDisk on their way at once.
 const PUTS_MAX: usize = 4;
-/// TLogs between two checkpoints of the map.
-const CHECKPOINT_EVERY: u64 = 32;
 
 impl Vdisk {
     /// Sends out what is buffered now, and waits for it.
@@ -105,7 +106,12 @@ async fn step(vdisk: &Weak<Inner>) -> Option<Duration> {
             return Some(Duration::from_secs(1));
         }
         match inner.send_out(&layer).await {
-            Ok(()) => inner.moving_again(),
+            Ok(()) => {
+                inner.moving_again();
+                if inner.commits_since_checkpoint.get() == 0 {
+                    vdisk.copy_map_if_due();
+                }
+            }
             Err(VolumeError::Retry(reason) | VolumeError::NoSpace(reason)) => {
                 inner.stalled(reason);
                 return Some(Duration::from_millis(500));
@@ -162,7 +168,7 @@ impl Inner {
             self.start_epoch_if_needed().await?;
         }
         let epoch = self.epoch();
-        let (scos, entries) = self.put_scos(layer).await?;
+        let (scos, entries) = self.put_scos(layer, epoch).await?;
         // The backend never knows more than the log: else a recovery could show what an earlier one did not.
         self.wait_written(layer).await?;
         self.context.log.sync().await?;
@@ -190,7 +196,7 @@ impl Inner {
         self.destaged.notify_waiters();
         self.settled.notify_waiters();
         count(&self.commits_since_checkpoint, 1);
-        if self.commits_since_checkpoint.get() >= CHECKPOINT_EVERY
+        if self.commits_since_checkpoint.get() >= self.context.config.checkpoint_every
             && let Err(error) = self.checkpoint().await
         {
             // Nothing depends on it: the next open reads more of the journal.
@@ -229,47 +235,72 @@ impl Inner {
         matches!(*self.trouble.borrow(), Some(crate::engine::VdiskState::Stalled(_)))
     }
 
-    /// Step 1: the layer's data as SCOs, in cluster order.
+    /// Step 1: the layer's data as SCOs, in cluster order. When some cannot be put, those that are there keep their place
+    /// for the next attempt: else each attempt would leave copies behind that nobody refers to, on a backend that is
+    /// short of room already.
     async fn put_scos(
         &self,
-        layer: &Layer,
-    ) -> Result<(Vec<ovs_format::sco::ScoRef>, Vec<TlogEntry>), VolumeError> {
+        layer: &Rc<Layer>,
+        epoch: Epoch,
+    ) -> Result<(Vec<ScoRef>, Vec<TlogEntry>), VolumeError> {
         let mut plan = Plan::new((self.context.config.sco_bytes / CLUSTER_SIZE_BYTES).max(1));
         layer.pieces().into_iter().for_each(|(cluster, piece)| plan.add(cluster, piece));
         let Plan { scos: planned, entries, .. } = plan;
-        let mut references = vec![None; planned.len()];
+        let attempts = self.attempts(layer, epoch, planned.len());
         let mut in_flight = FuturesUnordered::new();
-        let mut waiting = planned.into_iter().enumerate();
+        let mut waiting =
+            planned.into_iter().zip(attempts.iter()).filter(|(_, sco)| sco.there.get().is_none());
         loop {
             while in_flight.len() < PUTS_MAX
-                && let Some((index, pieces)) = waiting.next()
+                && let Some((pieces, sco)) = waiting.next()
             {
-                in_flight.push(async move { (index, self.put_sco(pieces).await) });
+                in_flight.push(async move {
+                    let put = self.put_sco(sco, pieces).await;
+                    put.map(|reference| sco.there.set(Some(reference)))
+                });
             }
             match in_flight.next().await {
-                Some((index, reference)) => references[index] = Some(reference?),
-                None => break,
+                Some(put) => put?,
+                None => return Ok((attempts.iter().filter_map(|sco| sco.there.get()).collect(), entries)),
             }
         }
-        let references = references.into_iter().flatten().collect();
-        Ok((references, entries))
     }
 
-    async fn put_sco(&self, pieces: Vec<Piece>) -> Result<ovs_format::sco::ScoRef, VolumeError> {
+    /// The names of the layer's SCOs, those of an earlier attempt if that was in the same epoch.
+    fn attempts(&self, layer: &Rc<Layer>, epoch: Epoch, count: usize) -> Rc<Vec<ScoAttempt>> {
+        let mut going_out = self.going_out.borrow_mut();
+        if let Some(known) = &*going_out
+            && Rc::ptr_eq(&known.layer, layer)
+            && known.epoch == epoch
+            && known.scos.len() == count
+        {
+            return known.scos.clone();
+        }
+        let first = self.next_sco.get();
+        self.next_sco.set(first + count as u64);
+        let name = |number| ScoAttempt {
+            epoch,
+            number: ScoNumber(number),
+            put: PutId(self.context.chance.uuid()),
+            there: Cell::new(None),
+        };
+        let scos = Rc::new((first..first + count as u64).map(name).collect::<Vec<_>>());
+        *going_out = Some(GoingOut { layer: layer.clone(), epoch, scos: scos.clone() });
+        scos
+    }
+
+    /// The same name always gets the same bytes, however often it is tried.
+    async fn put_sco(&self, sco: &ScoAttempt, pieces: Vec<Piece>) -> Result<ScoRef, VolumeError> {
         let (mut data, mut checksums) = (Vec::with_capacity(pieces.len()), Vec::new());
         for piece in &pieces {
             data.push(self.context.log.read(&piece.record, piece.first, piece.count).await?);
             let (first, count) = (piece.first as usize, piece.count as usize);
             checksums.extend_from_slice(&piece.record.checksums()[first..first + count]);
         }
-        let number = ScoNumber(self.next_sco.get());
-        self.next_sco.set(number.0 + 1);
-        let put = PutId(self.context.chance.uuid());
-        let sco = NewSco::new(self.id, self.epoch(), number, put, data, &checksums);
+        let sco = NewSco::new(self.id, sco.epoch, sco.number, sco.put, data, &checksums);
         let bytes: usize = sco.parts.iter().map(bytes::Bytes::len).sum();
         let mut attempt = 0;
         loop {
-            // A retry is identical; a put that is given up leaves its name to nobody else.
             match self.backend.put(&sco.name(), sco.parts.clone(), Urgency::Normal).await {
                 Err(ovs_backend::BackendError::Retry { .. }) if attempt < 3 && !self.closing.get() => {
                     self.backoff(attempt).await;
@@ -285,22 +316,29 @@ impl Inner {
     }
 
     /// Step 4. One step, without a wait.
-    fn take_places(&self, layer: &Rc<Layer>, scos: &[ovs_format::sco::ScoRef], entries: &[TlogEntry]) {
+    fn take_places(&self, layer: &Rc<Layer>, scos: &[ScoRef], entries: &[TlogEntry]) {
         apply_tlog(&mut self.tree.borrow_mut(), Rc::make_mut(&mut self.table.borrow_mut()), scos, entries);
         let tree = self.tree.borrow().clone();
         layer.markers.borrow_mut().drain(..).for_each(|snapshot| snapshot.resolve(tree.clone()));
         self.sealed.borrow_mut().retain(|other| !Rc::ptr_eq(other, layer));
+        self.going_out.take();
     }
 
-    /// The caller holds `meta`.
+    /// The caller holds `meta`. Not while the last one is being copied to the backend: its pages would go.
     async fn checkpoint(&self) -> Result<(), VolumeError> {
+        let Ok(_no_copying) = self.copying.try_lock() else { return Ok(()) };
+        self.store_checkpoint().await.map(drop)
+    }
+
+    /// The caller holds `meta`. `None` when the map cannot be stored as it is now.
+    pub(super) async fn store_checkpoint(&self) -> Result<Option<CheckpointRecord>, VolumeError> {
         // A snapshot that is still open would be missed by whoever reads the journal from here on.
         let is_open = self.snapshots.borrow().iter().any(|node| node.tree().is_none());
         if is_open || self.base.borrow().is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let head = self.head.borrow().head.clone();
-        let Some(position) = head.position() else { return Ok(()) };
+        let Some(position) = head.position() else { return Ok(None) };
         let resolved = |node: &Rc<super::SnapshotNode>| node.tree().map(|tree| (node.id, tree));
         let checkpoint = Checkpoint {
             position,
@@ -311,9 +349,9 @@ impl Inner {
         };
         let Context { pages, next_page, checkpoint_turn, .. } = &*self.context;
         let _turn = checkpoint_turn.lock().await;
-        checkpoint.store(self.id, &**pages, next_page).await?;
+        let record = checkpoint.store(self.id, &**pages, next_page).await?;
         self.commits_since_checkpoint.set(0);
-        Ok(())
+        Ok(Some(record))
     }
 }
 
@@ -321,7 +359,7 @@ impl Inner {
 pub(super) fn apply_tlog(
     tree: &mut crate::map::Tree,
     table: &mut Table,
-    scos: &[ovs_format::sco::ScoRef],
+    scos: &[ScoRef],
     entries: &[TlogEntry],
 ) {
     let first = table.len();
@@ -333,6 +371,21 @@ pub(super) fn apply_tlog(
         };
         tree.set(ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) }, place);
     }
+}
+
+/// A layer on its way out, and which of its SCOs are there.
+pub(super) struct GoingOut {
+    layer: Rc<Layer>,
+    epoch: Epoch,
+    scos: Rc<Vec<ScoAttempt>>,
+}
+
+struct ScoAttempt {
+    epoch: Epoch,
+    number: ScoNumber,
+    put: PutId,
+    /// Set once it is on the backend.
+    there: Cell<Option<ScoRef>>,
 }
 
 /// Which pieces go into which SCO.

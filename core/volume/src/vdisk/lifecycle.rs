@@ -161,8 +161,9 @@ impl Inner {
                     self.backoff(attempt).await;
                     attempt += 1;
                 }
-                Ok(()) => {
+                Ok(bytes) => {
                     self.moving_again();
+                    self.journal_has_grown(bytes);
                     return Ok(());
                 }
                 Err(error) => {

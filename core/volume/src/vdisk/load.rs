@@ -2,7 +2,7 @@
 //!
 //! | what is missing or wrong | what is done |
 //! |---|---|
-//! | checkpoint missing, older, damaged | more of the journal is read; the checkpoint is only a cache |
+//! | checkpoint missing, older, damaged | a copy of the map is taken from the backend, or more of the journal is read |
 //! | journal record missing or damaged | refused: DAMAGED, with the object's name |
 //! | one record past the head | a crash came between its put and its commit: it is committed now |
 //! | head older than that | refused: the registry is not the newest |
@@ -15,6 +15,7 @@ use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
 use crate::journal;
 use crate::log::Record as LogRecord;
+use crate::map::copy::{self, CopyId};
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
 use crate::{PageStore, VolumeError};
@@ -62,7 +63,11 @@ impl Vdisk {
             head: RefCell::new(head),
             meta: tokio::sync::Mutex::new(()),
             sending: tokio::sync::Mutex::new(()),
+            going_out: RefCell::new(None),
             commits_since_checkpoint: Cell::new(0),
+            journal_weight: Cell::new(None),
+            copy_after: Cell::new(0),
+            copying: tokio::sync::Mutex::new(()),
             busy_clusters: RefCell::new(HashSet::new()),
             frozen: Cell::new(0),
             freezes: Cell::new(0),
@@ -87,24 +92,13 @@ impl Vdisk {
     ) -> Result<Vdisk, VolumeError> {
         let position = head.head.position();
         let pending = base.as_ref().and_then(|base| base.pending.clone());
-        let mut maps = Maps::new(base.clone());
-        if let Some(position) = position {
-            journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
-            let stored = Maps::from_checkpoint(&*context.pages, id, position).await;
-            let (from, start) = match stored {
-                Some((from, stored)) => (Some(from), stored),
-                None => (None, maps),
-            };
-            maps = match start.roll_forward(&*context.pages, &*backend, id, from, position).await {
-                // Pages are only a cache: whatever is wrong with them, the journal has it all.
-                Err(VolumeError::Damaged(reason)) if from.is_some() => {
-                    tracing::warn!(vdisk = %id, reason, "the checkpoint is of no use; reading the whole journal");
-                    context.pages.forget(&id.to_string()).await?;
-                    Maps::new(base).roll_forward(&*context.pages, &*backend, id, None, position).await?
-                }
-                maps => maps?,
-            };
-        }
+        let maps = match position {
+            None => Maps::new(base),
+            Some(position) => {
+                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
+                Maps::read(id, &context, &*backend, &head.head, position, base).await?
+            }
+        };
         // The base is pending only while nothing of the clone itself has been committed.
         let pending = pending.filter(|_| maps.is_base);
         let Maps { tree, table, snapshots, .. } = maps;
@@ -183,6 +177,56 @@ impl Maps {
     fn new(base: Option<CloneSource>) -> Maps {
         let (tree, table) = base.map(|base| (base.tree, base.table)).unwrap_or_default();
         Maps { tree, table, snapshots: Vec::new(), open: Vec::new(), sequence: Sequence(0), is_base: true }
+    }
+
+    /// As of `position`: from the local checkpoint, else from a copy on the backend, the newest first, else from the whole
+    /// journal. The first two are only caches of the third; but where there are copies, it has lost its beginning.
+    async fn read(
+        id: VdiskId,
+        context: &Context,
+        backend: &dyn Backend,
+        head: &Head,
+        position: Position,
+        base: Option<CloneSource>,
+    ) -> Result<Maps, VolumeError> {
+        let pages = &*context.pages;
+        let mut copies = head.copies.iter().rev();
+        let mut first_reason = None;
+        loop {
+            let stored = Maps::from_checkpoint(pages, id, position).await;
+            let from = stored.as_ref().map(|(from, _)| *from);
+            let next_copy = match stored {
+                None => copies.next(),
+                Some((from, start)) => {
+                    match start.roll_forward(pages, backend, id, Some(from), position).await {
+                        Err(VolumeError::Damaged(reason)) => {
+                            tracing::warn!(vdisk = %id, reason, "the checkpoint of the map is of no use");
+                            first_reason.get_or_insert(reason);
+                            pages.forget(&id.to_string()).await?;
+                            copies.next()
+                        }
+                        maps => return maps,
+                    }
+                }
+            };
+            let Some(copy) = next_copy else { break };
+            tracing::info!(vdisk = %id, had_checkpoint = from.is_some(), "reading a copy of the map from the backend");
+            match copy::restore(backend, id, *copy, context).await {
+                Ok(()) => {}
+                Err(VolumeError::Damaged(reason)) => {
+                    tracing::warn!(vdisk = %id, reason, "the copy of the map is of no use");
+                    first_reason.get_or_insert(reason);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match (Maps::new(base).roll_forward(pages, backend, id, None, position).await, first_reason) {
+            // What was wrong with the copies is what matters: without them the journal lacks its beginning.
+            (Err(VolumeError::Damaged(_)), Some(reason)) if !head.copies.is_empty() => {
+                Err(VolumeError::Damaged(reason))
+            }
+            (maps, _) => maps,
+        }
     }
 
     /// The newest checkpoint, if it is usable: not newer than the head.
@@ -276,12 +320,53 @@ pub(crate) async fn metadata_of(
     vpool: ovs_units::VpoolId,
 ) -> Result<Option<Head>, VolumeError> {
     let Some(newest) = journal::newest(backend, id).await? else { return Ok(None) };
-    let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
-    for (position, record) in journal::read_chain(backend, id, None, newest).await? {
-        head.epoch = position.epoch;
-        take_record(&mut head, position, record);
+    let mut first_reason = None;
+    for copy in copy::list(backend, id).await?.into_iter().filter(|copy| copy.position() <= newest) {
+        match metadata_from_copy(backend, id, copy, newest).await {
+            // Damaged, or of an owner that was none any more.
+            Err(VolumeError::Damaged(reason)) => {
+                tracing::warn!(vdisk = %id, reason, "a copy of the map is of no use");
+                first_reason.get_or_insert(reason);
+            }
+            Ok(mut head) => {
+                head.vpool = vpool;
+                return Ok(Some(head));
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(Some(head))
+    let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
+    match (take_chain(backend, id, &mut head, None, newest).await, first_reason) {
+        (Err(VolumeError::Damaged(_)), Some(reason)) => Err(VolumeError::Damaged(reason)),
+        (taken, _) => taken.map(|()| Some(head)),
+    }
+}
+
+async fn metadata_from_copy(
+    backend: &dyn Backend,
+    id: VdiskId,
+    copy: CopyId,
+    newest: Position,
+) -> Result<Head, VolumeError> {
+    let mut head = Head::decode(id, &copy::get(backend, id, copy).await?.head)?;
+    // Which clones there are is found out anew.
+    head.snapshots.iter_mut().for_each(|snapshot| snapshot.clones.clear());
+    take_chain(backend, id, &mut head, Some(copy.position()), newest).await?;
+    Ok(head)
+}
+
+async fn take_chain(
+    backend: &dyn Backend,
+    id: VdiskId,
+    head: &mut Head,
+    from: Option<Position>,
+    to: Position,
+) -> Result<(), VolumeError> {
+    for (position, record) in journal::read_chain(backend, id, from, to).await? {
+        head.epoch = position.epoch;
+        take_record(head, position, record);
+    }
+    Ok(())
 }
 
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
@@ -291,10 +376,8 @@ pub(crate) async fn catch_up(
     id: VdiskId,
     head: &mut Head,
 ) -> Result<bool, VolumeError> {
-    let next = match head.position() {
-        Some(last) if last.epoch == head.epoch => Position { epoch: last.epoch, index: last.index.next() },
-        _ => Position { epoch: head.epoch, index: JournalIndex(0) },
-    };
+    let start = Position { epoch: head.epoch, index: JournalIndex(0) };
+    let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
     let Some(record) = journal::get(backend, id, next).await? else { return Ok(false) };
     take_record(head, next, record);
     // Only a recovery may need snapshots that nobody refers to here.

@@ -11,6 +11,7 @@
 //! * The journal has one writer at a time: whoever holds `meta`.
 //! * Layers never straddle a snapshot, so every TLog lies wholly before or after each snapshot.
 
+mod copy;
 mod destage;
 mod lifecycle;
 mod load;
@@ -76,7 +77,15 @@ pub(crate) struct Inner {
     pub(crate) meta: tokio::sync::Mutex<()>,
     /// Held while a layer is on its way to the backend.
     pub(crate) sending: tokio::sync::Mutex<()>,
+    /// The layer that is on its way.
+    going_out: RefCell<Option<destage::GoingOut>>,
     commits_since_checkpoint: Cell<u64>,
+    /// What the journal has grown by since the last copy of the map on the backend; unknown until it is looked up.
+    journal_weight: Cell<Option<u64>>,
+    /// The weight at which the map is copied next.
+    copy_after: Cell<u64>,
+    /// Held while a copy of the map is put on the backend: its pages must stay.
+    pub(crate) copying: tokio::sync::Mutex<()>,
 
     /// Clusters that a ragged write has read and not yet written back.
     busy_clusters: RefCell<HashSet<u64>>,

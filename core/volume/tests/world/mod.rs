@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
-use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
-    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, FileDevice, MemoryPages, MemoryRegistry, OnFull,
-    SystemClock, Vdisk,
+    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, FileDevice, FoundVdisk, MemoryPages,
+    MemoryRegistry, OnFull, SystemClock, Vdisk,
 };
 use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
 use uuid::Uuid;
@@ -47,6 +47,9 @@ pub struct World {
     pages: Rc<MemoryPages>,
     backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
     takes_data: Rc<Cell<bool>>,
+    /// SCOs that the backend has room for.
+    room: Rc<Cell<u64>>,
+    checkpoint_every: u64,
     engine: Option<Engine>,
     vpool: VpoolId,
 }
@@ -55,9 +58,18 @@ impl World {
     pub async fn new() -> World {
         let takes_data = Rc::new(Cell::new(true));
         let taking = takes_data.clone();
+        let room = Rc::new(Cell::new(u64::MAX));
+        let left = room.clone();
         let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
-            let refuse = call.operation == Operation::Put && !taking.get();
-            refuse.then_some(Fault::ErrorBefore)
+            if call.operation == Operation::Put && !taking.get() {
+                return Some(Fault::ErrorBefore);
+            }
+            if call.operation != Operation::Put || !call.object.contains("/s/") {
+                return None;
+            }
+            let is_full = left.get() == 0;
+            left.set(left.get().saturating_sub(1));
+            is_full.then_some(Fault::NoSpace)
         });
         let mut world = World {
             directory: tempfile::tempdir().unwrap(),
@@ -67,6 +79,8 @@ impl World {
             pages: Rc::default(),
             backend: Rc::new(backend),
             takes_data,
+            room,
+            checkpoint_every: 32,
             engine: None,
             vpool: VpoolId(Uuid::from_u128(1 << 64)),
         };
@@ -87,11 +101,17 @@ impl World {
             destage_bytes: 4 * MIB,
             memory_bytes: 4 * MIB,
             sco_bytes: MIB,
+            checkpoint_every: self.checkpoint_every,
+            copy_map_after: if self.checkpoint_every == 1 { 1 } else { u64::MAX },
             ..EngineConfig::default()
         };
         let engine = Engine::open(config, parts).await.unwrap();
         engine.attach_backend(self.vpool, self.backend.clone());
         self.engine = Some(engine);
+    }
+
+    pub fn vpool(&self) -> VpoolId {
+        self.vpool
     }
 
     pub fn engine(&self) -> Engine {
@@ -162,14 +182,46 @@ impl World {
     /// Everything but the backend goes; then it is recovered.
     pub async fn lose_local_state(&mut self) {
         self.engine().close(Duration::from_secs(10)).await.unwrap();
+        self.crash_into_nothing().await;
+        for found in self.engine().discover(self.vpool).await.unwrap() {
+            assert_eq!(found.problem, None);
+            self.engine().adopt_vdisk(self.vpool, found.id).await.unwrap();
+        }
+    }
+
+    /// A new host: there is the backend, and nothing else.
+    pub async fn crash_into_nothing(&mut self) {
         self.engine = None;
         self.lives += 1;
         self.registry = Rc::default();
         self.pages = Rc::default();
         self.boot().await;
-        for found in self.engine().discover(self.vpool).await.unwrap() {
-            assert_eq!(found.problem, None);
-            self.engine().adopt_vdisk(self.vpool, found.id).await.unwrap();
+    }
+
+    pub async fn discover(&self) -> Vec<FoundVdisk> {
+        self.engine().discover(self.vpool).await.unwrap()
+    }
+
+    /// From the next start on the map is copied to the backend after every TLog.
+    pub async fn copy_maps_often(&mut self) {
+        self.checkpoint_every = 1;
+        self.crash_and_reopen().await;
+    }
+
+    /// The backend has room for so many SCOs more.
+    pub fn set_room(&self, scos: u64) {
+        self.room.set(scos);
+    }
+
+    /// Turns a bit over in each of these objects.
+    pub async fn spoil(&self, names: &[String]) {
+        for name in names {
+            let name = ObjectName::new(name.as_str()).unwrap();
+            let mut bytes = self.backend.get(&name).await.unwrap().to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            self.backend.delete(&name).await.unwrap();
+            self.backend.put(&name, vec![bytes.into()], Urgency::Normal).await.unwrap();
         }
     }
 

@@ -1,0 +1,244 @@
+//! Copies of the map on the backend: names, putting one, taking one into the local page store.
+//!
+//! Order: every part, then the root that names them. A root that can be read is a whole copy, or damaged.
+
+use crate::engine::Context;
+use crate::sco::{object_name, vdisk_prefix};
+use crate::{PageId, PageStore, VolumeError};
+use bytes::Bytes;
+use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
+use ovs_format::journal::Position;
+use ovs_format::map_copy::{MapCopy, PartWriter, decode_part, relabel};
+use ovs_format::page::{CheckpointRecord, RootEntry, decode_inner};
+use ovs_units::{Epoch, JournalIndex, PutId, VdiskId};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+
+/// A part is put when it has grown to this.
+const PART_BYTES: usize = 4 << 20;
+/// Levels of inner pages above the leaves.
+const INNER_LEVELS: u32 = 3;
+
+/// Which copy of a vDisk's map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct CopyId {
+    epoch: Epoch,
+    index: JournalIndex,
+    put: PutId,
+}
+
+impl CopyId {
+    pub(crate) fn new(position: Position, put: PutId) -> CopyId {
+        CopyId { epoch: position.epoch, index: position.index, put }
+    }
+
+    /// The journal record after which the map is so.
+    pub(crate) fn position(&self) -> Position {
+        Position { epoch: self.epoch, index: self.index }
+    }
+
+    fn text(&self, vdisk: VdiskId) -> String {
+        let (epoch, index, put) = (self.epoch.0, self.index.0, self.put.0.simple());
+        format!("{}{epoch:016x}-{index:016x}-{put}", prefix(vdisk))
+    }
+
+    fn root(&self, vdisk: VdiskId) -> ObjectName {
+        object_name(self.text(vdisk))
+    }
+
+    fn part(&self, vdisk: VdiskId, number: u32) -> ObjectName {
+        object_name(format!("{}-{number:08x}", self.text(vdisk)))
+    }
+
+    /// From a name behind the prefix: a root's, or a part's.
+    fn parse(name: &str) -> Option<(CopyId, bool)> {
+        let mut fields = name.split('-');
+        let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
+        let (epoch, index) = (Epoch(number()?), JournalIndex(number()?));
+        let put = PutId(uuid::Uuid::try_parse(fields.next()?).ok()?);
+        Some((CopyId { epoch, index, put }, fields.next().is_none()))
+    }
+}
+
+fn prefix(vdisk: VdiskId) -> String {
+    format!("{}c/", vdisk_prefix(vdisk))
+}
+
+/// Every copy that has a root, the newest first.
+pub(crate) async fn list(backend: &dyn Backend, vdisk: VdiskId) -> Result<Vec<CopyId>, VolumeError> {
+    let mut found = Vec::new();
+    for (_, copy, is_root, _) in objects(backend, vdisk).await? {
+        found.extend(is_root.then_some(copy));
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// Bytes of a copy on the backend, root and parts.
+pub(crate) async fn bytes_of(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    copy: CopyId,
+) -> Result<u64, VolumeError> {
+    let all = objects(backend, vdisk).await?;
+    Ok(all.iter().filter(|(_, other, ..)| *other == copy).map(|(.., bytes)| bytes).sum())
+}
+
+/// Removes everything of any copy but these.
+pub(crate) async fn remove_others(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    kept: &[CopyId],
+) -> Result<(), VolumeError> {
+    for (name, copy, ..) in objects(backend, vdisk).await? {
+        if !kept.contains(&copy) {
+            backend.delete(&name).await?;
+        }
+    }
+    Ok(())
+}
+
+type Found = (ObjectName, CopyId, bool, u64);
+
+async fn objects(backend: &dyn Backend, vdisk: VdiskId) -> Result<Vec<Found>, VolumeError> {
+    let prefix = prefix(vdisk);
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { return Ok(found) };
+        after = Some(last.name.clone());
+        for object in page {
+            let parsed = object.name.as_str().strip_prefix(&prefix).and_then(CopyId::parse);
+            found.extend(parsed.map(|(copy, is_root)| (object.name, copy, is_root, object.length_bytes)));
+        }
+    }
+}
+
+/// The root object of a copy.
+pub(crate) async fn get(backend: &dyn Backend, vdisk: VdiskId, copy: CopyId) -> Result<MapCopy, VolumeError> {
+    let name = copy.root(vdisk);
+    let root = MapCopy::decode(&whole(backend, &name).await?, vdisk, copy.put).map_err(damaged(&name))?;
+    match root.position() == copy.position() {
+        true => Ok(root),
+        false => Err(VolumeError::Damaged(format!("object {name} is of another record"))),
+    }
+}
+
+async fn whole(backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, VolumeError> {
+    match backend.get(name).await {
+        Err(BackendError::NotFound { .. }) => Err(VolumeError::Damaged(format!("object {name} is missing"))),
+        answer => Ok(answer?),
+    }
+}
+
+fn damaged(name: &ObjectName) -> impl Fn(ovs_format::FormatError) -> VolumeError {
+    move |error| VolumeError::Damaged(format!("object {name}: {error}"))
+}
+
+/// Puts a copy of the maps of a checkpoint, which stays as it is meanwhile. `go_on` is asked between the parts.
+/// Returns its bytes.
+pub(crate) async fn put(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    pages: &dyn PageStore,
+    copy: CopyId,
+    maps: &CheckpointRecord,
+    head: Bytes,
+    go_on: &dyn Fn() -> Result<(), VolumeError>,
+) -> Result<u64, VolumeError> {
+    let mut parts = Parts { backend, vdisk, copy, sums: Vec::new(), bytes: 0 };
+    let mut part = PartWriter::new(vdisk, copy.put, 0);
+    let mut met: HashSet<u64> = HashSet::new();
+    let roots = maps.snapshots.iter().map(|(_, root)| root.page).chain([maps.root.page]);
+    let mut waiting: Vec<(u64, u32)> = roots.map(|root| (root, INNER_LEVELS)).collect();
+    waiting.extend(maps.table_pages.iter().map(|page| (*page, 0)));
+    while let Some((page, level)) = waiting.pop() {
+        if page == 0 || !met.insert(page) {
+            continue;
+        }
+        let missing = || VolumeError::Damaged(format!("map page {page} is missing from the local store"));
+        let bytes = pages.load(PageId(page)).await?.ok_or_else(missing)?;
+        if level > 0 {
+            let children = decode_inner(&bytes)
+                .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
+            waiting.extend(children.iter().map(|child| (child.page, level - 1)));
+        }
+        part.add(page, &bytes);
+        if part.len() >= PART_BYTES {
+            go_on()?;
+            let next = PartWriter::new(vdisk, copy.put, parts.sums.len() as u32 + 1);
+            parts.put(std::mem::replace(&mut part, next)).await?;
+        }
+    }
+    if !part.is_empty() {
+        go_on()?;
+        parts.put(part).await?;
+    }
+    go_on()?;
+    let root = MapCopy { put: copy.put, parts: parts.sums, maps: maps.clone(), head }.encode(vdisk);
+    let bytes = parts.bytes + root.len() as u64;
+    backend.put(&copy.root(vdisk), vec![root.into()], Urgency::Normal).await?;
+    Ok(bytes)
+}
+
+struct Parts<'a> {
+    backend: &'a dyn Backend,
+    vdisk: VdiskId,
+    copy: CopyId,
+    sums: Vec<u32>,
+    bytes: u64,
+}
+
+impl Parts<'_> {
+    async fn put(&mut self, part: PartWriter) -> Result<(), VolumeError> {
+        let (bytes, sum) = part.finish();
+        let name = self.copy.part(self.vdisk, self.sums.len() as u32);
+        self.sums.push(sum);
+        self.bytes += bytes.len() as u64;
+        Ok(self.backend.put(&name, vec![bytes.into()], Urgency::Normal).await?)
+    }
+}
+
+/// Takes a copy into the local page store as the vDisk's checkpoint, under page numbers of this host.
+pub(crate) async fn restore(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    copy: CopyId,
+    context: &Context,
+) -> Result<(), VolumeError> {
+    let root = get(backend, vdisk, copy).await?;
+    // Pages without a record yet would be swept.
+    let _no_sweep = context.checkpoint_turn.lock().await;
+    let mut numbers: HashMap<u64, u64> = HashMap::new();
+    let mut number = |label: u64| {
+        *numbers.entry(label).or_insert_with(|| context.next_page.replace(context.next_page.get() + 1))
+    };
+    let mut stored = HashSet::new();
+    for (index, sum) in root.parts.iter().enumerate() {
+        let name = copy.part(vdisk, index as u32);
+        let bytes = whole(backend, &name).await?;
+        let mut pages = Vec::new();
+        for (label, page) in
+            decode_part(&bytes, vdisk, copy.put, index as u32, *sum).map_err(damaged(&name))?
+        {
+            let page = relabel(page, &mut number).map_err(damaged(&name))?;
+            stored.insert(label);
+            pages.push((PageId(number(label)), Bytes::from(page)));
+        }
+        context.pages.store(pages).await?;
+    }
+    let mut maps = root.maps;
+    let mut renumber = |root: &mut RootEntry| {
+        if root.page != 0 {
+            root.page = number(root.page);
+        }
+    };
+    renumber(&mut maps.root);
+    maps.snapshots.iter_mut().for_each(|(_, root)| renumber(root));
+    maps.table_pages.iter_mut().for_each(|page| *page = number(*page));
+    if let Some(missing) = numbers.keys().find(|label| !stored.contains(label)) {
+        let name = copy.root(vdisk);
+        return Err(VolumeError::Damaged(format!("object {name} lacks page {missing}")));
+    }
+    context.pages.commit(&vdisk.to_string(), Vec::new(), Bytes::from(maps.encode())).await
+}
