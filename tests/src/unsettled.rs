@@ -51,6 +51,11 @@ impl PageStore for UnsettledPages {
         Box::pin(slowly(&self.random, work))
     }
 
+    fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let work = self.inner.store(pages);
+        Box::pin(slowly(&self.random, work))
+    }
+
     fn commit(
         &self,
         owner: &str,

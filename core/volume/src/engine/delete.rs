@@ -81,9 +81,9 @@ impl Engine {
             vdisk.inner.is_ended.set(true);
             vdisk.inner.destage_soon();
             // Whoever is in the middle of a put or a journal step finishes it: nothing may appear after the removal.
+            let _copying = vdisk.inner.copying.lock().await;
             let _sending = vdisk.inner.sending.lock().await;
             let _meta = vdisk.inner.meta.lock().await;
-            let _copying = vdisk.inner.copying.lock().await;
         }
         self.inner.replayed.borrow_mut().remove(&id);
         if let Some((parent, snapshot)) = head.base {
