@@ -1,7 +1,7 @@
 //! What the seeds of `model.rs` found in the engine, each in its fewest steps. Sizes and timing come from the seed, so
 //! each is tried under many.
 
-use ovs_tests::{Step, check_steps};
+use ovs_tests::{InFlight, Step, check_steps};
 
 fn check(steps: &[Step]) {
     (0..40).for_each(|seed| check_steps(seed, steps));
@@ -132,4 +132,77 @@ fn check_failing(seed: u64, count: usize) {
 fn what_a_clone_cuts_off_of_a_buffered_parent_does_not_come_back() {
     let resize = |clusters| Step::Resize { disk: 1, clusters };
     check(&[CREATE, WRITE, SNAPSHOT, CLONE, resize(1), resize(50), Step::Reopen]);
+}
+
+/// A replay with no slot to spare begins no segment; the next one took an older segment for the end of the log and put
+/// its seal over the one that was there. As the seed had it: it takes a buffer that is full to the slot.
+#[test]
+fn a_segment_that_ended_earlier_keeps_its_seal() {
+    let steps = [
+        Step::Create { clusters: 45, is_huge: false },
+        Step::Write { disk: 136, at: 1713201152, length: 45056, stable: false },
+        Step::LoseLocal,
+        Step::Create { clusters: 3, is_huge: false },
+        Step::Write { disk: 151, at: 2394723769, length: 4937, stable: false },
+        Step::Write { disk: 124, at: 3259023360, length: 24576, stable: false },
+        Step::Snapshot { disk: 154 },
+        Step::Clone { disk: 230, snapshot: 220 },
+        Step::Snapshot { disk: 214 },
+        Step::Clone { disk: 85, snapshot: 141 },
+        Step::Clone { disk: 56, snapshot: 93 },
+        Step::Reopen,
+        Step::WriteMany { disk: 235, at: 2086681690, lengths: vec![3495, 6183, 7398, 4309, 44, 8835] },
+        Step::Delete { disk: 21 },
+        Step::Crash {
+            in_flight: vec![
+                InFlight::Write { disk: 79, at: 4075949363, length: 4632, stable: false },
+                InFlight::Write { disk: 25, at: 2695274496, length: 4096, stable: false },
+                InFlight::Flush { disk: 50 },
+            ],
+            turns: 54,
+        },
+        Step::Write { disk: 191, at: 607739603, length: 5676, stable: false },
+        Step::LosePages,
+        Step::Crash {
+            in_flight: vec![
+                InFlight::DeleteSnapshot { disk: 12, snapshot: 155 },
+                InFlight::Write { disk: 59, at: 3574906880, length: 4096, stable: false },
+                InFlight::Delete { disk: 145 },
+            ],
+            turns: 64,
+        },
+        Step::Delete { disk: 119 },
+        Step::Crash {
+            in_flight: vec![
+                InFlight::Delete { disk: 122 },
+                InFlight::Flush { disk: 24 },
+                InFlight::Write { disk: 145, at: 4233927490, length: 3338, stable: true },
+                InFlight::Rollback { disk: 203, snapshot: 14 },
+            ],
+            turns: 50,
+        },
+        Step::WriteMany {
+            disk: 59,
+            at: 1168016212,
+            lengths: vec![11333, 8568, 10778, 9304, 3997, 10409, 3624],
+        },
+        Step::Create { clusters: 57, is_huge: false },
+        Step::Write { disk: 33, at: 3941320295, length: 29540, stable: false },
+        Step::Write { disk: 160, at: 973418496, length: 24576, stable: false },
+        Step::Create { clusters: 267, is_huge: false },
+        Step::Write { disk: 251, at: 1943928832, length: 8192, stable: false },
+        Step::Flush { disk: 123 },
+        Step::PowerLoss,
+        Step::Write { disk: 112, at: 2371432662, length: 46181, stable: false },
+        Step::LosePages,
+        Step::Create { clusters: 27, is_huge: false },
+        Step::Destage { disk: 85 },
+        Step::Crash {
+            in_flight: vec![InFlight::Write { disk: 93, at: 1206920205, length: 7325, stable: true }],
+            turns: 0,
+        },
+        Step::Write { disk: 129, at: 3487166464, length: 49152, stable: true },
+        Step::PowerLoss,
+    ];
+    check_steps(1_000_406, &steps);
 }

@@ -324,6 +324,7 @@ fn what_a_full_backend_took_is_not_sent_again() {
 }
 
 /// Writes and sends out a cluster at a time; comes back when the backend has a copy of the map, and a short journal.
+#[allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 async fn fill_until_copied(world: &World, disk: &ovs_volume::Vdisk) -> u64 {
     let id = disk.id().0.simple().to_string();
     for index in 0..200u64 {
@@ -344,6 +345,7 @@ fn is_root_of(id: &str, name: &str) -> bool {
     name.strip_prefix(&format!("v/{id}/c/")).is_some_and(|copy| copy.split('-').count() == 3)
 }
 
+#[allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 async fn check_filled(disk: &ovs_volume::Vdisk, clusters: u64) {
     for index in 0..clusters {
         let read = disk.read(range(index * 4096, 4096)).await.unwrap();

@@ -230,10 +230,13 @@ impl World {
 
     /// All old or all new.
     fn settle_content(&mut self, index: usize, new: Content, is_done: bool) -> Result<(), Failure> {
-        if self.is_like(index, &new)? {
-            self.disks[index].content = new;
-        } else if is_done {
-            return Err(format!("vDisk {index} is not what was acknowledged"));
+        let old = self.disks[index].content.clone();
+        match self.difference(index, &new, &[old])? {
+            None => self.disks[index].content = new,
+            Some(difference) if is_done => {
+                return Err(format!("vDisk {index} is not what was acknowledged: {difference}"));
+            }
+            Some(_) => {}
         }
         Ok(())
     }

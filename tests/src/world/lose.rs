@@ -51,16 +51,24 @@ impl World {
             let newest = disk.content.clone();
             let mut candidates = std::mem::take(&mut disk.unstable);
             candidates.push(newest);
-            let mut is_one = false;
-            for candidate in candidates.into_iter().rev() {
-                if self.is_like(index, &candidate)? {
-                    self.disks[index].content = candidate;
-                    is_one = true;
-                    break;
+            let mut first = None;
+            let mut found = None;
+            for candidate in candidates.iter().rev() {
+                match self.difference(index, candidate, &candidates)? {
+                    None => {
+                        found = Some(candidate.clone());
+                        break;
+                    }
+                    difference => first = first.or(difference),
                 }
             }
-            if !is_one {
-                return Err(format!("vDisk {index} is as after no operation since its last flush"));
+            match found {
+                Some(content) => self.disks[index].content = content,
+                None => {
+                    return Err(format!(
+                        "vDisk {index} is as after no operation since its last flush: as after the last but for this: {first:?}"
+                    ));
+                }
             }
         }
         self.verify_all()

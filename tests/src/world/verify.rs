@@ -1,8 +1,9 @@
 //! The engine's answers against the model.
 
 use super::{Content, DiskModel, Failure, World};
-use ovs_units::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, SnapshotId, VdiskId};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, SnapshotId, VdiskId};
 use ovs_volume::{Vdisk, VolumeError};
+use std::collections::BTreeSet;
 
 /// A vDisk up to this size is read whole; of a larger one only what was written and its neighbours.
 const WHOLE_BYTES_MAX: u64 = 4 << 20;
@@ -52,10 +53,30 @@ impl World {
             .map_err(|failure| format!("vDisk {index}: {failure}"))
     }
 
-    /// True when all of it reads as `content`.
-    pub(super) fn is_like(&self, index: usize, content: &Content) -> Result<bool, Failure> {
+    /// Why it is not as `content`, if so. Of a huge one also what any of `others` has is looked at.
+    pub(super) fn difference(
+        &self,
+        index: usize,
+        content: &Content,
+        others: &[Content],
+    ) -> Result<Option<Failure>, Failure> {
         let vdisk = self.vdisk(index)?;
-        Ok(vdisk.size() == content.size() && self.compare(&vdisk, None, content).is_ok())
+        if vdisk.size() != content.size() {
+            return Ok(Some(format!("its size is {:?}, not {:?}", vdisk.size(), content.size())));
+        }
+        if let Err(difference) = self.compare(&vdisk, None, content) {
+            return Ok(Some(difference));
+        }
+        if content.size().0 <= WHOLE_BYTES_MAX {
+            return Ok(None);
+        }
+        let more: BTreeSet<Cluster> = others.iter().flat_map(Content::interesting).collect();
+        let inside = |cluster: &&Cluster| cluster.byte_offset().0 < content.size().0;
+        let difference = more.iter().filter(inside).find_map(|cluster| {
+            let range = range(cluster.byte_offset().0, CLUSTER_SIZE_BYTES);
+            self.compare_range(&vdisk, None, content, range).err()
+        });
+        Ok(difference)
     }
 
     fn compare(&self, vdisk: &Vdisk, snapshot: Option<SnapshotId>, content: &Content) -> Result<(), Failure> {

@@ -52,8 +52,6 @@ struct FoundSegment {
     header: SegmentHeader,
     batches: Vec<FoundBatch>,
     gaps: Vec<Gap>,
-    /// Where the next batch would be; `None` behind a seal.
-    open_end: Option<u64>,
     /// The LSN of the last batch or seal, where it starts, and where it ends.
     last: Option<(u64, u64, u64)>,
 }
@@ -102,7 +100,7 @@ impl Log {
     }
 
     /// Turns what was found into records and segments, up to the end of the log.
-    /// The second value is where the last segment with records ends, if it has no seal.
+    /// The second value is where the log ends, if no seal says so there.
     fn take_in(&self, segments: Vec<FoundSegment>) -> (Replay, Option<OpenEnd>) {
         let state = &self.state;
         let attested = attested_lsn(&segments);
@@ -155,8 +153,14 @@ impl Log {
                     }
                 }
             }
-            let cut = found.gaps.iter().find(|gap| gap.lsn == end_lsn);
-            let end = cut.map(|gap| gap.offset).or(found.open_end);
+            // With or without records that are needed. A segment that ends where another begins was sealed when that was
+            // the end of the log, by this number and no other.
+            if let Some(cut) = found.gaps.iter().find(|gap| gap.lsn == end_lsn)
+                && !segment.retired.get()
+            {
+                let (slot, generation, offset) = (segment.slot, segment.generation, cut.offset);
+                open_end = Some(OpenEnd { slot, generation, offset, lsn: end_lsn });
+            }
             for batch in found.batches.into_iter().filter(|batch| batch.header.lsn < end_lsn) {
                 if is_behind_a_hole(batch.header.lsn, &found.header.voids) {
                     replay.dropped.push((found.slot, batch.offset));
@@ -164,11 +168,6 @@ impl Log {
                 }
                 next_lsn = next_lsn.max(batch.header.lsn + 1);
                 take_in_batch(state, &segment, batch, &mut replay);
-            }
-            if let Some(offset) =
-                end.filter(|_| !segment.records.borrow().is_empty() && !segment.retired.get())
-            {
-                open_end = Some(OpenEnd { slot: segment.slot, generation: segment.generation, offset });
             }
             // Without records the segment goes here, and its slot is free.
         }
@@ -180,22 +179,20 @@ impl Log {
     /// A new segment says where the log ends, and what lies before it is made stable: what is served from now on stays.
     async fn persist_end(&self, open_end: Option<OpenEnd>) -> Result<(), VolumeError> {
         let state = &self.state;
-        if let Some(OpenEnd { slot, generation, offset }) = open_end
-            && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
-        {
-            let end_lsn = state.next_lsn.get();
-            self.put_seal(slot, generation, offset)
-                .await
-                .map_err(|error| device_error("write", slot, &error))?;
-            // The segment that begins now takes the number itself: one that was begun there before and holds nothing
-            // would else miss its first batch.
-            state.next_lsn.set(end_lsn);
-            state.written_lsn.set(end_lsn);
-        }
-        let slots: BTreeSet<usize> = {
+        let mut slots: BTreeSet<usize> = {
             let segments = state.segments.borrow();
             segments.values().filter_map(std::rc::Weak::upgrade).map(|segment| segment.slot).collect()
         };
+        if let Some(OpenEnd { slot, generation, offset, lsn }) = open_end
+            && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
+        {
+            // The segment that begins now takes the number too: one that was begun there before and holds nothing would
+            // else miss its first batch.
+            self.put_seal(slot, generation, offset, lsn)
+                .await
+                .map_err(|error| device_error("write", slot, &error))?;
+            slots.insert(slot);
+        }
         for slot in slots {
             state.device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))?;
         }
@@ -287,11 +284,12 @@ fn lowest_start_after(starts: Vec<u64>) -> Vec<u64> {
     limits
 }
 
-/// Where a segment without a seal ends.
+/// Where the log ends: in which segment, and the number that a seal there has.
 struct OpenEnd {
     slot: usize,
     generation: u64,
     offset: u64,
+    lsn: u64,
 }
 
 /// Reads the batches of one segment. A gap is where the next batch should be and is not; behind it the scan goes on
@@ -302,15 +300,13 @@ async fn scan(
     segment: SegmentHeader,
     limit_lsn: u64,
 ) -> Result<FoundSegment, VolumeError> {
-    let (mut batches, mut gaps, mut open_end, mut last) = (Vec::new(), Vec::new(), None, None);
+    let (mut batches, mut gaps, mut last) = (Vec::new(), Vec::new(), None);
     let mut window = Window::new(device, slot);
     let (mut offset, mut lsn) = (BLOCK_BYTES as u64, segment.start_lsn);
     while lsn < limit_lsn {
-        open_end = Some(offset);
         match read_batch(&mut window, offset, segment.generation, lsn).await? {
             Found::Good(batch, end) if batch.header.is_seal => {
                 last = Some((batch.header.lsn, offset, end));
-                open_end = None;
                 break;
             }
             Found::Good(batch, end) => {
@@ -318,7 +314,6 @@ async fn scan(
                 last = Some((batch.header.lsn, offset, end));
                 batches.push(batch);
                 offset = end;
-                open_end = Some(offset);
             }
             Found::Bad(vdisks) => {
                 gaps.push(Gap { lsn, offset, vdisks });
@@ -330,7 +325,7 @@ async fn scan(
             }
         }
     }
-    Ok(FoundSegment { slot, header: segment, batches, gaps, open_end, last })
+    Ok(FoundSegment { slot, header: segment, batches, gaps, last })
 }
 
 enum Found {

@@ -206,20 +206,25 @@ impl Log {
     async fn seal(&self, segment: &Rc<Segment>, offset: u64) -> std::io::Result<()> {
         segment.touch();
         self.state.dirty.borrow_mut().insert(segment.generation, segment.clone());
-        let result = self.put_seal(segment.slot, segment.generation, offset).await;
+        let lsn = self.state.next_lsn.get();
+        self.state.next_lsn.set(lsn + 1);
+        let result = self.put_seal(segment.slot, segment.generation, offset, lsn).await;
         segment.touch();
-        result
+        result?;
+        self.state.written_lsn.set(lsn + 1);
+        Ok(())
     }
 
-    pub(super) async fn put_seal(&self, slot: usize, generation: u64, offset: u64) -> std::io::Result<()> {
-        let state = &self.state;
-        let lsn = state.next_lsn.get();
-        state.next_lsn.set(lsn + 1);
-        let mut seal = state.batch_header(generation, lsn, Vec::new());
+    pub(super) async fn put_seal(
+        &self,
+        slot: usize,
+        generation: u64,
+        offset: u64,
+        lsn: u64,
+    ) -> std::io::Result<()> {
+        let mut seal = self.state.batch_header(generation, lsn, Vec::new());
         seal.is_seal = true;
-        state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await?;
-        state.written_lsn.set(lsn + 1);
-        Ok(())
+        self.state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await
     }
 
     async fn write_to(&self, segment: &Rc<Segment>, offset: u64, parts: Vec<Bytes>) -> std::io::Result<()> {
