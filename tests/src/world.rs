@@ -59,6 +59,8 @@ pub struct World {
     buffer: Rc<MemoryDevice>,
     /// In this life the device has failed, or was told to: the write buffer may go offline.
     device_fails: bool,
+    /// In some life it went offline: vDisks may wait for somebody to accept that they have lost something.
+    was_offline: bool,
     config: EngineConfig,
     vpool: VpoolId,
     disks: Vec<DiskModel>,
@@ -86,6 +88,7 @@ impl World {
             failures_left,
             buffer,
             device_fails: false,
+            was_offline: false,
             disks: Vec::new(),
             gone: Vec::new(),
             writes: 0,
@@ -121,6 +124,9 @@ impl World {
             self.buffer.fail(0, 0);
         }
         self.restart_if_offline()?;
+        if !is_patient {
+            self.restart_if_worn()?;
+        }
         match step {
             Step::Create { clusters, is_huge } => self.create(*clusters, *is_huge),
             Step::Write { disk, at, length, stable } => self.write(*disk, *at, *length, *stable),

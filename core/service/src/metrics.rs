@@ -99,6 +99,12 @@ async fn of_spaces(volumes: &Volumes) -> Vec<Family> {
     let stats = volumes.engine.stats();
     let mut total = Family::new("ovs_buffer_total_bytes", "gauge", "Size of the write buffer.");
     total.sample(&[], stats.buffer_total_bytes);
+    let mut failed = Family::new(
+        "ovs_buffer_failed_segments",
+        "gauge",
+        "Segments of the write buffer that failed a write or a sync since the start.",
+    );
+    failed.sample(&[], stats.buffer_failed_slots);
     let mut used = Family::new("ovs_buffer_used_bytes", "gauge", "Used space of the write buffer.");
     used.sample(&[], stats.buffer_used_bytes);
     let mut written =
@@ -131,7 +137,7 @@ async fn of_spaces(volumes: &Volumes) -> Vec<Family> {
         let kind = kind.as_str().unwrap_or("other").to_owned();
         alarms.sample(&[("kind", &kind), ("subject", &alarm.subject)], alarm.used_percent.unwrap_or(1));
     }
-    vec![total, used, written, syncs, open, backend_total, backend_free, backend_up, alarms]
+    vec![total, used, failed, written, syncs, open, backend_total, backend_free, backend_up, alarms]
 }
 
 fn of_doors(volumes: &Volumes) -> Vec<Family> {

@@ -35,6 +35,11 @@ pub(crate) struct Head {
     pub(crate) copies: Vec<CopyId>,
     /// Set when it was found that an acknowledged write is lost or wrong.
     pub(crate) damaged: Option<String>,
+    /// Set when the write buffer failed under acknowledged writes: some may be lost. Nothing is served until somebody
+    /// accepts that.
+    pub(crate) lost: Option<String>,
+    /// Damage that somebody has accepted: the evidence for it stays where it is.
+    pub(crate) accepted: Vec<String>,
     /// Deleted by its user; kept while others depend on it.
     pub(crate) deleted: bool,
     pub(crate) properties: String,
@@ -71,6 +76,8 @@ impl Head {
             snapshots: Vec::new(),
             copies: Vec::new(),
             damaged: None,
+            lost: None,
+            accepted: Vec::new(),
             deleted: false,
             properties,
         }

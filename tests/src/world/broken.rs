@@ -3,7 +3,10 @@
 use super::{Failure, World};
 use bytes::Bytes;
 use ovs_units::ByteRange;
-use ovs_volume::VdiskState;
+use ovs_volume::{LogDevice, VdiskState};
+
+/// With fewer slots that have not failed the write buffer gives up soon.
+const SLOTS_TO_WORK: u64 = 7;
 
 impl World {
     /// Did it fail because the write buffer is offline, as it may?
@@ -20,11 +23,22 @@ impl World {
         if is_offline { self.after_a_failed_write(Vec::new()) } else { Ok(()) }
     }
 
+    /// Another slot that fails would take the write buffer offline in the middle of what cannot be told apart later.
+    pub(super) fn restart_if_worn(&mut self) -> Result<(), Failure> {
+        let left = self.buffer.slot_count() as u64 - self.engine()?.stats().buffer_failed_slots;
+        if self.device_fails && left <= SLOTS_TO_WORK {
+            self.after_a_failed_write(Vec::new())
+        } else {
+            Ok(())
+        }
+    }
+
     /// The engine is offline: it dies, with or without the power. Of a write that failed anything may be there.
     pub(super) fn after_a_failed_write(
         &mut self,
         writes: Vec<(usize, ByteRange, Option<Bytes>)>,
     ) -> Result<(), Failure> {
+        self.was_offline = true;
         // Writes at once have no order that a power loss would keep.
         if writes.len() <= 1 && self.random.one_in(2) {
             for (index, range, data) in writes {

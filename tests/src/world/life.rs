@@ -4,7 +4,7 @@ use super::{Failure, ON_FULL, World};
 use crate::{UnsettledPages, UnsettledRegistry};
 use ovs_backend::Backend;
 use ovs_units::VdiskId;
-use ovs_volume::{Engine, EngineParts, SystemClock, Vdisk, VolumeError};
+use ovs_volume::{Engine, EngineParts, SystemClock, Vdisk, VdiskState, VolumeError};
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet};
 
@@ -89,6 +89,11 @@ impl World {
         let opened = self.run(async move { Ok(engine.open_vdisk(vpool, id, ON_FULL).await) })?;
         Ok(match opened {
             Ok(vdisk) => {
+                if let (true, VdiskState::Offline(_)) = (self.was_offline, vdisk.stats().state) {
+                    let vdisk = vdisk.clone();
+                    self.run(async move { vdisk.accept_loss().await })?
+                        .ok_or("offline with nothing to accept")?;
+                }
                 self.life_mut()?.vdisks.insert(id, vdisk);
                 Ok(())
             }

@@ -127,6 +127,15 @@ impl Volumes {
         let stats = self.engine.stats();
         let free = stats.buffer_total_bytes.saturating_sub(stats.buffer_used_bytes);
         self.alarm_of_space(AlarmKind::BufferSpace, "write buffer", stats.buffer_total_bytes, free);
+        let failed = (stats.buffer_failed_slots > 0).then(|| {
+            let text = format!(
+                "{} segments of it failed a write or a sync and are not used any more until ovsd is started again: \
+                 look at the disk below it",
+                stats.buffer_failed_slots
+            );
+            (text, None)
+        });
+        self.alarm(AlarmKind::Other, "write buffer", failed);
         for pool in self.all_pools() {
             let name = pool.record().name;
             let space = match pool.backend() {
@@ -194,7 +203,7 @@ impl Volumes {
             return;
         }
         match kind {
-            AlarmKind::BackendSpace | AlarmKind::BufferSpace => {
+            AlarmKind::BackendSpace | AlarmKind::BufferSpace | AlarmKind::Other => {
                 self.publish(EventKind::CapacityAlarm, |event| {
                     event.name = Some(subject.to_owned());
                     event.detail = Some(detail);
@@ -205,7 +214,7 @@ impl Volumes {
                 event.subject = event.vdisk;
                 event.detail = Some(detail);
             }),
-            AlarmKind::BackendOffline | AlarmKind::Other => self.publish(EventKind::VpoolState, |event| {
+            AlarmKind::BackendOffline => self.publish(EventKind::VpoolState, |event| {
                 event.name = Some(subject.to_owned());
                 event.detail = Some(detail);
             }),

@@ -65,6 +65,7 @@ impl Engine {
         let engine = Engine { inner: Rc::new(inner) };
         engine.relieve_pressure();
         engine.sweep_now_and_then();
+        engine.remember_losses();
         Ok(engine)
     }
 
@@ -241,8 +242,10 @@ impl Engine {
         let mine = |(whose, _): &&(Option<VdiskId>, String)| whose.is_none_or(|whose| whose == vdisk.id());
         let reason = self.inner.damage.borrow().iter().find(mine).map(|(_, reason)| reason.clone());
         match reason {
-            Some(reason) => vdisk.damaged(reason).await,
-            None => Ok(()),
+            Some(reason) if !vdisk.inner.head.borrow().head.accepted.contains(&reason) => {
+                vdisk.damaged(reason).await
+            }
+            _ => Ok(()),
         }
     }
 
@@ -284,6 +287,7 @@ impl Engine {
             buffer_used_bytes: log.used_bytes,
             log_written_bytes: log.written_bytes,
             log_syncs: log.syncs,
+            buffer_failed_slots: log.failed_slots,
             vdisks_open: self.inner.vdisks.borrow().len() as u64,
         }
     }
@@ -312,6 +316,28 @@ impl Engine {
         self.inner.vdisks.borrow_mut().clear();
         self.inner.replayed.borrow_mut().clear();
         synced
+    }
+
+    /// When the write buffer fails, the vDisks with acknowledged writes that are not stable stay offline over restarts.
+    fn remember_losses(&self) {
+        let engine = Rc::downgrade(&self.inner);
+        let went_offline = self.inner.context.log.state.went_offline.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                went_offline.notified().await;
+                let Some(inner) = Weak::upgrade(&engine) else { break };
+                let log = inner.context.log.clone();
+                let Err(reason) = log.check_online() else { continue };
+                for id in log.state.lost.take() {
+                    let vdisk = inner.vdisks.borrow().get(&id).cloned();
+                    let Some(vdisk) = vdisk else { continue };
+                    let reason = format!("{reason}; acknowledged writes that were not flushed may be lost");
+                    if let Err(error) = vdisk.lost(reason).await {
+                        tracing::error!(vdisk = %id, %error, "that it is offline could not be recorded");
+                    }
+                }
+            }
+        });
     }
 
     /// When the write buffer gets short, everything in it is sent out; what cannot leave is moved together.

@@ -156,6 +156,8 @@ pub struct EngineStats {
     pub log_written_bytes: u64,
     /// Syncs of the log's segments since the start.
     pub log_syncs: u64,
+    /// Slots of the write buffer that failed a write or a sync since the start, and are not used any more.
+    pub buffer_failed_slots: u64,
     /// Open vDisks.
     pub vdisks_open: u64,
 }

@@ -125,7 +125,9 @@ impl Log {
                 .find(|s| Some(s.generation) != current && !s.retired.get())
         };
         let Some(segment) = oldest else { return false };
-        let records = segment.live_records();
+        // Those that are on their way already have been promised their room.
+        let mut records = segment.live_records();
+        records.retain(|record| record.promised_blocks.get() == 0);
         let live_clusters: usize = records.iter().map(|record| record.data_clusters() + 1).sum();
         let slot_clusters = self.state.device.slot_bytes() / BLOCK_BYTES as u64;
         if live_clusters as u64 * 4 > slot_clusters {

@@ -26,10 +26,11 @@ pub(crate) use record::{Append, Record};
 use crate::VolumeError;
 use ovs_format::log::BLOCK_BYTES;
 use ovs_format::log::VoidRange;
+use ovs_units::VdiskId;
 use record::Segment;
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::{Rc, Weak},
 };
 use tokio::sync::Notify;
@@ -103,6 +104,9 @@ pub(crate) struct State {
     /// One sync at a time: of several the kernel tells only one that it failed.
     sync_turn: tokio::sync::Mutex<()>,
     offline: RefCell<Option<String>>,
+    /// When it went offline: whose acknowledged records were not stable. Told once.
+    pub(crate) lost: RefCell<BTreeSet<VdiskId>>,
+    pub(crate) went_offline: Rc<Notify>,
     log_written_bytes: Cell<u64>,
     syncs: Cell<u64>,
 }
@@ -114,6 +118,7 @@ pub(crate) struct LogStats {
     pub(crate) used_bytes: u64,
     pub(crate) written_bytes: u64,
     pub(crate) syncs: u64,
+    pub(crate) failed_slots: u64,
 }
 
 impl State {
@@ -174,6 +179,7 @@ impl Log {
             used_bytes: (slots * slot_bytes).saturating_sub(unused + rest_of_current),
             written_bytes: state.log_written_bytes.get(),
             syncs: state.syncs.get(),
+            failed_slots: state.retirements.get() / 2,
         }
     }
 }

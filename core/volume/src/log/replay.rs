@@ -81,6 +81,15 @@ impl Log {
                 Err(_) => unused.push(slot),
             }
         }
+        let logs: BTreeSet<Uuid> = headers.values().map(|(_, header)| header.log).collect();
+        if logs.len() > 1 {
+            return Err(VolumeError::Damaged(format!(
+                "the write buffer has slots of {} logs ({}): slot files of another host or of a copy were put beside its \
+                 own; nothing was changed",
+                logs.len(),
+                logs.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", "),
+            )));
+        }
         let mut segments = Vec::new();
         let limits: Vec<u64> =
             lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
@@ -475,6 +484,8 @@ fn empty_state(
         write_turn: tokio::sync::Mutex::new(()),
         sync_turn: tokio::sync::Mutex::new(()),
         offline: RefCell::new(None),
+        lost: RefCell::default(),
+        went_offline: Rc::default(),
         log_written_bytes: Cell::new(0),
         syncs: Cell::new(0),
     }

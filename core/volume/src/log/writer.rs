@@ -369,6 +369,7 @@ impl Log {
         while !lost.is_empty() {
             let batch = self.take_batch_of(&mut lost);
             if let Err(error) = Box::pin(self.try_write_batch(&batch)).await {
+                state.unsynced.borrow_mut().extend(batch.into_iter().chain(lost));
                 self.go_offline(format!("what was not stable could not be written again: {error}"));
                 return;
             }
@@ -381,9 +382,14 @@ impl Log {
         }
     }
 
-    /// The log takes nothing more. What was acknowledged and is stable is found again at the next start.
+    /// The log takes nothing more. What was acknowledged and is stable is found again at the next start; of the rest
+    /// nobody knows.
     pub(super) fn go_offline(&self, reason: String) {
         tracing::error!(reason, "the write buffer is offline");
+        let unsynced = self.state.unsynced.borrow();
+        self.state.lost.borrow_mut().extend(unsynced.iter().map(|record| record.header.vdisk));
+        drop(unsynced);
+        self.state.went_offline.notify_one();
         *self.state.offline.borrow_mut() = Some(reason);
         self.state.pending.borrow_mut().drain(..).for_each(|record| record.wake());
         self.state.synced.notify_waiters();

@@ -140,6 +140,11 @@ impl Vdisk {
                 "snapshot {} needs write {} and the write buffer ends at {next}",
                 lost.name, lost.sequence
             );
+            if head.accepted.contains(&reason) {
+                // Its end is where the write buffer ends now.
+                snapshots.drain(..).for_each(|node| inner.mark(node));
+                return Ok(());
+            }
             return self.damaged(reason).await;
         }
         Ok(())
@@ -150,6 +155,40 @@ impl Vdisk {
         while let Some(node) = snapshots.pop_front_if(|node| node.sequence <= sequence) {
             inner.mark(node);
         }
+    }
+
+    /// Serves it as it is from now on, whatever it has lost. Returns what that may be; `None` when there is nothing to
+    /// accept.
+    pub async fn accept_loss(&self) -> Result<Option<String>, VolumeError> {
+        let vdisk = self.clone();
+        super::finish_even_if_dropped(async move {
+            let inner = &vdisk.inner;
+            inner.context.log.check_online()?;
+            let _meta = inner.meta.lock().await;
+            let head = inner.head.borrow().head.clone();
+            let reasons: Vec<String> = head.damaged.into_iter().chain(head.lost).collect();
+            if reasons.is_empty() {
+                return Ok(None);
+            }
+            let told = reasons.join("; ");
+            tracing::warn!(vdisk = %inner.id, loss = told, "a loss was accepted: the vDisk serves again");
+            inner
+                .commit(|head| {
+                    head.accepted.extend(head.damaged.take());
+                    head.lost = None;
+                })
+                .await?;
+            inner.destage_wanted.notify_one();
+            Ok(Some(told))
+        })
+        .await
+    }
+
+    /// Keeps in the head that acknowledged writes may be lost; the vDisk does not serve any more, nor after a restart.
+    pub(crate) async fn lost(&self, reason: String) -> Result<(), VolumeError> {
+        tracing::error!(vdisk = %self.inner.id, reason, "acknowledged writes may be lost; the vDisk stays offline");
+        let _meta = self.inner.meta.lock().await;
+        self.inner.commit(|head| head.lost = Some(reason)).await
     }
 
     /// Keeps in the head that something acknowledged is lost; the vDisk does not serve any more.

@@ -195,6 +195,9 @@ impl Inner {
         if let Some(reason) = &self.head.borrow().head.damaged {
             return VdiskState::Damaged(reason.clone());
         }
+        if let Some(reason) = &self.head.borrow().head.lost {
+            return VdiskState::Offline(reason.clone());
+        }
         self.trouble.borrow().clone().unwrap_or(VdiskState::Ok)
     }
 

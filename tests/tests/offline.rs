@@ -1,0 +1,103 @@
+//! A write buffer that fails for good: whoever may have lost an acknowledged write stays offline until that is accepted.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
+use ovs_backend::MemoryBackend;
+use ovs_tests::{MemoryDevice, Random};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId, VpoolId};
+use ovs_volume::{
+    CreateVdisk, Engine, EngineConfig, EngineParts, MemoryPages, MemoryRegistry, OnFull, SystemClock, Vdisk,
+    VdiskState, VolumeError,
+};
+use std::{rc::Rc, time::Duration};
+use uuid::Uuid;
+
+const POOL: VpoolId = VpoolId(Uuid::from_u128(1));
+const ON_FULL: OnFull = OnFull::Stall { timeout: None };
+
+struct Host {
+    random: Rc<Random>,
+    registry: Rc<MemoryRegistry>,
+    pages: Rc<MemoryPages>,
+    backend: Rc<MemoryBackend>,
+    buffer: Rc<MemoryDevice>,
+}
+
+impl Host {
+    fn new() -> Host {
+        let random = Rc::new(Random::new(7));
+        let buffer = Rc::new(MemoryDevice::new(12, 256 << 10, Rc::clone(&random)));
+        Host { random, registry: Rc::default(), pages: Rc::default(), backend: Rc::default(), buffer }
+    }
+
+    async fn start(&self) -> Engine {
+        let parts = EngineParts {
+            clock: Rc::new(SystemClock::new()),
+            chance: self.random.clone(),
+            registry: self.registry.clone(),
+            pages: self.pages.clone(),
+            buffer: self.buffer.clone(),
+        };
+        let config = EngineConfig { destage_after: Duration::from_secs(3600), ..EngineConfig::default() };
+        let engine = Engine::open(config, parts).await.unwrap();
+        engine.attach_backend(POOL, self.backend.clone());
+        engine
+    }
+}
+
+async fn create(engine: &Engine, id: u128) -> Vdisk {
+    let (id, size) = (VdiskId(Uuid::from_u128(id)), ByteCount(1 << 20));
+    let request =
+        CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
+    engine.create_vdisk(request).await.unwrap()
+}
+
+async fn write(vdisk: &Vdisk, byte: u8) -> Result<(), VolumeError> {
+    vdisk.write(ByteOffset(0), vec![byte; 4096].into(), false).await
+}
+
+async fn first_byte(vdisk: &Vdisk) -> Result<u8, VolumeError> {
+    let range = ByteRange::new(ByteOffset(0), ByteCount(1)).unwrap();
+    Ok(vdisk.read(range).await?[0])
+}
+
+#[test]
+fn a_loss_is_remembered_until_it_is_accepted() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let host = Host::new();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let engine = host.start().await;
+        let (hit, spared) = (create(&engine, 10).await, create(&engine, 11).await);
+        write(&hit, 1).await.unwrap();
+        write(&spared, 2).await.unwrap();
+        hit.flush().await.unwrap();
+        write(&hit, 3).await.unwrap();
+        host.buffer.fail(0, 255);
+        assert!(matches!(hit.flush().await, Err(VolumeError::Offline(_))));
+        assert!(matches!(write(&spared, 4).await, Err(VolumeError::Offline(_))));
+        // The engine has its time to record it.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    });
+    host.buffer.fail(0, 0);
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let engine = host.start().await;
+        let open = async |id| engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(id)), ON_FULL).await.unwrap();
+        let (hit, spared) = (open(10).await, open(11).await);
+        assert_eq!(first_byte(&spared).await.unwrap(), 2);
+        assert_eq!(spared.accept_loss().await.unwrap(), None);
+        let VdiskState::Offline(reason) = hit.stats().state else { panic!("{:?}", hit.stats().state) };
+        assert!(reason.contains("may be lost"), "{reason}");
+        assert!(matches!(first_byte(&hit).await, Err(VolumeError::Offline(_))));
+        assert!(matches!(write(&hit, 5).await, Err(VolumeError::Offline(_))));
+        assert_eq!(hit.accept_loss().await.unwrap(), Some(reason));
+        assert!(matches!(first_byte(&hit).await, Ok(1 | 3)));
+        write(&hit, 5).await.unwrap();
+        hit.flush().await.unwrap();
+    });
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let engine = host.start().await;
+        let hit = engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(10)), ON_FULL).await.unwrap();
+        assert_eq!(first_byte(&hit).await.unwrap(), 5);
+    });
+}
