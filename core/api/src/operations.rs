@@ -61,6 +61,10 @@ macro_rules! for_each_operation {
                 /// Freezes a vDisk: from now on it only has children.
                 set_template: POST "/v1/vdisks/{vdisk}/template" path(vdisk: VdiskRef) -> Vdisk,
                     may [NotFound, Conflict, InUse, PreconditionFailed, NoSpace, Offline, Damaged];
+                /// Serves a vDisk that is damaged, or that stayed offline since the write buffer failed, as it is: what it
+                /// has lost is accepted.
+                accept_vdisk_loss: POST "/v1/vdisks/{vdisk}/accept-loss" path(vdisk: VdiskRef) -> Vdisk,
+                    may [NotFound, Conflict, PreconditionFailed, Offline];
                 /// Counters of a vDisk.
                 get_vdisk_stats: GET "/v1/vdisks/{vdisk}/stats" path(vdisk: VdiskRef) -> VdiskStats, may [NotFound, Offline];
 

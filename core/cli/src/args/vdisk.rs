@@ -84,6 +84,13 @@ pub enum VdiskCommand {
         #[arg(value_name = "POOL/NAME")]
         vdisk: VdiskTarget,
     },
+    /// Serve a vDisk that is damaged, or offline since the write buffer's disk failed, as it is: what `show` says it may
+    /// have lost is gone for good
+    AcceptLoss {
+        /// The vDisk, or its UUID
+        #[arg(value_name = "POOL/NAME")]
+        vdisk: VdiskTarget,
+    },
     /// End the attachments of a vDisk
     Detach {
         /// The vDisk, or its UUID

@@ -53,6 +53,10 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
         VdiskCommand::Export(args) => transfer::export(context, args).await,
         VdiskCommand::Protect { vdisk } => protect(context, vdisk, true).await,
         VdiskCommand::Unprotect { vdisk } => protect(context, vdisk, false).await,
+        VdiskCommand::AcceptLoss { vdisk } => {
+            let served = context.client.accept_vdisk_loss(&vdisk.0).await?;
+            context.output.done(&served, format!("{vdisk} is served as it is"))
+        }
         VdiskCommand::Detach { vdisk, force } => attachment::detach(context, vdisk, force).await,
     }
 }

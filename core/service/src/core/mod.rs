@@ -227,6 +227,16 @@ impl Core {
         self.run(|volumes| async move { volumes.set_template(vdisk, terms).await }).await
     }
 
+    /// Serves a vDisk as it is, whatever it has lost.
+    pub async fn accept_vdisk_loss(
+        &self,
+        vdisk: VdiskRef,
+        context: &RequestContext,
+    ) -> Result<Vdisk, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.accept_vdisk_loss(vdisk, terms).await }).await
+    }
+
     /// Counters of a vDisk.
     pub async fn get_vdisk_stats(&self, vdisk: VdiskRef, _: &RequestContext) -> Result<VdiskStats, Problem> {
         self.run(|volumes| async move { volumes.get_vdisk_stats(vdisk).await }).await

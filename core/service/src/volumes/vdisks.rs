@@ -174,6 +174,26 @@ impl Volumes {
         self.show_vdisk(&stored.record).await
     }
 
+    /// Serves a vDisk that is damaged, or offline since the write buffer failed, as it is.
+    pub async fn accept_vdisk_loss(&self, reference: VdiskRef, terms: Terms) -> Result<ApiVdisk, Problem> {
+        let id = self.resolve(&reference).await?;
+        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
+        let vdisk = self.ensure_open(id).await?;
+        let stored = self.live_record(id).await?;
+        terms.check_revision(stored.record.version)?;
+        let Some(loss) = vdisk.accept_loss().await.map_err(from_volume)? else {
+            let detail = format!(
+                "vDisk {} is neither damaged nor offline for a loss: there is nothing to accept",
+                stored.record.name
+            );
+            return Err(Problem::new(ProblemKind::Conflict, detail));
+        };
+        self.publish_vdisk(EventKind::VdiskState, &stored.record, |event| {
+            event.detail = Some(format!("a loss was accepted: {loss}"));
+        });
+        self.show_vdisk(&stored.record).await
+    }
+
     /// Keeps writers out of a vDisk, or says who writes.
     pub(super) fn freeze(
         &self,

@@ -107,6 +107,16 @@ impl World {
         Volumes::start(parts, Server::new(ServerOptions::default())).await.unwrap()
     }
 
+    /// Somebody changes what is under a key, between two lives.
+    pub(super) fn change_registry(&self, key: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let entry = self.registry.get(key).await.unwrap().unwrap();
+            let changed = change(entry.value);
+            self.registry.commit(Transaction::new().put(key, changed)).await.unwrap().unwrap();
+        });
+    }
+
     /// The registry is gone, as after a lost RocksDB.
     pub(super) fn lose_registry(&mut self) {
         self.registry = Rc::default();

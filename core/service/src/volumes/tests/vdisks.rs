@@ -274,3 +274,26 @@ fn labels_that_would_not_fit_into_the_record_are_refused() {
         volumes.get_vdisk(vdisk_ref("a")).await.unwrap();
     });
 }
+
+#[test]
+fn a_loss_is_accepted_once_and_only_where_there_is_one() {
+    let world = World::new();
+    let id = world.life(async |volumes: Rc<Volumes>| {
+        let made = volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap();
+        write(&volumes, "a", 0, 7, 4096).await;
+        refused(volumes.accept_vdisk_loss(vdisk_ref("a"), no_terms()).await, ProblemKind::Conflict);
+        made.value.uuid
+    });
+    world.change_registry(&format!("head/{id}"), |head| {
+        String::from_utf8(head).unwrap().replace("\"lost\":null", "\"lost\":\"a disk failed\"").into_bytes()
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        let shown = volumes.get_vdisk(vdisk_ref("a")).await.unwrap();
+        assert_eq!(shown.state, ovs_api::VdiskState::Offline);
+        assert_eq!(shown.state_reason.as_deref(), Some("a disk failed"));
+        let served = volumes.accept_vdisk_loss(vdisk_ref("a"), no_terms()).await.unwrap();
+        assert_eq!(served.state, ovs_api::VdiskState::Ok);
+        assert_eq!(byte_at(&volumes, "a", 0).await, 7);
+        refused(volumes.accept_vdisk_loss(vdisk_ref("a"), no_terms()).await, ProblemKind::Conflict);
+    });
+}
