@@ -90,7 +90,8 @@ impl Keeper {
         self.end(lost).await;
     }
 
-    /// A predecessor may have died before it said that the device goes with its last user.
+    /// A predecessor may have died before it said that the device goes with its last user, and before there was one: said
+    /// again, and opened and closed here, it goes now if nobody has it.
     async fn take_over(&mut self) {
         if self.is_unconnected().await {
             match self.reconnect().await {
@@ -99,8 +100,12 @@ impl Keeper {
                 Err(_) => return,
             }
         }
-        if let Err(error) = self.devices.hold(&self.kept).await {
-            tracing::warn!(vdisk = %self.kept.kernel.vdisk, %error, "a device that was taken over is not left to its users");
+        match self.devices.hold(&self.kept).await {
+            Ok(()) => _ = self.kept.let_go(),
+            Err(error) => {
+                let vdisk = self.kept.kernel.vdisk;
+                tracing::warn!(%vdisk, %error, "a device that was taken over is not left to its users");
+            }
         }
     }
 
@@ -115,11 +120,15 @@ impl Keeper {
     /// Until there is an ovsd, and the kernel has the new connection.
     async fn reconnect(&self) -> Result<Link, Lost> {
         let device = &self.kept.kernel;
-        tracing::info!(vdisk = %device.vdisk, nbd = device.index, "the device has lost its connection");
+        let mut is_first = true;
         loop {
             sleep(SETTLE_TIME).await;
+            // Most hang-ups are the kernel's own, after the last close.
             if !kernel::is_there(device) {
                 return Err(Lost::Gone);
+            }
+            if std::mem::take(&mut is_first) {
+                tracing::info!(vdisk = %device.vdisk, nbd = device.index, "the device waits for ovsd");
             }
             let failure = match self.next_generation().await? {
                 Ok(attachment) => match negotiate(&self.devices.rpc, &attachment).await {
