@@ -41,7 +41,7 @@ start() { # program option...
 }
 kill9() { kill -9 "$(cat "/tmp/$1.pid")"; wait "$(cat "/tmp/$1.pid")" 2>/dev/null; }
 core() { curl -sS -f --max-time 60 --unix-socket $R/run/ovs/ovsd.sock "$@"; }
-edge() { curl -sS --max-time 60 --unix-socket $R/run/ovs/edge.sock "$@"; }
+edge() { curl -sS -f --max-time 60 --unix-socket $R/run/ovs/edge.sock "$@"; }
 plugin() { curl -sS --max-time 115 --unix-socket $S -d "$2" "http://x/VolumeDriver.$1"; }
 field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 start_ovsd() { start ovsd && within 120 "ovsd does not answer" core http://x/v1/status; }
@@ -147,7 +147,8 @@ kill9 ovsd
 kill9 ovsd-edge
 before=$(written)
 start ovsd-edge
-sleep 2
+# Longer than the plugin waits for a device to answer: it must not take it for dead because ovsd-edge does not know it yet.
+sleep 9
 start_ovsd
 writes_go_on "$before"
 same "$(devices)" 1 "devices"

@@ -144,7 +144,7 @@ impl Call {
 
     async fn carry_out(self, devices: &Arc<Devices>) -> Result<Response<Full<Bytes>>, Problem> {
         Ok(match self {
-            Call::List => json(StatusCode::OK, "application/json", &devices.list().await),
+            Call::List => json(StatusCode::OK, "application/json", &devices.list().await?),
             Call::Put(vdisk, put) => {
                 json(StatusCode::OK, "application/json", &devices.put(vdisk, &put).await?)
             }

@@ -144,20 +144,27 @@ impl Devices {
         Devices { rpc, kept: Mutex::default(), locks: Mutex::default(), is_synced: AtomicBool::new(false) }
     }
 
-    /// The devices there are, and why there can be none.
-    pub async fn list(&self) -> DeviceList {
+    /// The devices there are, and why there can be none. What is not listed is dead: so nothing is said before the
+    /// devices of a predecessor are known.
+    pub async fn list(&self) -> Result<DeviceList, Problem> {
+        self.check_synced()?;
         let unavailable = spawn_blocking(unavailable).await.unwrap_or_else(|error| Some(error.to_string()));
         let kept: Vec<Arc<Kept>> = locked(&self.kept).values().cloned().collect();
         let mut items: Vec<Device> = kept.iter().filter_map(|kept| show(&kept.kernel, true)).collect();
         items.sort_by(|one, other| one.path.cmp(&other.path));
-        DeviceList { unavailable, items }
+        Ok(DeviceList { unavailable, items })
+    }
+
+    fn check_synced(&self) -> Result<(), Problem> {
+        match self.is_synced.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Err(problem(ProblemKind::Unavailable, "ovsd-edge has not heard from ovsd yet")),
+        }
     }
 
     /// The vDisk's device, made if need be, with the vDisk's size; held for a while.
     pub async fn put(self: &Arc<Self>, vdisk: VdiskId, put: &PutDevice) -> Result<Device, Problem> {
-        if !self.is_synced.load(Ordering::Acquire) {
-            return Err(problem(ProblemKind::Unavailable, "ovsd-edge has not heard from ovsd yet"));
-        }
+        self.check_synced()?;
         if let Some(reason) =
             spawn_blocking(unavailable).await.unwrap_or_else(|error| Some(error.to_string()))
         {

@@ -191,25 +191,23 @@ impl Host for LinuxHost {
         let (device, file, asked) = (device.clone(), file.to_owned(), self.asked.clone());
         let asking = device.clone();
         let question = blocking(move || {
+            let reads = block_device::read_block(&asking).is_ok();
             let health = match DeviceKind::of(&asking.path) {
-                DeviceKind::Loop => ask_health(&asking, &file),
-                DeviceKind::Nbd => match block_device::read_block(&asking) {
-                    Ok(_) => Health::Alive,
-                    Err(_) => Health::Unknown,
-                },
+                DeviceKind::Loop if !reads => ask_health(&asking, &file),
+                _ => Health::Alive,
             };
             lock(&asked).remove(&asking.path);
-            health
+            (reads, health)
         });
-        let health = match timeout(HEALTH_TIMEOUT, question).await {
-            Ok(Ok(health)) => health,
-            _ => Health::Unknown,
-        };
-        // An error may be the vDisk's own. Dead is a device that ovsd-edge has given up, or never heard of.
-        let is_nbd = DeviceKind::of(&device.path) == DeviceKind::Nbd;
-        match health {
-            Health::Unknown if is_nbd && self.nbd.is_kept(&device).await == Ok(false) => Health::Dead,
-            health => health,
+        let answer = timeout(HEALTH_TIMEOUT, question).await.ok().and_then(Result::ok);
+        match DeviceKind::of(&device.path) {
+            DeviceKind::Loop => answer.map_or(Health::Unknown, |(_, health)| health),
+            DeviceKind::Nbd => {
+                let reads = answer.map(|(reads, _)| reads);
+                // Asked only where it matters.
+                let is_kept = if reads == Some(false) { self.nbd.is_kept(&device).await } else { None };
+                nbd_device::health(reads, is_kept)
+            }
         }
     }
 
@@ -361,12 +359,9 @@ impl Host for LinuxHost {
     }
 }
 
-/// An error may be the vDisk's own: dead is only a device whose file system is no longer served, or no longer the one
-/// that is mounted there.
+/// What a loop device that gives an error is. The error may be the vDisk's own: dead is only a device whose file system is
+/// no longer served, or no longer the one that is mounted there.
 fn ask_health(device: &Device, file: &Path) -> Health {
-    if block_device::read_block(device).is_ok() {
-        return Health::Alive;
-    }
     let is_gone = |errno: Option<i32>| {
         [Errno::NOTCONN, Errno::CONNABORTED].iter().any(|gone| Some(gone.raw_os_error()) == errno)
     };

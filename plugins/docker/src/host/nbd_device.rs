@@ -6,7 +6,7 @@
 //!
 //! As with a loop device and autoclear, a plugin killed at any point leaves nothing behind.
 
-use super::{Attached, Device, HostError, block_device, block_device::DeviceHold};
+use super::{Attached, Device, Health, HostError, block_device, block_device::DeviceHold};
 use ovs_api::{ApiError, EdgeClient, ProblemKind, PutDevice};
 use ovs_units::VdiskId;
 use std::{io, path::Path, time::Duration};
@@ -40,25 +40,27 @@ impl NbdDevices {
         NbdDevices(EdgeClient::new(socket))
     }
 
-    /// Whether the vDisk has a device.
+    /// Whether the vDisk has a device. An ovsd-edge that is starting is waited for.
     pub async fn find(&self, vdisk: VdiskId) -> Found {
-        match timeout(LIST_TIMEOUT, self.0.list_devices()).await {
-            Ok(Ok(list)) if list.items.iter().any(|device| device.vdisk == vdisk) => Found::There,
-            Ok(Ok(list)) => list.unavailable.map_or(Found::Possible, Found::Impossible),
-            Ok(Err(error)) => Found::Unknown(error.to_string()),
-            Err(_) => Found::Unknown("ovsd-edge does not answer".to_owned()),
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            match timeout(LIST_TIMEOUT, self.0.list_devices()).await {
+                Ok(Err(error)) if error.is(ProblemKind::Unavailable) && Instant::now() < deadline => {
+                    sleep(READY_POLL).await;
+                }
+                Ok(Ok(list)) if list.items.iter().any(|device| device.vdisk == vdisk) => return Found::There,
+                Ok(Ok(list)) => return list.unavailable.map_or(Found::Possible, Found::Impossible),
+                Ok(Err(error)) => return Found::Unknown(error.to_string()),
+                Err(_) => return Found::Unknown("ovsd-edge does not answer".to_owned()),
+            }
         }
     }
 
-    /// True when ovsd-edge looks after this device; an error when it does not say.
-    pub async fn is_kept(&self, device: &Device) -> Result<bool, ()> {
-        match timeout(LIST_TIMEOUT, self.0.list_devices()).await {
-            Ok(Ok(list)) => Ok(list
-                .items
-                .iter()
-                .any(|kept| (&kept.path, kept.sequence) == (&device.path, device.sequence))),
-            _ => Err(()),
-        }
+    /// Whether ovsd-edge looks after this device; none when it does not say.
+    pub async fn is_kept(&self, device: &Device) -> Option<bool> {
+        let list = timeout(LIST_TIMEOUT, self.0.list_devices()).await.ok()?.ok()?;
+        let is_it = |kept: &ovs_api::Device| (&kept.path, kept.sequence) == (&device.path, device.sequence);
+        Some(list.items.iter().any(is_it))
     }
 
     /// The vDisk's device, held: the one that is there, or a new one.
@@ -98,6 +100,16 @@ impl NbdDevices {
     }
 }
 
+/// How a device is. `reads`: none when it does not answer. Dead is only what gives errors (a device that waits for ovsd gives
+/// none) and has been given up by ovsd-edge (an error may be the vDisk's own).
+pub fn health(reads: Option<bool>, is_kept: Option<bool>) -> Health {
+    match (reads, is_kept) {
+        (Some(true), _) => Health::Alive,
+        (Some(false), Some(false)) => Health::Dead,
+        _ => Health::Unknown,
+    }
+}
+
 /// For Docker's user.
 pub fn failed(error: &ApiError) -> HostError {
     match error {
@@ -111,4 +123,29 @@ pub fn failed(error: &ApiError) -> HostError {
 /// True when the vDisk may be had over a loop device all the same: nothing was left attached.
 pub fn is_the_kernels(error: &ApiError) -> bool {
     error.is(ProblemKind::Internal) || error.is(ProblemKind::NotImplemented)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_a_device_that_nobody_keeps_are_its_death() {
+        let (alive, unknown, dead) = (Health::Alive, Health::Unknown, Health::Dead);
+        for (reads, is_kept, expected) in [
+            (Some(true), Some(true), alive),
+            (Some(true), Some(false), alive),
+            (Some(true), None, alive),
+            // The vDisk's own error.
+            (Some(false), Some(true), unknown),
+            (Some(false), None, unknown),
+            (Some(false), Some(false), dead),
+            // ovsd is away: it waits, whatever a starting ovsd-edge says.
+            (None, Some(true), unknown),
+            (None, Some(false), unknown),
+            (None, None, unknown),
+        ] {
+            assert_eq!(health(reads, is_kept), expected, "{reads:?} {is_kept:?}");
+        }
+    }
 }
