@@ -131,7 +131,9 @@ class Driver:
         self.socket = PLUGINS / f"{self.name}.sock"
         PLUGINS.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.program = Program("ovsd-docker", [BIN / "ovsd-docker", "--root", stack.root, "--socket", self.socket,
-                                               "--docker-socket", dockerd.root / "docker.sock", "--reconcile-interval", "5"],
+                                               "--docker-socket", dockerd.root / "docker.sock", "--reconcile-interval", "5",
+                                               # The same on every machine; NBD devices are test_kernel_nbd.py's.
+                                               "--device", "loop"],
                                stack.logs / "ovsd-docker.log")
         stack.programs.append(self.program)
         stack.on_close(self.remove_socket)

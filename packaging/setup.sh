@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test]      (all three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [vm]     (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -16,6 +16,8 @@ declare -A packages=(
     [demo]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps"
     [test]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps
             fio libnbd-bin nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
+    # A guest with a kernel of Debian's, for what the kernel of this machine may lack (integration/guest.py).
+    [vm]="cpio kmod busybox-static curl e2fsprogs"
 )
 
 fail() {
@@ -68,13 +70,57 @@ install_fsx() { # the file system exerciser, from crates.io; kept outside the re
     rm -rf "$cache/fsx-target"
 }
 
+install_qemu() { # from where the machine's other parts of QEMU are, so that none of them is replaced
+    local dir=$cache/backports apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+    command -v qemu-system-x86_64 >/dev/null && return 0
+    case $(dpkg-query -W -f '${Version}\n' qemu-utils qemu-system-common 2>/dev/null) in
+        *bpo12*) ;;
+        *)
+            install_packages qemu-system-x86
+            return
+            ;;
+    esac
+    [ "$(id -u)" = 0 ] || fail "needs root to install: qemu-system-x86"
+    echo "setup: installing qemu-system-x86 from bookworm-backports"
+    mkdir -p "$dir/lists/partial"
+    # Lists of its own: the machine's are left as they are.
+    printf 'deb http://deb.debian.org/debian %s main\n' bookworm bookworm-backports >"$dir/sources.list"
+    apt+=(-o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$dir/lists")
+    "${apt[@]}" update
+    "${apt[@]}" install -y --no-install-recommends -t bookworm-backports qemu-system-x86 >/dev/null
+}
+
+fetch_kernel() { # the cloud kernel of Debian 12, unpacked and not installed: $cache/kernel/{boot,lib/modules}
+    local image apt=(apt-get -qq -o DPkg::Lock::Timeout=300)
+    [ -e "$cache/kernel/complete" ] && return 0
+    newest() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/{print $2; exit}'; }
+    [ -n "$(newest)" ] || "${apt[@]}" update
+    image=$(newest)
+    [ -n "$image" ] || fail "no package linux-image-cloud-amd64"
+    echo "setup: fetching $image"
+    rm -rf "$cache/kernel"
+    mkdir -p "$cache/kernel"
+    (
+        cd "$cache/kernel"
+        "${apt[@]}" download "$image" 2>/dev/null || { "${apt[@]}" update && "${apt[@]}" download "$image"; }
+        dpkg -x linux-image-*.deb . && rm linux-image-*.deb
+    )
+    touch "$cache/kernel/complete"
+}
+
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done
 install_packages "${names[@]}"
 case " $* " in *" build "*) check_rust ;; esac
 case " $* " in *" test "*) install_fsx ;; esac
+case " $* " in
+    *" vm "*)
+        install_qemu
+        fetch_kernel
+        ;;
+esac

@@ -59,6 +59,8 @@ set -e
 if command -v systemd-sysusers >/dev/null; then systemd-sysusers ovs-storage.conf || true; else getent group ovs >/dev/null || groupadd -r ovs; fi
 if [ -d /run/systemd/system ]; then
     systemd-tmpfiles --create ovs-storage.conf || true
+    # At boot modules-load.d does it. Without it: loop devices.
+    modprobe -q nbd || true
     systemctl daemon-reload
     # \$2 is the version before: an upgrade restarts what runs, in place; clients see a pause.
     if [ -z "\$2" ]; then systemctl enable --now $* || true; else systemctl try-restart $RESTART || true; fi
@@ -107,6 +109,7 @@ install -D -m 0644 packaging/ovsd.yaml "$root/etc/ovs/ovsd.yaml"
 echo /etc/ovs/ovsd.yaml >"$root/DEBIAN/conffiles"
 install -D -m 0644 packaging/ovs.sysusers "$root/usr/lib/sysusers.d/ovs-storage.conf"
 install -D -m 0644 packaging/ovs.tmpfiles "$root/usr/lib/tmpfiles.d/ovs-storage.conf"
+install -D -m 0644 packaging/ovs.modules "$root/usr/lib/modules-load.d/ovs-storage.conf"
 "$bin/ovs" generate completion "$work/completion"
 "$bin/ovs" generate man "$work/man"
 for file in "$work"/completion/*; do

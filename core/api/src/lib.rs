@@ -22,7 +22,7 @@ mod reference;
 mod reply;
 mod types;
 
-pub use client::{ApiError, Client, Events, TIMEOUT_DEFAULT};
+pub use client::{ApiError, Client, EdgeClient, Events, TIMEOUT_DEFAULT};
 pub use openapi::{QueryKind, openapi};
 pub use operations::{Method, OPERATIONS, Operation, SchemaOf};
 pub use paths::Paths;

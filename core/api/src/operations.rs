@@ -190,6 +190,8 @@ pub enum Method {
     GET,
     /// Makes, or acts.
     POST,
+    /// Makes, or finds made.
+    PUT,
     /// Changes.
     PATCH,
     /// Removes.
@@ -202,6 +204,7 @@ impl Method {
         match self {
             Method::GET => "GET",
             Method::POST => "POST",
+            Method::PUT => "PUT",
             Method::PATCH => "PATCH",
             Method::DELETE => "DELETE",
         }

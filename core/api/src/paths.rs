@@ -43,6 +43,11 @@ impl Paths {
         self.run_dir().join("ovsd.sock")
     }
 
+    /// The socket of ovsd-edge's own RPC: `/run/ovs/edge.sock`.
+    pub fn edge_socket(&self) -> PathBuf {
+        self.run_dir().join("edge.sock")
+    }
+
     /// The NBD socket that serves every vDisk: `/run/ovs/nbd.sock`.
     pub fn nbd_socket(&self) -> PathBuf {
         self.run_dir().join("nbd.sock")

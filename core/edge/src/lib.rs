@@ -1,10 +1,12 @@
-//! ovsd-edge: a host's view of the vDisks, as files.
+//! ovsd-edge: a host's view of the vDisks, as files and as block devices of the kernel.
 //!
 //! ```text
 //!  kernel ── /dev/fuse ──▶ fs ──▶ volume ──┬─▶ link ──▶ NBD client ──▶ /run/ovs/nbd/<uuid>.sock      contents
 //!     ▲                    │  (tokio)      └─▶ rpc ───▶ RPC client ──▶ /run/ovs/ovsd.sock            names, sizes
 //!     │                    └ in_flight: bound, and what the watchdog looks at
 //!     └── invalidator ◀── watch ◀── events of ovsd; mounts come and go with vPools
+//!
+//!  plugin ──▶ door (/run/ovs/edge.sock) ──▶ device: connects the kernel's NBD with ovsd, and again after a restart
 //! ```
 //!
 //! It holds the mounts so that ovsd can be restarted, upgraded or killed: requests wait for it, and the NBD client sends
@@ -16,11 +18,13 @@
 //! * The size of a file is the vDisk's to the byte; bytes past it are never written.
 //! * A vDisk has one attachment and one connection here, whatever is open, and none when nothing is.
 //!
-//! Not here: directories and files other than `*.raw` (the File Driver), kernel block devices, NFS, replay after the
+//! Not here: directories and files other than `*.raw` (the File Driver), NFS, replay after the
 //! loss of ovsd's host (a client on another host's power).
 
 mod attributes;
 mod clock;
+mod device;
+mod door;
 mod errno;
 mod extent;
 mod file;

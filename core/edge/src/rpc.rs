@@ -197,26 +197,58 @@ impl Rpc {
         }
     }
 
-    /// Every attachment that goes by our name.
+    /// Every attachment that our files go by.
     pub async fn own_attachments(&self) -> Result<Vec<Attachment>, ApiError> {
         let mut own = Vec::new();
         for mode in [AttachmentMode::Exclusive, AttachmentMode::ReadOnly] {
-            let mut query = AttachmentQuery {
-                client: Some(self.client_name(mode)),
-                door: Some(Door::Fuse),
-                limit: Some(PAGE_LIMIT),
-                ..AttachmentQuery::default()
-            };
-            loop {
-                let page = self.impatient().list_attachments(&query).await?;
-                own.extend(page.items);
-                match page.next_cursor {
-                    Some(cursor) => query.cursor = Some(cursor),
-                    None => break,
-                }
-            }
+            own.extend(self.attachments_of(self.client_name(mode), Door::Fuse).await?);
         }
         Ok(own)
+    }
+
+    /// Every attachment that our kernel devices go by.
+    pub async fn device_attachments(&self) -> Result<Vec<Attachment>, ApiError> {
+        self.attachments_of(self.device_client_name(), Door::Nbd).await
+    }
+
+    /// One attachment; `None` when it has ended.
+    pub async fn attachment(&self, uuid: Uuid) -> Result<Option<Attachment>, ApiError> {
+        found(self.impatient().get_attachment(&uuid).await)
+    }
+
+    /// Attaches this host's kernel to a vDisk, or gives the attachment that it has the next generation. Once: who
+    /// reconnects looks at the device before it tries again.
+    pub async fn attach_device(&self, id: VdiskId) -> Result<Attachment, ApiError> {
+        let request = CreateAttachment {
+            vdisk: VdiskRef::Id(id),
+            snapshot: None,
+            client: self.device_client_name(),
+            door: Door::Nbd,
+            mode: AttachmentMode::Exclusive,
+            host: None,
+            write_through: false,
+            // Over a restart of ovsd, and of this process.
+            persistent: true,
+        };
+        Ok(self.impatient().create_attachment(&request).await?.value)
+    }
+
+    async fn attachments_of(&self, client: String, door: Door) -> Result<Vec<Attachment>, ApiError> {
+        let mut found = Vec::new();
+        let mut query = AttachmentQuery {
+            client: Some(client),
+            door: Some(door),
+            limit: Some(PAGE_LIMIT),
+            ..AttachmentQuery::default()
+        };
+        loop {
+            let page = self.impatient().list_attachments(&query).await?;
+            found.extend(page.items);
+            match page.next_cursor {
+                Some(cursor) => query.cursor = Some(cursor),
+                None => return Ok(found),
+            }
+        }
     }
 
     /// Readers and the writer have a name each: the same client of the same vDisk would get the same attachment again.
@@ -225,6 +257,10 @@ impl Rpc {
             AttachmentMode::ReadOnly => format!("edge-reader@{}", self.host),
             _ => format!("edge@{}", self.host),
         }
+    }
+
+    fn device_client_name(&self) -> String {
+        format!("edge-device@{}", self.host)
     }
 
     fn impatient(&self) -> Client {
@@ -250,9 +286,9 @@ impl Rpc {
     }
 }
 
-fn found(answer: Result<Vdisk, ApiError>) -> Result<Option<Vdisk>, ApiError> {
+fn found<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
     match answer {
-        Ok(vdisk) => Ok(Some(vdisk)),
+        Ok(value) => Ok(Some(value)),
         Err(error) if error.is(ProblemKind::NotFound) => Ok(None),
         Err(error) => Err(error),
     }

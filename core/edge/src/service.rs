@@ -1,7 +1,13 @@
 //! The daemon: what is done once, in order.
 
 use crate::{
-    log, mount_table, options::Options, process, rpc::Rpc, sd_notify::SystemdNotifier, watch::Watcher,
+    device::{self, Devices},
+    door, log, mount_table,
+    options::Options,
+    process,
+    rpc::Rpc,
+    sd_notify::SystemdNotifier,
+    watch::Watcher,
     watchdog::Watchdog,
 };
 use anyhow::{Context, bail};
@@ -62,10 +68,17 @@ impl Edge {
         let paths = Paths::new(Some(&absolute(options.root.as_deref())?));
         let lock = lock(&paths)?;
         remove_stale_mounts(&paths.mount_root())?;
+        let socket = paths.edge_socket();
         let rpc = Arc::new(Rpc::new(paths, options.io_timeout, host_name()));
+        let devices = Arc::new(Devices::new(Arc::clone(&rpc)));
+        let listener = door::listen(&socket).with_context(|| socket.display().to_string())?;
+        tokio::spawn(door::serve(listener, Arc::clone(&devices)));
+        if let Some(reason) = device::unavailable() {
+            tracing::info!("no kernel devices: {reason}");
+        }
         let only = (!options.vpool.is_empty()).then(|| options.vpool.clone());
         let watchdog = Watchdog::start(options.stuck_after, options.abort_stuck)?;
-        let watcher = Watcher::new(rpc, only, watchdog, SystemdNotifier::from_environment());
+        let watcher = Watcher::new(rpc, devices, only, watchdog, SystemdNotifier::from_environment());
         Ok(Edge { watcher, _lock: lock })
     }
 

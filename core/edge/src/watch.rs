@@ -10,6 +10,7 @@
 //! listed again: no position is kept that could be wrong.
 
 use crate::{
+    device::Devices,
     file::Change,
     file_name::file_name,
     in_flight::{InFlight, Room},
@@ -48,6 +49,7 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Watcher {
     rpc: Arc<Rpc>,
+    devices: Arc<Devices>,
     /// The vPools to mount; all with `None`.
     only: Option<Vec<Name>>,
     room: Room,
@@ -63,12 +65,14 @@ impl Watcher {
     /// Nothing mounted yet.
     pub fn new(
         rpc: Arc<Rpc>,
+        devices: Arc<Devices>,
         only: Option<Vec<Name>>,
         watchdog: Watchdog,
         systemd: SystemdNotifier,
     ) -> Watcher {
         Watcher {
             rpc,
+            devices,
             only,
             room: Room::default(),
             watchdog,
@@ -146,7 +150,9 @@ impl Watcher {
             }
             self.mount(volume).await;
         }
-        self.sweep().await
+        self.sweep().await?;
+        // The mounts first: FUSE users wait for nothing else.
+        Ok(self.devices.sync().await?)
     }
 
     fn is_wanted(&self, vpool: &Name) -> bool {
@@ -226,6 +232,9 @@ impl Watcher {
             _ => return Ok(()),
         }
         let (Some(vpool), Some(id)) = (&event.vpool, event.vdisk.or(event.subject)) else { return Ok(()) };
+        if event.kind == EventKind::VdiskResized {
+            self.devices.resized(VdiskId(id)).await?;
+        }
         let Some(mount) = self.mounts.get(vpool) else { return Ok(()) };
         let file = mount.volume.tree.of_vdisk(VdiskId(id));
         if event.kind == EventKind::VdiskRolledBack

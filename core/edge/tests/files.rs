@@ -464,3 +464,45 @@ fn the_watchdog_reports_and_frees() {
     edge.eventually("a report", || edge.log().contains("nothing moves"));
     fs::write(&path, b"works again").unwrap();
 }
+
+/// Whether this kernel has NBD or not: what is asked for is answered, and nobody but root may ask.
+#[test]
+fn devices_are_asked_for_on_a_socket_of_its_own() {
+    if !can_mount() {
+        return;
+    }
+    let edge = Edge::start();
+    let socket = edge.run_dir().join("edge.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = ovs_api::EdgeClient::new(&socket);
+        // Not before it knows what a predecessor left.
+        let list = loop {
+            match client.list_devices().await {
+                Err(error) if error.is(ovs_api::ProblemKind::Unavailable) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                answer => break answer.unwrap(),
+            }
+        };
+        assert!(list.items.is_empty());
+        let nobodys = "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap();
+        let put = ovs_api::PutDevice { block_size_bytes: 4096 };
+        let refused = client.put_device(nobodys, &put).await.unwrap_err();
+        let expected = match list.unavailable {
+            Some(reason) => {
+                assert!(refused.to_string().contains(&reason), "{refused}");
+                ovs_api::ProblemKind::NotImplemented
+            }
+            None => ovs_api::ProblemKind::NotFound,
+        };
+        assert_eq!(refused.kind(), Some(expected), "{refused}");
+        let odd = ovs_api::PutDevice { block_size_bytes: 4095 };
+        assert_eq!(
+            client.put_device(nobodys, &odd).await.unwrap_err().kind(),
+            Some(ovs_api::ProblemKind::Invalid)
+        );
+        client.release_device(nobodys).await.unwrap();
+    });
+}

@@ -24,7 +24,7 @@ mod server;
 mod session;
 mod wire;
 
-pub use client::{Client, ClientError, ClientOptions, ClientStats};
+pub use client::{Client, ClientError, ClientOptions, ClientStats, Negotiated, negotiate};
 pub use device::{
     ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, PeerProcess, ReadPiece, ReadReply, ZeroKind,
 };

@@ -531,3 +531,25 @@ fn lies_of_a_server_are_a_disconnect() {
         .await;
     });
 }
+
+#[test]
+fn a_connection_can_be_negotiated_for_someone_else() {
+    local(async {
+        let mut house = House::new();
+        let given = ovs_nbd::negotiate(&house.socket(), "disk", session(1)).await.unwrap();
+        assert_eq!(given.size, ByteCount(SIZE));
+        assert_ne!(given.flags & ovs_nbd::proto::numbers::export_flag::SEND_FUA, 0);
+        let mut stream = tokio::net::UnixStream::from_std(given.stream).unwrap();
+        stream.write_all(&support::request(0, 0, 5, 0, 4096)).await.unwrap();
+        let mut reply = vec![0; 16 + 4096];
+        stream.read_exact(&mut reply).await.unwrap();
+        assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes(), "a simple reply");
+
+        let refused = ovs_nbd::negotiate(&house.socket(), "other", session(2)).await.unwrap_err();
+        assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+        house.kill().await;
+        std::fs::remove_file(house.socket()).unwrap();
+        let away = ovs_nbd::negotiate(&house.socket(), "disk", session(3)).await.unwrap_err();
+        assert!(matches!(away, ClientError::Disconnected(_)), "{away}");
+    });
+}

@@ -3,9 +3,9 @@
 
 mod support;
 
-use ovs_nbd::proto::numbers::{option, option_reply};
+use ovs_nbd::proto::numbers::{command, option, option_reply};
 use std::time::Duration;
-use support::{Deed, World, local, session, settle, until, write};
+use support::{Deed, Got, World, local, request, session, settle, until, write};
 
 #[test]
 fn the_successor_waits_for_the_stuck_write_of_its_predecessor() {
@@ -121,5 +121,27 @@ fn a_waiting_successor_that_hangs_up_leaves_nothing_behind() {
         // Every opening has its release.
         let released = world.disk.deeds.borrow().iter().filter(|deed| **deed == Deed::Released).count();
         assert_eq!(released, world.exports.opened.borrow().len());
+    });
+}
+
+#[test]
+fn a_session_needs_no_structured_replies() {
+    local(async {
+        let world = World::new();
+        let (mut old, old_task) = world.connect();
+        old.go_with_session(1).await.unwrap();
+        // As for the kernel's NBD client: simple replies, and still the one connection of its session.
+        let (mut new, _) = world.connect();
+        new.greet().await;
+        assert_eq!(new.select("disk", &[&session(2).to_string()]).await, [session(2).to_string()]);
+        new.go("disk").await.unwrap();
+        old_task.await.unwrap();
+        assert_eq!(world.server.stats().superseded, 1);
+        new.send(&request(command::READ, 0, 7, 0, 512)).await;
+        assert_eq!(new.reply().await, Got::Simple { errno: 0, cookie: 7 });
+        assert_eq!(new.take(512).await.len(), 512);
+        // Its context has no block status.
+        new.send(&request(command::BLOCK_STATUS, 0, 8, 0, 512)).await;
+        assert_ne!(new.errno(8).await, 0);
     });
 }

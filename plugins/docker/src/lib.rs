@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! dockerd ── /run/docker/plugins/ovs.sock ── server ── driver ──┬── rpc ──▶ ovsd (vDisks, labels, events)
-//!                                                               ├── host ─▶ loop device over ovsd-edge's file, mkfs, mount
+//!                                                               ├── host ─▶ NBD or loop device by ovsd-edge, mkfs, mount
 //! dockerd ◀── containers (bollard) ── background ── reconcile ──┴── record ▶ <state-dir>/volumes/<uuid>.json
 //! ```
 //!

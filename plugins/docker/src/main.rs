@@ -6,7 +6,7 @@ use ovs_api::{Client, Paths};
 use ovs_docker::{
     background,
     driver::{Driver, Settings},
-    host::linux::LinuxHost,
+    host::{DeviceChoice, linux::LinuxHost},
     options::parse_volume_size,
     record::RecordFiles,
     rpc::Rpc,
@@ -48,6 +48,11 @@ struct Args {
     /// The size of volumes created without the option size.
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = parse_volume_size)]
     default_size: u64,
+
+    /// What carries a volume: an NBD device of the kernel, a loop device over the vDisk's file, or the first where this
+    /// kernel has it. A volume in use keeps what it has until its last unmount.
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 
     /// How often to look after the volumes, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -116,8 +121,8 @@ async fn run(args: Args, handed_over: Option<UnixListener>) -> anyhow::Result<()
     let settings =
         Settings { mounts: state_dir.join("mnt"), vpool: args.vpool, size_bytes: args.default_size, boot_id };
     let rpc = Rpc::new(&paths.socket());
-    let driver =
-        Driver::new(rpc, LinuxHost::new(mount_root), records, settings).context("the volumes' records")?;
+    let host = LinuxHost::new(mount_root, &paths.edge_socket(), args.device);
+    let driver = Driver::new(rpc, host, records, settings).context("the volumes' records")?;
     let driver = Arc::new(driver);
 
     let listener = match handed_over {

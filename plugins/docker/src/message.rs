@@ -87,6 +87,9 @@ pub struct VolumeStatus {
     pub state: String,
     /// References on this host.
     pub mounts: u64,
+    /// What carries it on this host: `/dev/nbd3`, `/dev/loop3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// What Docker is told.
@@ -345,10 +348,11 @@ mod tests {
             vdisk: "u".into(),
             state: "ok".into(),
             mounts: 1,
+            device: Some("/dev/nbd3".into()),
         };
         let volume =
             Volume { name: "v".into(), mountpoint: String::new(), created_at: Some("t".into()), status };
-        let status = r#"{"size":"1GiB","snapshots":2,"vpool":"default","vdisk":"u","state":"ok","mounts":1}"#;
+        let status = r#"{"size":"1GiB","snapshots":2,"vpool":"default","vdisk":"u","state":"ok","mounts":1,"device":"/dev/nbd3"}"#;
         let expected = format!(r#"{{"Name":"v","Mountpoint":"","CreatedAt":"t","Status":{status}}}"#);
         assert_eq!(json(&Answer::volume(volume.clone())), format!(r#"{{"Volume":{expected},"Err":""}}"#));
         assert_eq!(json(&Answer::volumes(vec![volume])), format!(r#"{{"Volumes":[{expected}],"Err":""}}"#));

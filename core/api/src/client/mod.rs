@@ -9,9 +9,11 @@
 //! Only what certainly did not happen is sent again: a request that found nobody, and reads. A connection that broke
 //! under a change is reported as [`ApiError::Broken`]; creates may be repeated as they are.
 
+mod edge;
 mod error;
 mod events;
 
+pub use edge::EdgeClient;
 pub use error::ApiError;
 pub use events::Events;
 
@@ -269,7 +271,8 @@ impl<'a> Call<'a> {
 
     /// True when sending it twice does no more than sending it once.
     fn is_repeatable(&self) -> bool {
-        self.method == Method::GET || (self.method == Method::POST && self.client.idempotency_key.is_some())
+        matches!(self.method, Method::GET | Method::PUT)
+            || (self.method == Method::POST && self.client.idempotency_key.is_some())
     }
 
     async fn attempt(&self) -> Result<Attempt, ApiError> {

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod backend;
+mod device;
 mod event;
 mod export;
 mod label;
@@ -24,6 +25,7 @@ pub use attachment::{
 pub use backend::{
     Backend, BackendKind, Compression, CreateBackend, CreatePreset, Encryption, Policy, Preset,
 };
+pub use device::{Device, DeviceList, PutDevice};
 pub use event::{Event, EventId, EventKind};
 pub use export::{CreateExport, Export, ExportProtocol};
 pub use label::{LABEL_COUNT_MAX, LabelSelector, Labels, LabelsPatch};

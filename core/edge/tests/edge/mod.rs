@@ -51,6 +51,10 @@ impl Edge {
         self.root.path().join("mnt/ovs").join(VPOOL)
     }
 
+    pub fn run_dir(&self) -> PathBuf {
+        self.root.path().join("run/ovs")
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir().join(name)
     }

@@ -14,11 +14,11 @@ use crate::{
 };
 use bytes::BufMut as _;
 use ovs_units::ByteCount;
-use std::{io, time::Duration};
+use std::{io, path::Path, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 /// One attempt takes at most so long; the server may keep it waiting for a predecessor's drain.
@@ -35,9 +35,25 @@ const REPLIES_MAX: usize = 64;
 pub(super) struct Connection {
     pub(super) stream: UnixStream,
     pub(super) size: ByteCount,
-    pub(super) read_only: bool,
+    /// Transmission flags, as the server gave them.
+    pub(super) flags: u16,
     /// The number of `base:allocation`, if the server knows it.
     pub(super) allocation_id: Option<u32>,
+}
+
+impl Connection {
+    pub(super) fn read_only(&self) -> bool {
+        self.flags & export_flag::READ_ONLY != 0
+    }
+}
+
+/// How the server is to answer reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replies {
+    /// In chunks, with holes and block status: our own client.
+    Structured,
+    /// Header and data: all that the kernel knows.
+    Simple,
 }
 
 /// Why an attempt failed.
@@ -114,7 +130,7 @@ impl Connector {
         let limit = deadline.map_or(limit, |deadline| limit.min(deadline));
         let attempt = async {
             let stream = UnixStream::connect(&self.options.socket).await?;
-            negotiate(stream, &self.options.export, session).await
+            negotiate(stream, &self.options.export, session, Replies::Structured).await
         };
         timeout_at(limit, attempt).await.unwrap_or_else(|_| Err(Failed::Now("no answer in time".into())))
     }
@@ -140,11 +156,25 @@ impl Connector {
     }
 }
 
-/// proto.md, "Fixed newstyle negotiation": structured replies, contexts, go.
+/// A connection for someone else to speak on, negotiated once.
+pub(super) async fn connect_simple(
+    socket: &Path,
+    export: &str,
+    session: Session,
+) -> Result<Connection, Failed> {
+    let attempt = async {
+        let stream = UnixStream::connect(socket).await?;
+        negotiate(stream, export, Some(session), Replies::Simple).await
+    };
+    timeout(ATTEMPT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(Failed::Now("no answer in time".into())))
+}
+
+/// proto.md, "Fixed newstyle negotiation": structured replies if wanted, contexts, go.
 async fn negotiate(
     mut stream: UnixStream,
     export: &str,
     session: Option<Session>,
+    replies: Replies,
 ) -> Result<Connection, Failed> {
     if export.len() > TEXT_BYTES_MAX {
         return Err(Failed::ForGood(format!("the export's name is longer than {TEXT_BYTES_MAX} bytes")));
@@ -158,10 +188,12 @@ async fn negotiate(
     let ours = offered & (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
     stream.write_all(&u32::from(ours).to_be_bytes()).await?;
 
-    ask(&mut stream, option::STRUCTURED_REPLY, &[]).await?;
-    answers(&mut stream, option::STRUCTURED_REPLY, |_, _| Ok(())).await?;
-
-    let mut queries = vec![allocation::CONTEXT.to_owned()];
+    let mut queries = Vec::new();
+    if replies == Replies::Structured {
+        ask(&mut stream, option::STRUCTURED_REPLY, &[]).await?;
+        answers(&mut stream, option::STRUCTURED_REPLY, |_, _| Ok(())).await?;
+        queries.push(allocation::CONTEXT.to_owned());
+    }
     queries.extend(session.map(|session| session.to_string()));
     let mut data = Vec::new();
     MetaContextRequest { name: export.to_owned(), queries }.format(&mut data);
@@ -198,8 +230,7 @@ async fn negotiate(
     })
     .await?;
     let (size, flags) = told.ok_or(ProtoError::Unexpected("no size of the export"))?;
-    let read_only = flags & export_flag::READ_ONLY != 0;
-    Ok(Connection { stream, size, read_only, allocation_id })
+    Ok(Connection { stream, size, flags, allocation_id })
 }
 
 async fn ask(stream: &mut UnixStream, option: u32, data: &[u8]) -> Result<(), Failed> {

@@ -13,8 +13,11 @@
 
 mod connector;
 mod driver;
+mod hand_over;
 mod order;
 mod replies;
+
+pub use hand_over::{Negotiated, negotiate};
 
 use crate::{Extent, Generation, NbdError, Session, proto::numbers::PAYLOAD_BYTES_MAX};
 use bytes::Bytes;
@@ -295,7 +298,7 @@ impl Shared {
     /// Notes what the server told at negotiation.
     fn connected(&self, connection: &Connection, generation: Generation) {
         self.size.store(connection.size.0, Relaxed);
-        self.read_only.store(connection.read_only, Relaxed);
+        self.read_only.store(connection.read_only(), Relaxed);
         self.generation.store(generation.0, Relaxed);
         self.connected.store(true, Relaxed);
     }

@@ -53,7 +53,7 @@ pub(super) struct Agreed {
 impl Agreed {
     /// True when block status may be asked for.
     pub(super) fn block_status(&self) -> bool {
-        self.allocation_id.is_some() || self.session_id.is_some()
+        self.structured && (self.allocation_id.is_some() || self.session_id.is_some())
     }
 }
 
@@ -239,7 +239,7 @@ where
         // Contexts count only for the export that they were selected for (proto.md, "NBD_OPT_SET_META_CONTEXT").
         let selected = std::mem::take(&mut self.selected);
         let Selected { allocation, session, .. } =
-            if selected.export == name && self.structured { selected } else { Selected::default() };
+            if selected.export == name { selected } else { Selected::default() };
         let Parties { exports, sessions, peer, .. } = self.parties;
         let (exports, sessions, peer) = (Rc::clone(exports), Rc::clone(sessions), *peer);
         let agreed = Agreed {
@@ -357,17 +357,23 @@ where
     }
 
     /// proto.md, "NBD_OPT_LIST_META_CONTEXT" and "NBD_OPT_SET_META_CONTEXT". A session is selected like a context, and
-    /// never listed.
+    /// never listed. Where the protocol wants structured replies first, a session alone does without: the kernel's NBD
+    /// client knows only simple replies, and a session has no block status to reply with.
     async fn meta_context(&mut self, option: u32, data: &[u8]) -> Result<(), Failed> {
         let sets = option == option::SET_META_CONTEXT;
         if sets {
             // A failed selection leaves none.
             self.selected = Selected::default();
         }
-        if !self.structured {
+        let request = MetaContextRequest::parse(data);
+        let is_session = |query: &String| Session::from_query(query).is_some();
+        let names_session = |request: &MetaContextRequest| {
+            sets && !request.queries.is_empty() && request.queries.iter().all(is_session)
+        };
+        if !self.structured && !request.as_ref().is_ok_and(names_session) {
             return self.refuse(option, option_reply::ERR_INVALID, "structured replies come first").await;
         }
-        let request = match MetaContextRequest::parse(data) {
+        let request = match request {
             Ok(request) => request,
             Err(error) => return self.refuse_data(option, &error).await,
         };

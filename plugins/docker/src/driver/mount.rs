@@ -169,10 +169,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
             None => false,
         };
         let (how, why) = match is_dead {
-            true => (
-                Unmount::Detach,
-                "its device died with ovsd-edge; containers that still use it need a restart",
-            ),
+            true => (Unmount::Detach, "its device died; containers that still use it need a restart"),
             false => (Unmount::Flush, "an unfinished mount is begun again"),
         };
         tracing::warn!(%vdisk, device = %device.path.display(), "{why}");

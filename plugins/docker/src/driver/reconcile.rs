@@ -74,7 +74,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
                 let users = users.map_or_else(|| "unknown".to_owned(), |users| users.join(", "));
                 tracing::error!(
                     %vdisk, volume = %record.name, containers = %users,
-                    "the volume's device died with ovsd-edge: its containers have lost it and need a restart; the next \
+                    "the volume's device died (with ovsd-edge, or by `ovs vdisk detach --force`): its containers have lost it and need a restart; the next \
                      mount works"
                 );
                 self.host.unmount(&target, Unmount::Detach).await?;

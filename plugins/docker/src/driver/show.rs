@@ -86,7 +86,8 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
                 vpool: vdisk.vpool.to_string(),
                 vdisk: vdisk.uuid.to_string(),
                 state: vdisk.state.clone(),
-                mounts: record.map_or(0, |record| record.refs.total()),
+                mounts: record.as_ref().map_or(0, |record| record.refs.total()),
+                device: record.as_ref().and_then(device_of),
             },
         }
     }
@@ -108,7 +109,12 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
                 vdisk: record.vdisk.to_string(),
                 state: state.to_owned(),
                 mounts: record.refs.total(),
+                device: device_of(record),
             },
         }
     }
+}
+
+fn device_of(record: &Record) -> Option<String> {
+    Some(record.device.as_ref()?.path.display().to_string())
 }

@@ -1,4 +1,4 @@
-//! The real host: loop devices over ovsd-edge's files, mount(2), mkfs and its kin.
+//! The real host: devices over ovsd-edge, mount(2), mkfs and its kin.
 //!
 //! Calls that may block in the kernel while ovsd or ovsd-edge is away run on threads of their own and are waited for
 //! without a limit: cutting them short would leave it unknown whether they happened. The driver runs every operation
@@ -6,8 +6,12 @@
 //! whose answer may be "unknown", have one.
 
 use super::{
-    Attached, Contents, Device, FormatPlan, Health, Host, HostError, Unmount, filesystem, loop_device,
-    loop_device::LoopHold, mounts, superblock,
+    Attached, Contents, Device, DeviceChoice, DeviceKind, FormatPlan, Health, Host, HostError, Unmount,
+    block_device,
+    block_device::DeviceHold,
+    filesystem, loop_device, mounts, nbd_device,
+    nbd_device::{Found, NbdDevices},
+    superblock,
 };
 use crate::{
     filesystem_options::MountOptions,
@@ -42,14 +46,42 @@ const FUSE_MAGIC: i64 = 0x6573_5546;
 /// This machine.
 pub struct LinuxHost {
     files_below: PathBuf,
+    nbd: NbdDevices,
+    choice: DeviceChoice,
     /// Devices that have been asked for their health and have not answered: each question occupies a thread.
     asked: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 impl LinuxHost {
-    /// `files_below`: the directory under which ovsd-edge mounts the vPools.
-    pub fn new(files_below: PathBuf) -> LinuxHost {
-        LinuxHost { files_below, asked: Arc::default() }
+    /// `files_below`: the directory under which ovsd-edge mounts the vPools. `edge_socket`: where it makes devices.
+    pub fn new(files_below: PathBuf, edge_socket: &Path, choice: DeviceChoice) -> LinuxHost {
+        LinuxHost { files_below, nbd: NbdDevices::new(edge_socket), choice, asked: Arc::default() }
+    }
+
+    async fn attach_nbd(
+        &self,
+        vdisk: VdiskId,
+        contents: &Contents,
+    ) -> Result<Attached<DeviceHold>, HostError> {
+        let attached = self.nbd.attach(vdisk, contents.block_size_bytes()).await;
+        attached.map_err(|error| nbd_device::failed(&error))
+    }
+
+    async fn attach_loop(
+        &self,
+        file: &Path,
+        vdisk: VdiskId,
+        known: Option<&Device>,
+        contents: &Contents,
+    ) -> Result<Attached<DeviceHold>, HostError> {
+        let (file, known, below) = (file.to_owned(), known.cloned(), self.files_below.clone());
+        let block_size_bytes = contents.block_size_bytes();
+        let label = format!("ovs-docker:{vdisk}");
+        blocking(move || {
+            loop_device::attach(&file, block_size_bytes, &label, known.as_ref(), &below)
+                .map_err(failed(format!("a loop device for {}", file.display())))
+        })
+        .await?
     }
 }
 
@@ -82,7 +114,7 @@ fn read_head(file: &Path, size_bytes: u64) -> io::Result<Result<[u8; superblock:
     if have != size_bytes {
         return Ok(Err(have));
     }
-    let mut head = loop_device::AlignedBlock([0; superblock::HEAD_BYTES]);
+    let mut head = block_device::AlignedBlock([0; superblock::HEAD_BYTES]);
     let mut filled = 0;
     while filled < head.0.len() {
         match rustix::io::pread(&fd, &mut head.0[filled..], filled as u64)? {
@@ -94,7 +126,7 @@ fn read_head(file: &Path, size_bytes: u64) -> io::Result<Result<[u8; superblock:
 }
 
 impl Host for LinuxHost {
-    type Hold = LoopHold;
+    type Hold = DeviceHold;
 
     async fn inspect(&self, file: &Path, size_bytes: u64) -> Result<Contents, HostError> {
         let deadline = Instant::now() + FILE_TIMEOUT;
@@ -119,19 +151,37 @@ impl Host for LinuxHost {
         vdisk: VdiskId,
         known: Option<&Device>,
         contents: &Contents,
-    ) -> Result<Attached<LoopHold>, HostError> {
-        let (file, known, below) = (file.to_owned(), known.cloned(), self.files_below.clone());
-        let block_size_bytes = contents.block_size_bytes();
-        let label = format!("ovs-docker:{vdisk}");
-        blocking(move || {
-            loop_device::attach(&file, block_size_bytes, &label, known.as_ref(), &below)
-                .map_err(failed(format!("a loop device for {}", file.display())))
-        })
-        .await?
+    ) -> Result<Attached<DeviceHold>, HostError> {
+        // What is there stays what it is until its last user has gone.
+        let found = self.nbd.find(vdisk).await;
+        if found == Found::There {
+            return self.attach_nbd(vdisk, contents).await;
+        }
+        let (path, same, below) = (file.to_owned(), known.cloned(), self.files_below.clone());
+        let looped = blocking(move || loop_device::find_attached(&path, same.as_ref(), &below)).await?;
+        if let Some(attached) = looped.map_err(failed(file.display()))? {
+            return Ok(attached);
+        }
+        match (self.choice, found) {
+            (DeviceChoice::Nbd, _) => self.attach_nbd(vdisk, contents).await,
+            (DeviceChoice::Auto, Found::Possible) => {
+                match self.nbd.attach(vdisk, contents.block_size_bytes()).await {
+                    Err(error) if nbd_device::is_the_kernels(&error) => {
+                        tracing::warn!(%vdisk, %error, "a loop device is used instead of the kernel's NBD");
+                        self.attach_loop(file, vdisk, known, contents).await
+                    }
+                    attached => attached.map_err(|error| nbd_device::failed(&error)),
+                }
+            }
+            (DeviceChoice::Auto | DeviceChoice::Loop, found) => {
+                tracing::debug!(%vdisk, ?found, "a loop device");
+                self.attach_loop(file, vdisk, known, contents).await
+            }
+        }
     }
 
     async fn is_attached(&self, device: &Device) -> bool {
-        loop_device::is_attached(device)
+        block_device::is_attached(device)
     }
 
     async fn health(&self, device: &Device, file: &Path) -> Health {
@@ -139,21 +189,32 @@ impl Host for LinuxHost {
             return Health::Unknown;
         }
         let (device, file, asked) = (device.clone(), file.to_owned(), self.asked.clone());
+        let asking = device.clone();
         let question = blocking(move || {
-            let health = ask_health(&device, &file);
-            lock(&asked).remove(&device.path);
-            health
+            let reads = block_device::read_block(&asking).is_ok();
+            let health = match DeviceKind::of(&asking.path) {
+                DeviceKind::Loop if !reads => ask_health(&asking, &file),
+                _ => Health::Alive,
+            };
+            lock(&asked).remove(&asking.path);
+            (reads, health)
         });
-        match timeout(HEALTH_TIMEOUT, question).await {
-            Ok(Ok(health)) => health,
-            _ => Health::Unknown,
+        let answer = timeout(HEALTH_TIMEOUT, question).await.ok().and_then(Result::ok);
+        match DeviceKind::of(&device.path) {
+            DeviceKind::Loop => answer.map_or(Health::Unknown, |(_, health)| health),
+            DeviceKind::Nbd => {
+                let reads = answer.map(|(reads, _)| reads);
+                // Asked only where it matters.
+                let is_kept = if reads == Some(false) { self.nbd.is_kept(&device).await } else { None };
+                nbd_device::health(reads, is_kept)
+            }
         }
     }
 
     async fn format(&self, device: &Device, plan: &FormatPlan) -> Result<(), HostError> {
         filesystem::format(device, plan).await?;
         let device = device.clone();
-        blocking(move || loop_device::sync(&device)).await?.map_err(failed("syncing the new file system"))
+        blocking(move || block_device::sync(&device)).await?.map_err(failed("syncing the new file system"))
     }
 
     async fn check(&self, device: &Device, fstype: Fstype) -> Result<(), HostError> {
@@ -200,7 +261,7 @@ impl Host for LinuxHost {
                 }
             }
             let deadline = Instant::now() + DEVICE_GONE_TIMEOUT;
-            while how == Unmount::Flush && loop_device::is_attached(&device) && Instant::now() < deadline {
+            while how == Unmount::Flush && block_device::is_attached(&device) && Instant::now() < deadline {
                 sleep(DEVICE_GONE_POLL).await;
             }
         }
@@ -220,7 +281,7 @@ impl Host for LinuxHost {
         let device = fs::read_link(&link).map_err(failed(&link))?;
         let name = device.file_name().unwrap_or_default();
         let path = Path::new("/dev").join(name);
-        let device = loop_device::current(path.clone());
+        let device = block_device::current(path.clone());
         device.map(Some).ok_or_else(|| HostError::Failed(format!("{} has no number", path.display())))
     }
 
@@ -234,13 +295,13 @@ impl Host for LinuxHost {
     }
 
     async fn is_used_elsewhere(&self, device: &Device, target: &Path) -> bool {
-        let Some(major_minor) = loop_device::major_minor(device) else { return false };
+        let Some(major_minor) = block_device::major_minor(device) else { return false };
         let target = target.to_owned();
         !matches!(blocking(move || mounts::is_used_elsewhere(&major_minor, &target)).await, Ok(Ok(false)))
     }
 
     async fn grow_unmounted(&self, device: &Device, contents: &Contents) -> Result<(), HostError> {
-        let device_size_bytes = loop_device::size_bytes(device).map_err(failed(device.path.display()))?;
+        let device_size_bytes = block_device::size_bytes(device).map_err(failed(device.path.display()))?;
         match contents {
             Contents::FileSystem { fstype: Fstype::Ext4, size_bytes, .. }
                 if *size_bytes < device_size_bytes && !filesystem::may_grow_mounted_ext4() =>
@@ -258,35 +319,37 @@ impl Host for LinuxHost {
         size_bytes: u64,
         target: &Path,
     ) -> Result<(), HostError> {
-        // The kernel takes the size from what it knows of the file, so ovsd-edge must have told it first.
+        // ovsd-edge hears of it first: it gives an NBD device its size, and a loop device takes its file's.
         let deadline = Instant::now() + FILE_TIMEOUT;
         loop {
-            let path = file.to_owned();
-            let have = blocking(move || fs::metadata(path)).await?.map_err(failed(file.display()))?.len();
+            let (path, same) = (file.to_owned(), device.clone());
+            let kind = DeviceKind::of(&device.path);
+            let have = blocking(move || match kind {
+                DeviceKind::Loop => fs::metadata(path).map(|file| file.len()),
+                DeviceKind::Nbd => block_device::size_bytes(&same),
+            });
+            let have = have.await?.map_err(failed(file.display()))?;
             if have >= size_bytes {
                 break;
             }
             if Instant::now() >= deadline {
-                let (file, have, want) = (file.display(), format_size(have), format_size(size_bytes));
-                return Err(HostError::Failed(format!("{file} still has {have} and not {want}")));
+                let what = if kind == DeviceKind::Loop { file } else { &device.path };
+                let (what, have, want) = (what.display(), format_size(have), format_size(size_bytes));
+                return Err(HostError::Failed(format!("{what} still has {have} and not {want}")));
             }
             sleep(FILE_POLL).await;
         }
+        if DeviceKind::of(&device.path) == DeviceKind::Loop {
+            let same = device.clone();
+            blocking(move || loop_device::take_file_size(&same))
+                .await?
+                .map_err(failed("the device's new size"))?;
+        }
         let same = device.clone();
-        blocking(move || loop_device::take_file_size(&same))
+        let contents = blocking(move || block_device::read_block(&same).map(|head| Contents::of(&head.0)))
             .await?
-            .map_err(failed("the device's new size"))?;
-        let same = device.clone();
-        let contents = blocking(move || -> io::Result<Contents> {
-            let mut head = loop_device::AlignedBlock([0; superblock::HEAD_BYTES]);
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
-            let fd = rustix::fs::open(&same.path, flags, Mode::empty())?;
-            rustix::io::pread(&fd, &mut head.0, 0)?;
-            Ok(Contents::of(&head.0))
-        })
-        .await?
-        .map_err(failed(device.path.display()))?;
-        let device_size_bytes = loop_device::size_bytes(device).map_err(failed(device.path.display()))?;
+            .map_err(failed(device.path.display()))?;
+        let device_size_bytes = block_device::size_bytes(device).map_err(failed(device.path.display()))?;
         match contents {
             Contents::FileSystem { fstype, size_bytes, .. } if size_bytes < device_size_bytes => {
                 filesystem::grow(device, fstype, target).await
@@ -296,12 +359,9 @@ impl Host for LinuxHost {
     }
 }
 
-/// An error may be the vDisk's own: dead is only a device whose file system is no longer served, or no longer the one
-/// that is mounted there.
+/// What a loop device that gives an error is. The error may be the vDisk's own: dead is only a device whose file system is
+/// no longer served, or no longer the one that is mounted there.
 fn ask_health(device: &Device, file: &Path) -> Health {
-    if loop_device::read_block(device).is_ok() {
-        return Health::Alive;
-    }
     let is_gone = |errno: Option<i32>| {
         [Errno::NOTCONN, Errno::CONNABORTED].iter().any(|gone| Some(gone.raw_os_error()) == errno)
     };

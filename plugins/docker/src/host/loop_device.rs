@@ -10,15 +10,17 @@
 //!
 //! Not here: partitions, offsets, read-only devices.
 
-use super::{Attached, Device};
+use super::{
+    Attached, Device,
+    block_device::{self, DeviceHold, read_attribute},
+};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     io::Errno,
     ioctl,
 };
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::FileTypeExt,
@@ -85,11 +87,6 @@ unsafe impl ioctl::Ioctl for GetFree {
     }
 }
 
-/// A descriptor of the device: while it is open, the device stays.
-pub struct LoopHold {
-    _device: OwnedFd,
-}
-
 /// The device that carries `file`, or a new one with blocks of `block_size_bytes`.
 ///
 /// `below`: the directory under which files of vDisks lie. Fails rather than attach a file a second time.
@@ -99,7 +96,7 @@ pub fn attach(
     label: &str,
     known: Option<&Device>,
     below: &Path,
-) -> io::Result<Attached<LoopHold>> {
+) -> io::Result<Attached<DeviceHold>> {
     let backing = rustix::fs::open(file, OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())?;
     let identity = rustix::fs::fstat(&backing)?;
     if FileType::from_raw_mode(identity.st_mode) != FileType::RegularFile {
@@ -120,11 +117,21 @@ pub fn attach(
     Err(last.into())
 }
 
+/// The device that carries `file` already. The file is not opened: nobody who has its vDisk otherwise is in the way.
+pub fn find_attached(
+    file: &Path,
+    known: Option<&Device>,
+    below: &Path,
+) -> io::Result<Option<Attached<DeviceHold>>> {
+    let identity = rustix::fs::stat(file)?;
+    find(identity.st_dev, identity.st_ino, known, below)
+}
+
 fn attach_new(
     backing: &OwnedFd,
     block_size_bytes: u32,
     label: &str,
-) -> rustix::io::Result<Attached<LoopHold>> {
+) -> rustix::io::Result<Attached<DeviceHold>> {
     let control = rustix::fs::open("/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     // SAFETY: LOOP_CTL_GET_FREE takes no pointer.
     let number = unsafe { ioctl::ioctl(&control, GetFree) }?;
@@ -155,8 +162,8 @@ fn attach_new(
     };
     // SAFETY: LOOP_CONFIGURE reads a `struct loop_config`, whose layout LoopConfig has.
     unsafe { ioctl::ioctl(&device, ioctl::Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) }?;
-    let sequence = diskseq(&path).ok_or(Errno::NXIO)?;
-    Ok(Attached { device: Device { path, sequence }, was_there: false, hold: LoopHold { _device: device } })
+    let device_now = block_device::current(path).ok_or(Errno::NXIO)?;
+    Ok(Attached { device: device_now, was_there: false, hold: DeviceHold::new(device) })
 }
 
 /// `/dev/loopN`, made if nothing else makes it (a container's /dev).
@@ -190,7 +197,7 @@ fn find(
     file_ino: u64,
     known: Option<&Device>,
     below: &Path,
-) -> io::Result<Option<Attached<LoopHold>>> {
+) -> io::Result<Option<Attached<DeviceHold>>> {
     for entry in fs::read_dir("/sys/block")? {
         let name = entry?.file_name();
         let Some(name) = name.to_str().filter(|name| is_loop(name)) else { continue };
@@ -212,12 +219,8 @@ fn find(
             let text = format!("{} carries a part of it, made by another program", path.display());
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
-        let Some(sequence) = diskseq(&path) else { continue };
-        return Ok(Some(Attached {
-            device: Device { path, sequence },
-            was_there: true,
-            hold: LoopHold { _device: device },
-        }));
+        let Some(found) = block_device::current(path) else { continue };
+        return Ok(Some(Attached { device: found, was_there: true, hold: DeviceHold::new(device) }));
     }
     Ok(None)
 }
@@ -230,78 +233,24 @@ fn status(device: &OwnedFd) -> rustix::io::Result<LoopInfo> {
 /// The number of the file system below a device; an error once that died.
 pub fn file_system_below(device: &Device) -> io::Result<u64> {
     let fd = rustix::fs::open(&device.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    if !is_attached(device) {
+    if !block_device::is_attached(device) {
         return Err(io::Error::from(io::ErrorKind::NotFound));
     }
     Ok(status(&fd)?.device)
 }
 
-/// Reads one block past every cache.
-pub fn read_block(device: &Device) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
-    let fd = rustix::fs::open(&device.path, flags, Mode::empty())?;
-    if !is_attached(device) {
-        return Err(io::Error::from(io::ErrorKind::NotFound));
-    }
-    let mut block = AlignedBlock([0; 4096]);
-    rustix::io::pread(&fd, &mut block.0, 0)?;
-    Ok(())
-}
-
-/// A buffer as O_DIRECT wants it.
-#[repr(align(4096))]
-pub struct AlignedBlock(pub [u8; 4096]);
-
-/// Everything written to the device so far is on stable storage when this returns.
-pub fn sync(device: &Device) -> io::Result<()> {
-    File::open(&device.path)?.sync_all()
-}
-
 /// The device takes its file's size.
 pub fn take_file_size(device: &Device) -> io::Result<()> {
     let fd = rustix::fs::open(&device.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    if !is_attached(device) {
+    if !block_device::is_attached(device) {
         return Err(io::Error::from(io::ErrorKind::NotFound));
     }
     // SAFETY: LOOP_SET_CAPACITY takes no pointer.
     Ok(unsafe { ioctl::ioctl(fd.as_fd(), ioctl::NoArg::<LOOP_SET_CAPACITY>::new()) }?)
 }
 
-/// True while the device carries what it carried when its sequence was taken.
-pub fn is_attached(device: &Device) -> bool {
-    backing_file(&device.path).is_some() && diskseq(&device.path) == Some(device.sequence)
-}
-
-/// The device with this path, as it is now.
-pub fn current(path: PathBuf) -> Option<Device> {
-    diskseq(&path).map(|sequence| Device { path, sequence })
-}
-
-/// Its size.
-pub fn size_bytes(device: &Device) -> io::Result<u64> {
-    let sectors: u64 = read_attribute(&device.path, "size")
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    Ok(sectors * 512)
-}
-
-/// Its number as mountinfo writes it: `7:3`.
-pub fn major_minor(device: &Device) -> Option<String> {
-    read_attribute(&device.path, "dev")
-}
-
-fn diskseq(path: &Path) -> Option<u64> {
-    read_attribute(path, "diskseq")?.parse().ok()
-}
-
 fn backing_file(path: &Path) -> Option<PathBuf> {
     read_attribute(path, "loop/backing_file").map(PathBuf::from)
-}
-
-fn read_attribute(path: &Path, attribute: &str) -> Option<String> {
-    let name = path.file_name()?;
-    let text = fs::read_to_string(Path::new("/sys/block").join(name).join(attribute)).ok()?;
-    Some(text.trim_end_matches('\n').to_owned())
 }
 
 fn is_loop(name: &str) -> bool {

@@ -2,17 +2,22 @@
 //! crashed at every one of them against a simulated kernel; [`linux::LinuxHost`] is the real one.
 //!
 //! ```text
-//! <vdisk>.raw (FUSE, ovsd-edge) ── loop device ── ext4 | xfs ── <state-dir>/mnt/<uuid> ── data/ ── container
+//! ovsd ── NBD device (connected by ovsd-edge) ───┐
+//!                                                ├─ ext4 | xfs ── <state-dir>/mnt/<uuid> ── data/ ── container
+//! <vdisk>.raw (FUSE, ovsd-edge) ── loop device ──┘
 //! ```
 //!
 //! Invariant: a vDisk has at most one living device on this host, ever. Two would be two caches over the same blocks:
-//! the file system is then mounted twice and destroyed. So [`Host::attach`] takes over the device that is there, and a
-//! device goes by itself (autoclear) with its last user, whichever mount namespace that lives in.
+//! the file system is then mounted twice and destroyed. So [`Host::attach`] takes over the device that is there, of
+//! whichever kind, and a device goes by itself with its last user, whichever mount namespace that lives in. Beneath that,
+//! both kinds need the vDisk's one exclusive attachment.
 
+mod block_device;
 mod filesystem;
 pub mod linux;
 mod loop_device;
 mod mounts;
+mod nbd_device;
 mod program;
 mod superblock;
 
@@ -30,13 +35,42 @@ use std::{
 };
 use thiserror::Error;
 
-/// A block device, and which use of it: `/dev/loop3` is many devices in the course of a day.
+/// A block device, and which use of it: `/dev/nbd3` is many devices in the course of a day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// `/dev/loop3`.
+    /// `/dev/nbd3`, `/dev/loop3`: it also says which kind it is.
     pub path: PathBuf,
-    /// The kernel's diskseq, which grows with every attach.
+    /// Another number after every attach.
     pub sequence: u64,
+}
+
+/// What carries a vDisk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A loop device over the vDisk's file: dies with ovsd-edge.
+    Loop,
+    /// The kernel's NBD, connected with ovsd: outlives ovsd-edge.
+    Nbd,
+}
+
+impl DeviceKind {
+    /// By the path of a device of ours.
+    pub fn of(path: &Path) -> DeviceKind {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("nbd") { DeviceKind::Nbd } else { DeviceKind::Loop }
+    }
+}
+
+/// Which kind a volume gets that has no device yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum DeviceChoice {
+    /// An NBD device where this kernel has them, a loop device otherwise.
+    #[default]
+    Auto,
+    /// A loop device.
+    Loop,
+    /// An NBD device; without one the mount fails.
+    Nbd,
 }
 
 /// A device that stays attached while this lives, mounted or not.
@@ -65,7 +99,7 @@ pub struct FormatPlan {
 pub enum Health {
     /// It reads.
     Alive,
-    /// The FUSE mount below it died: it will never read or write again.
+    /// The FUSE mount below it died, or it was disconnected: it will never read or write again.
     Dead,
     /// It does not answer now, as while ovsd is being restarted; or it gives an I/O error of its own.
     Unknown,

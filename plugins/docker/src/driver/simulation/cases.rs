@@ -3,6 +3,7 @@
 use super::world::{Disk, Sim, SimRecords};
 use crate::{
     driver::{ContainerUse, Driver, DriverError, Settings, Watch},
+    host::DeviceKind,
     options::Fstype,
     ovsd::{LABEL_FORMATTED, OvsdError},
     record::Records,
@@ -185,9 +186,10 @@ async fn life(machine: &mut Machine, pairs: &[(&str, &str)]) {
 }
 
 /// Kills the plugin at every step of a life, and again some steps after it came back.
-async fn sweep(next_kill: Option<u64>, least_kills: u64) {
+async fn sweep(kind: DeviceKind, next_kill: Option<u64>, least_kills: u64) {
     for step in 0.. {
         let mut machine = Machine::new();
+        machine.sim.set_nbd(kind == DeviceKind::Nbd);
         machine.next_kill = next_kill;
         machine.sim.kill_after(Some(step));
         life(&mut machine, &[("size", "1GiB")]).await;
@@ -200,13 +202,15 @@ async fn sweep(next_kill: Option<u64>, least_kills: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn a_volume_lives_through_a_kill_at_every_step() {
-    sweep(None, 80).await;
+    sweep(DeviceKind::Loop, None, 80).await;
+    sweep(DeviceKind::Nbd, None, 80).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_volume_lives_through_two_kills() {
     for next_kill in [0, 1, 2, 3, 5, 8, 13, 21] {
-        sweep(Some(next_kill), 80).await;
+        sweep(DeviceKind::Loop, Some(next_kill), 80).await;
+        sweep(DeviceKind::Nbd, Some(next_kill), 80).await;
     }
 }
 
@@ -398,6 +402,72 @@ async fn after_the_edge_died_the_next_mount_works() {
         machine.sim.container_writes("a");
         machine.stop("a", "v").await;
         machine.check_nothing_left(1);
+    }
+}
+
+#[tokio::test]
+async fn a_kernel_device_outlives_ovsd_edge() {
+    let mut machine = Machine::new();
+    machine.sim.set_nbd(true);
+    machine.create("v", &[]).await.unwrap();
+    machine.run("a", "v").await;
+    machine.sim.edge_dies();
+    machine.sim.container_writes("a");
+    machine.reconcile("v", 3).await;
+    machine.run("b", "v").await;
+    machine.sim.container_writes("b");
+    machine.sim.container_writes("a");
+    assert_eq!((machine.references("v").await, machine.sim.counts()), (2, (1, 1, 1)));
+    assert_eq!(writes(&machine, "v"), 3);
+    machine.stop("b", "v").await;
+    machine.stop("a", "v").await;
+    machine.check_nothing_left(1);
+}
+
+#[tokio::test]
+async fn after_a_kernel_device_was_fenced_the_next_mount_works() {
+    let mut machine = Machine::new();
+    machine.sim.set_nbd(true);
+    machine.create("v", &[]).await.unwrap();
+    machine.run("a", "v").await;
+    machine.sim.devices_are_fenced();
+    machine.reconcile("v", 1).await;
+    assert_eq!(machine.sim.counts().1, 0, "taken out of the tree");
+    machine.run("b", "v").await;
+    machine.sim.container_writes("b");
+    machine.stop("a", "v").await;
+    machine.sim.container_writes("b");
+    machine.stop("b", "v").await;
+    machine.check_nothing_left(1);
+}
+
+#[tokio::test]
+async fn a_volume_keeps_its_kind_of_device_until_its_last_unmount() {
+    for (before, after) in [(DeviceKind::Loop, DeviceKind::Nbd), (DeviceKind::Nbd, DeviceKind::Loop)] {
+        let mut machine = Machine::new();
+        machine.sim.set_nbd(before == DeviceKind::Nbd);
+        machine.create("v", &[]).await.unwrap();
+        machine.run("a", "v").await;
+        machine.sim.set_nbd(after == DeviceKind::Nbd);
+        machine.restart();
+        machine.run("b", "v").await;
+        assert_eq!(machine.sim.kind(), before);
+        // Also when only a container's namespace still has it.
+        machine.unmount("v", "a").await.unwrap();
+        machine.unmount("v", "b").await.unwrap();
+        assert_eq!(machine.sim.counts(), (1, 0, 1));
+        machine.run("c", "v").await;
+        assert_eq!(machine.sim.kind(), before);
+        let shown = machine.driver.get(&name("v")).await.unwrap().status.device.unwrap();
+        assert_eq!(DeviceKind::of(Path::new(&shown)), before, "{shown}");
+        for container in ["a", "b"] {
+            machine.sim.container_ends(container);
+            machine.containers.remove(container);
+        }
+        machine.stop("c", "v").await;
+        machine.check_nothing_left(1);
+        machine.run("d", "v").await;
+        assert_eq!(machine.sim.kind(), after);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     filesystem_options::MountOptions,
-    host::{Attached, Contents, Device, FormatPlan, Health, Host, HostError, Unmount},
+    host::{Attached, Contents, Device, DeviceKind, FormatPlan, Health, Host, HostError, Unmount},
     options::{Fstype, RootDirectory},
     ovsd::{NewVdisk, Ovsd, OvsdError, Vdisk},
     record::{Record, RecordFiles, Records},
@@ -31,9 +31,12 @@ struct SimVdisk {
 }
 
 #[derive(Debug, Clone)]
-struct SimLoop {
+struct SimDevice {
+    kind: DeviceKind,
     vdisk: VdiskId,
     hold_count: usize,
+    /// ovsd-edge keeps it until somebody has opened it.
+    is_kept_by_edge: bool,
     is_dead: bool,
 }
 
@@ -42,8 +45,10 @@ struct SimLoop {
 pub struct World {
     vdisks: BTreeMap<VdiskId, SimVdisk>,
     trash: Vec<VdiskId>,
-    /// By diskseq.
-    loops: BTreeMap<u64, SimLoop>,
+    /// By sequence.
+    devices: BTreeMap<u64, SimDevice>,
+    /// The kernel has NBD devices, and new ones are of that kind.
+    has_nbd: bool,
     next_sequence: u64,
     next_vdisk: u128,
     /// The host's namespace.
@@ -71,7 +76,7 @@ pub struct SimHold(Sim, u64);
 impl Drop for SimHold {
     fn drop(&mut self) {
         let mut world = self.0.world();
-        if let Some(device) = world.loops.get_mut(&self.1) {
+        if let Some(device) = world.devices.get_mut(&self.1) {
             device.hold_count -= 1;
         }
         world.collect();
@@ -94,16 +99,23 @@ impl World {
     /// Devices go with their last user.
     fn collect(&mut self) {
         let (mounts, namespaces) = (&self.mounts, &self.namespaces);
-        self.loops.retain(|sequence, device| {
+        self.devices.retain(|sequence, device| {
             device.hold_count > 0
+                || device.is_kept_by_edge
                 || mounts.values().any(|mounted| mounted == sequence)
                 || namespaces.iter().any(|(_, mounted)| mounted == sequence)
         });
         for vdisk in self.vdisks.keys() {
             let living =
-                self.loops.values().filter(|device| device.vdisk == *vdisk && !device.is_dead).count();
+                self.devices.values().filter(|device| device.vdisk == *vdisk && !device.is_dead).count();
             assert!(living <= 1, "{living} living devices over one vDisk");
         }
+    }
+
+    fn device(&self, sequence: u64) -> Device {
+        let kind = self.devices.get(&sequence).map_or(DeviceKind::Loop, |device| device.kind);
+        let name = if kind == DeviceKind::Nbd { "nbd" } else { "loop" };
+        Device { path: format!("/dev/{name}{sequence}").into(), sequence }
     }
 
     fn is_mounted(&self, sequence: u64) -> bool {
@@ -112,14 +124,10 @@ impl World {
     }
 
     fn vdisk_below(&mut self, device: &Device) -> Result<&mut SimVdisk, HostError> {
-        let sim_loop = self.loops.get(&device.sequence).filter(|sim_loop| !sim_loop.is_dead);
-        let vdisk = sim_loop.ok_or_else(|| HostError::Failed("I/O error".to_owned()))?.vdisk;
+        let below = self.devices.get(&device.sequence).filter(|below| !below.is_dead);
+        let vdisk = below.ok_or_else(|| HostError::Failed("I/O error".to_owned()))?.vdisk;
         Ok(self.vdisks.get_mut(&vdisk).expect("the vDisk below a device"))
     }
-}
-
-fn device(sequence: u64) -> Device {
-    Device { path: format!("/dev/loop{sequence}").into(), sequence }
 }
 
 impl Sim {
@@ -164,11 +172,34 @@ impl Sim {
         self.world().ovsd_is_away = away;
     }
 
-    /// ovsd-edge dies and is started again.
+    /// ovsd-edge dies and is started again: files with their loop devices are gone, what the kernel speaks to ovsd itself
+    /// goes on.
     pub fn edge_dies(&self) {
-        for device in self.world().loops.values_mut() {
+        let mut world = self.world();
+        for device in world.devices.values_mut() {
+            device.is_dead |= device.kind == DeviceKind::Loop;
+            device.is_kept_by_edge = false;
+        }
+        world.collect();
+    }
+
+    /// `ovs vdisk detach --force`.
+    pub fn devices_are_fenced(&self) {
+        for device in self.world().devices.values_mut() {
             device.is_dead = true;
         }
+    }
+
+    /// From now on new devices are NBD devices, or loop devices again.
+    pub fn set_nbd(&self, has_nbd: bool) {
+        self.world().has_nbd = has_nbd;
+    }
+
+    /// The path of the only device, without its number.
+    pub fn kind(&self) -> DeviceKind {
+        let world = self.world();
+        assert_eq!(world.devices.len(), 1, "devices");
+        world.devices.values().next().expect("a device").kind
     }
 
     pub fn set_busy(&self, target: &Path, busy: bool) {
@@ -183,7 +214,10 @@ impl Sim {
     pub fn container_starts(&self, container: &str, target: &Path) {
         let mut world = self.world();
         let sequence = *world.mounts.get(target).expect("a container starts on a mounted volume");
-        let vdisk = world.vdisk_below(&device(sequence)).expect("living");
+        let vdisk = {
+            let device = world.device(sequence);
+            world.vdisk_below(&device).expect("living")
+        };
         vdisk.handed_out = true;
         assert!(matches!(vdisk.disk, Disk::FileSystem { has_data: true, .. }), "{:?}", vdisk.disk);
         world.namespaces.insert((container.to_owned(), sequence));
@@ -200,7 +234,8 @@ impl Sim {
         let mut world = self.world();
         let found =
             world.namespaces.iter().find(|(name, _)| name == container).map(|(_, sequence)| *sequence);
-        match &mut world.vdisk_below(&device(found.expect("a running container"))).expect("living").disk {
+        let device = world.device(found.expect("a running container"));
+        match &mut world.vdisk_below(&device).expect("living").disk {
             Disk::FileSystem { writes, .. } => *writes += 1,
             other => panic!("writing to {other:?}"),
         }
@@ -232,7 +267,7 @@ impl Sim {
     /// Devices, mounts of the host, vDisks.
     pub fn counts(&self) -> (usize, usize, usize) {
         let world = self.world();
-        (world.loops.len(), world.mounts.len(), world.vdisks.len())
+        (world.devices.len(), world.mounts.len(), world.vdisks.len())
     }
 
     fn find(&self, matches: impl Fn(&Vdisk) -> bool) -> Result<Vec<Vdisk>, OvsdError> {
@@ -307,7 +342,7 @@ impl Ovsd for Sim {
 
     async fn delete(&self, uuid: VdiskId) -> Result<(), OvsdError> {
         self.ask(|world| {
-            if world.loops.values().any(|sim_loop| sim_loop.vdisk == uuid && !sim_loop.is_dead) {
+            if world.devices.values().any(|device| device.vdisk == uuid && !device.is_dead) {
                 return Err(OvsdError::InUse("attached".to_owned()));
             }
             if world.vdisks.remove(&uuid).is_some() {
@@ -345,15 +380,32 @@ impl Host for Sim {
         let sim = self.clone();
         self.act(|world| {
             assert_eq!(world.vdisks[&vdisk].facts.file, file);
-            let found = world.loops.iter().find(|(_, sim_loop)| sim_loop.vdisk == vdisk && !sim_loop.is_dead);
+            let found = world.devices.iter().find(|(_, device)| device.vdisk == vdisk && !device.is_dead);
             let found = found.map(|(sequence, _)| *sequence);
             let sequence = found.unwrap_or_else(|| {
                 world.next_sequence += 1;
-                world.loops.insert(world.next_sequence, SimLoop { vdisk, hold_count: 0, is_dead: false });
+                let kind = if world.has_nbd { DeviceKind::Nbd } else { DeviceKind::Loop };
+                let (hold_count, is_kept_by_edge, is_dead) = (0, false, false);
+                let new = SimDevice { kind, vdisk, hold_count, is_kept_by_edge, is_dead };
+                world.devices.insert(world.next_sequence, new);
                 world.next_sequence
             });
-            world.loops.get_mut(&sequence).expect("just found").hold_count += 1;
-            Ok((device(sequence), found.is_some()))
+            let device = world.devices.get_mut(&sequence).expect("just found");
+            match device.kind {
+                DeviceKind::Loop => device.hold_count += 1,
+                DeviceKind::Nbd => device.is_kept_by_edge = true,
+            }
+            Ok((sequence, found.is_some()))
+        })
+        .and_then(|(sequence, was_there)| {
+            // Between ovsd-edge's answer and the open the plugin may die; the device stays for a while.
+            self.act(|world| {
+                let device = world.devices.get_mut(&sequence).expect("kept");
+                if std::mem::take(&mut device.is_kept_by_edge) {
+                    device.hold_count += 1;
+                }
+                Ok((world.device(sequence), was_there))
+            })
         })
         .map(|(device, was_there)| {
             let hold = SimHold(sim, device.sequence);
@@ -362,20 +414,20 @@ impl Host for Sim {
         .inspect_err(|_| {
             // A descriptor that was opened closes with the process.
             let mut world = self.world();
-            for sim_loop in world.loops.values_mut().filter(|sim_loop| sim_loop.vdisk == vdisk) {
-                sim_loop.hold_count = 0;
+            for device in world.devices.values_mut().filter(|device| device.vdisk == vdisk) {
+                device.hold_count = 0;
             }
             world.collect();
         })
     }
 
     async fn is_attached(&self, device: &Device) -> bool {
-        self.world().loops.contains_key(&device.sequence)
+        self.world().devices.contains_key(&device.sequence)
     }
 
     async fn health(&self, device: &Device, _file: &Path) -> Health {
-        match self.world().loops.get(&device.sequence) {
-            Some(sim_loop) if !sim_loop.is_dead => Health::Alive,
+        match self.world().devices.get(&device.sequence) {
+            Some(device) if !device.is_dead => Health::Alive,
             _ => Health::Dead,
         }
     }
@@ -436,7 +488,8 @@ impl Host for Sim {
     ) -> Result<(), HostError> {
         self.act(|world| {
             let sequence = world.mounts[target];
-            match &mut world.vdisk_below(&device(sequence))?.disk {
+            let device = world.device(sequence);
+            match &mut world.vdisk_below(&device)?.disk {
                 Disk::FileSystem { has_data, .. } => {
                     *has_data |= make;
                     assert!(*has_data || directory == target);
@@ -460,7 +513,7 @@ impl Host for Sim {
     async fn mounted(&self, target: &Path) -> Result<Option<Device>, HostError> {
         let mut world = self.world();
         world.step()?;
-        Ok(world.mounts.get(target).map(|sequence| device(*sequence)))
+        Ok(world.mounts.get(target).map(|sequence| world.device(*sequence)))
     }
 
     async fn mounts_below(&self, directory: &Path) -> Result<Vec<PathBuf>, HostError> {

@@ -1,0 +1,204 @@
+//! What looks after one device for as long as the kernel has it.
+
+use super::{Devices, Kept, blocking, kernel, negotiate};
+use ovs_api::{ApiError, Attachment, ProblemKind};
+use ovs_nbd::ClientError;
+use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    select,
+    time::sleep,
+};
+
+/// How often the kernel is looked at, and for a device that was taken over, ovsd is asked about its connection.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+/// Between two attempts to connect.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// After a hang-up, until the kernel itself has seen it: it replaces only a connection that it knows to be dead, and
+/// says nothing if it does not.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+
+/// Our own descriptor of the socket that the kernel speaks on. Never read or written: it tells of the hang-up, whoever
+/// hung up.
+pub struct Link(AsyncFd<UnixStream>);
+
+impl Link {
+    /// Only hang-ups wake us; the kernel's traffic does not.
+    pub fn new(stream: UnixStream) -> io::Result<Link> {
+        // SAFETY: the stream owns its descriptor, names the same one every time, and is dropped with the registration.
+        let registered = unsafe { AsyncFd::register_with_interest(stream, Interest::PRIORITY) };
+        Ok(Link(registered?))
+    }
+
+    async fn hung_up(&self) {
+        loop {
+            match self.0.ready(Interest::PRIORITY).await {
+                Ok(mut ready) if !ready.ready().is_read_closed() => ready.clear_ready(),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// One device, one task.
+pub struct Keeper {
+    pub devices: Arc<Devices>,
+    pub kept: Arc<Kept>,
+    /// None for a connection that a dead predecessor gave the kernel.
+    pub link: Option<Link>,
+}
+
+/// Why a device got no new connection.
+enum Lost {
+    /// The kernel has it no more.
+    Gone,
+    /// ovsd has fenced it, or the kernel has disconnected it: it is over, though somebody may still have it open.
+    Over(String),
+}
+
+impl Keeper {
+    /// Until the device is gone, or over.
+    pub async fn run(mut self) {
+        if self.link.is_none() {
+            self.take_over().await;
+        }
+        let lost = loop {
+            if !kernel::is_there(&self.kept.kernel) {
+                break Lost::Gone;
+            }
+            if self.kept.is_held_too_long() {
+                // Not waited for: the last close writes out what is dirty, perhaps on the connection made below.
+                self.kept.let_go();
+            }
+            let is_dead = match &self.link {
+                Some(link) => select! {
+                    () = link.hung_up() => true,
+                    () = sleep(LOOK_PERIOD) => false,
+                },
+                None => {
+                    sleep(LOOK_PERIOD).await;
+                    self.is_unconnected().await
+                }
+            };
+            if is_dead {
+                match self.reconnect().await {
+                    Ok(link) => self.link = Some(link),
+                    Err(lost) => break lost,
+                }
+            }
+        };
+        self.end(lost).await;
+    }
+
+    /// A predecessor may have died before it said that the device goes with its last user, and before there was one: said
+    /// again, and opened and closed here, it goes now if nobody has it.
+    async fn take_over(&mut self) {
+        if self.is_unconnected().await {
+            match self.reconnect().await {
+                Ok(link) => self.link = Some(link),
+                // The loop finds out the same.
+                Err(_) => return,
+            }
+        }
+        match self.devices.hold(&self.kept).await {
+            Ok(()) => _ = self.kept.let_go(),
+            Err(error) => {
+                let vdisk = self.kept.kernel.vdisk;
+                tracing::warn!(%vdisk, %error, "a device that was taken over is not left to its users");
+            }
+        }
+    }
+
+    /// True when ovsd says that nobody speaks for this attachment, or that it has ended.
+    async fn is_unconnected(&self) -> bool {
+        match self.devices.rpc.attachment(self.kept.attachment.uuid).await {
+            Ok(attachment) => attachment.is_none_or(|attachment| attachment.connection_count == 0),
+            Err(_) => false,
+        }
+    }
+
+    /// Until there is an ovsd, and the kernel has the new connection.
+    async fn reconnect(&self) -> Result<Link, Lost> {
+        let device = &self.kept.kernel;
+        let mut is_first = true;
+        loop {
+            sleep(SETTLE_TIME).await;
+            // Most hang-ups are the kernel's own, after the last close.
+            if !kernel::is_there(device) {
+                return Err(Lost::Gone);
+            }
+            if std::mem::take(&mut is_first) {
+                tracing::info!(vdisk = %device.vdisk, nbd = device.index, "the device waits for ovsd");
+            }
+            let failure = match self.next_generation().await? {
+                Ok(attachment) => match negotiate(&self.devices.rpc, &attachment).await {
+                    Ok(negotiated) => return self.hand_over(negotiated.stream).await,
+                    Err(ClientError::Refused(reason)) => return Err(Lost::Over(reason)),
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(vdisk = %device.vdisk, failure, "not connected yet");
+            sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// The attachment, with a generation above all that was sent before. An attachment that has ended is not made anew.
+    async fn next_generation(&self) -> Result<Result<Attachment, ApiError>, Lost> {
+        let (rpc, ours) = (&self.devices.rpc, self.kept.attachment.uuid);
+        match rpc.attachment(ours).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Lost::Over("its attachment was ended".to_owned())),
+            Err(error) => return Ok(Err(error)),
+        }
+        match rpc.attach_device(self.kept.kernel.vdisk).await {
+            Ok(attachment) if attachment.uuid == ours => Ok(Ok(attachment)),
+            Ok(other) => {
+                rpc.detach(other.uuid).await;
+                Err(Lost::Over("its attachment was ended".to_owned()))
+            }
+            Err(error) if is_final(&error) => Err(Lost::Over(error.to_string())),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn hand_over(&self, stream: UnixStream) -> Result<Link, Lost> {
+        let device = self.kept.kernel.clone();
+        let given = blocking(move || {
+            kernel::replace_socket(&device, &stream)?;
+            Ok(stream)
+        });
+        match given.await.and_then(Link::new) {
+            Ok(link) => {
+                let device = &self.kept.kernel;
+                tracing::info!(vdisk = %device.vdisk, nbd = device.index, "the device is connected again");
+                Ok(link)
+            }
+            Err(_) if !kernel::is_there(&self.kept.kernel) => Err(Lost::Gone),
+            Err(error) => Err(Lost::Over(format!("the kernel took no new connection: {error}"))),
+        }
+    }
+
+    async fn end(self, lost: Lost) {
+        let Keeper { devices, kept, link } = self;
+        drop(link);
+        let device = kept.kernel.clone();
+        match lost {
+            Lost::Gone => tracing::info!(vdisk = %device.vdisk, nbd = device.index, "device gone"),
+            Lost::Over(reason) => {
+                tracing::error!(vdisk = %device.vdisk, nbd = device.index, reason, "the device is disconnected");
+                if let Err(error) = blocking(move || kernel::disconnect(&device)).await {
+                    tracing::error!(%error, "it was not disconnected");
+                }
+            }
+        }
+        kept.let_go();
+        devices.rpc.detach(kept.attachment.uuid).await;
+        devices.forget(&kept);
+    }
+}
+
+/// True when asking again changes nothing.
+fn is_final(error: &ApiError) -> bool {
+    [ProblemKind::NotFound, ProblemKind::InUse, ProblemKind::Conflict].into_iter().any(|kind| error.is(kind))
+}
