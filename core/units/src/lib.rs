@@ -9,11 +9,13 @@
 mod block;
 mod id;
 mod name;
+mod planted;
 mod size;
 
 pub use block::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange};
 pub use id::{Epoch, JournalIndex, PutId, ScoNumber, Sequence, SnapshotId, VdiskId, VpoolId};
 pub use name::{Name, NameError, VdiskPath, VdiskPathError};
+pub use planted::planted;
 pub use size::{SizeError, format_size, parse_size};
 
 /// The largest vDisk: 64 TiB.

@@ -2,6 +2,7 @@
 
 use super::database::{Database, Family, Writer, run};
 use futures_util::future::LocalBoxFuture;
+use ovs_units::planted;
 use ovs_volume::{Entry, Registry, Revision, Transaction, VolumeError};
 use rocksdb::{Direction, Error, IteratorMode, WriteBatch};
 use std::sync::Arc;
@@ -53,7 +54,8 @@ impl Registry for RocksRegistry {
 fn commit(writer: &Writer<'_>, transaction: Transaction) -> Result<Option<Revision>, Error> {
     for (key, expected) in &transaction.compares {
         let found = writer.get(Family::Registry, key.as_bytes())?;
-        if found.map_or(Revision(0), |bytes| revision_of(&bytes).unwrap_or_default()) != *expected {
+        let found = found.map_or(Revision(0), |bytes| revision_of(&bytes).unwrap_or_default());
+        if found != *expected && !planted("registry: a commit does not compare") {
             return Ok(None);
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     wire::Output,
 };
 use bytes::Bytes;
-use ovs_units::{ByteCount, ByteRange};
+use ovs_units::{ByteCount, ByteRange, planted};
 use std::rc::Rc;
 
 /// A request that was read whole.
@@ -112,7 +112,7 @@ async fn carry_out(
     range: ByteRange,
     payload: Bytes,
 ) -> Result<Outcome, NbdError> {
-    let fua = header.has(command_flag::FUA);
+    let fua = header.has(command_flag::FUA) && !planted("nbd: FUA is ignored");
     match header.command {
         command::READ => {
             let reply = device.read(range).await?;

@@ -1,0 +1,119 @@
+#!/usr/bin/python3
+"""`make planted`: shows that the tests find every planted defect. [NAME...] only those whose name contains one of these.
+
+One build with the feature `planted`; then each defect is chosen by OVS_PLANTED, and the tests that are likely to find it
+run until one fails, or hangs for longer than it may. First all of them run without any defect, and must pass. Prints a
+table: the defect, who finds it, after how long. Exit code 1 when one is not found.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+# A defect may be a deadlock.
+PATIENCE_S = 180
+
+# Test binaries in the order of how quick they are: (package, target kind, name, arguments).
+MODEL = ("ovs-tests", "test", "model", [])
+FOUND = ("ovs-tests", "test", "found", [])
+OFFLINE = ("ovs-tests", "test", "offline", [])
+ENGINE = ("ovs-volume", "test", "engine", [])
+SESSIONS = ("ovs-nbd", "test", "sessions", [])
+LOSSES = ("ovs-volume", "test", "losses", [])
+COMMANDS = ("ovs-nbd", "test", "commands", [])
+BACKEND = ("ovs-backend", "lib", "ovs_backend", [])
+CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [])
+MODEL_FAR = ("ovs-tests", "test", "model", [], {"OVS_SEEDS": "600"})
+
+CORE = [LOSSES, ENGINE, FOUND, OFFLINE, MODEL, MODEL_FAR]
+FINDERS = {"session": [SESSIONS], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND], "registry: a commit": [CLUSTER],
+           "read": [ENGINE, MODEL]}
+
+
+def planted():
+    """Every name in the sources, once each."""
+    names = {}
+    for path in sorted(REPOSITORY.glob("core/*/src/**/*.rs")):
+        for name in re.findall(r'planted\(\s*"([^"]+)"\s*\)', path.read_text()):
+            names.setdefault(name, path.relative_to(REPOSITORY))
+    return names
+
+
+def build():
+    """Builds the test binaries; returns {(package, kind, name): path}."""
+    packages = ["ovs-tests", "ovs-volume", "ovs-nbd", "ovs-backend", "ovs-cluster"]
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", "--features", "ovs-units/planted",
+               *[f"-p{package}" for package in ["ovs-units", *packages]]]
+    built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True).stdout
+    binaries = {}
+    for line in built.splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message.get("executable") and message["profile"]["test"]:
+            package = re.search(r"(ovs-\w+)[@#]|/([\w-]+)#", message["package_id"])
+            kind, name = message["target"]["kind"][0], message["target"]["name"]
+            folder = pathlib.Path(message["manifest_path"]).parent
+            binaries[kind, name, str(folder)] = (message["executable"], folder)
+    return binaries
+
+
+def find(binaries, finder):
+    kinds, name, crate = finder[1], finder[2], finder[0].removeprefix("ovs-")
+    for (kind, target, folder), found in binaries.items():
+        if kind == kinds and target == name and folder.endswith("/" + crate):
+            return found
+    sys.exit(f"there is no test binary {finder}: {sorted(binaries)}")
+
+
+def run(binaries, finder, defect):
+    """What found it, or None."""
+    executable, folder = find(binaries, finder)
+    environment = {**os.environ, "OVS_PLANTED": defect, "RUST_BACKTRACE": "0", **(finder[4] if len(finder) > 4 else {})}
+    try:
+        done = subprocess.run([executable, *finder[3]], cwd=folder, env=environment, timeout=PATIENCE_S, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except subprocess.TimeoutExpired:
+        return f"{finder[0]} {finder[2]}: it hangs"
+    if done.returncode == 0:
+        return None
+    failed = re.findall(r"^test (\S+) \.\.\. FAILED|^(\S+) --- FAILED", done.stdout, re.MULTILINE)
+    tests = ", ".join(a or b for a, b in failed[:2]) or f"exit code {done.returncode}"
+    return f"{finder[0]} {finder[2]}: {tests}" + (f" and {len(failed) - 2} more" if len(failed) > 2 else "")
+
+
+def finders_of(name):
+    for start, finders in FINDERS.items():
+        if name.startswith(start):
+            return finders
+    return CORE
+
+
+def main():
+    names, wanted = planted(), sys.argv[1:]
+    chosen = [name for name in names if not wanted or any(part in name for part in wanted)]
+    binaries = build()
+    used = {json.dumps(finder): finder for name in chosen for finder in finders_of(name) if finder is not MODEL_FAR}
+    for finder in used.values():
+        found = run(binaries, finder, "")
+        if found:
+            sys.exit(f"without any defect: {found}")
+    missed = []
+    for name in chosen:
+        start, who = time.monotonic(), None
+        for finder in finders_of(name):
+            who = run(binaries, finder, name)
+            if who:
+                break
+        if not who:
+            missed.append(name)
+        print(f"{'found ' if who else 'MISSED'} {time.monotonic() - start:5.1f} s  {name}  [{names[name]}]  {who or ''}", flush=True)
+    print(f"planted: {len(chosen) - len(missed)} of {len(chosen)} defects found")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
