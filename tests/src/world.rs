@@ -59,6 +59,8 @@ pub struct World {
     buffer: Rc<MemoryDevice>,
     /// In this life the device has failed, or was told to: the write buffer may go offline.
     device_fails: bool,
+    /// The power was lost, and nothing has been shown since.
+    is_powerless: bool,
     /// In some life it went offline: vDisks may wait for somebody to accept that they have lost something.
     was_offline: bool,
     config: EngineConfig,
@@ -88,6 +90,7 @@ impl World {
             failures_left,
             buffer,
             device_fails: false,
+            is_powerless: false,
             was_offline: false,
             disks: Vec::new(),
             gone: Vec::new(),

@@ -3,7 +3,7 @@
 use crate::map::copy::CopyId;
 use crate::{Revision, VolumeError};
 use ovs_format::journal::Position;
-use ovs_units::{ByteCount, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId, VpoolId};
+use ovs_units::{ByteCount, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId, VpoolId, planted};
 use serde::{Deserialize, Serialize};
 
 /// The registry key under which a vDisk's head is.
@@ -34,7 +34,7 @@ pub(crate) struct Head {
     /// The two newest copies of the map on the backend, the older one first. The journal before that is gone.
     pub(crate) copies: Vec<CopyId>,
     /// Set when it was found that an acknowledged write is lost or wrong.
-    pub(crate) damaged: Option<String>,
+    pub(crate) damaged: Vec<String>,
     /// Set when the write buffer failed under acknowledged writes: some may be lost. Nothing is served until somebody
     /// accepts that.
     pub(crate) lost: Option<String>,
@@ -75,7 +75,7 @@ impl Head {
             epochs: Vec::new(),
             snapshots: Vec::new(),
             copies: Vec::new(),
-            damaged: None,
+            damaged: Vec::new(),
             lost: None,
             accepted: Vec::new(),
             deleted: false,
@@ -109,8 +109,10 @@ impl Head {
 
     /// Did operation `sequence` of `epoch` happen, as far as later epochs know?
     pub(crate) fn accepts(&self, epoch: Epoch, sequence: Sequence) -> bool {
+        let is_known = |(later, after): &(Epoch, Sequence)| *later <= epoch || sequence <= *after;
         sequence > self.sequence
-            && self.epochs.iter().all(|(later, after)| *later <= epoch || sequence <= *after)
+            && (self.epochs.iter().all(is_known)
+                || planted("epoch: what an older one buffered behind its end counts"))
     }
 
     /// Forgets what says nothing any more: of the epochs that start at or before the committed sequence only the

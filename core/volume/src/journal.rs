@@ -4,7 +4,7 @@ use crate::VolumeError;
 use crate::sco::{object_name, vdisk_prefix};
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::{Position, Record};
-use ovs_units::{Epoch, JournalIndex, VdiskId};
+use ovs_units::{Epoch, JournalIndex, VdiskId, planted};
 
 /// The name of a record.
 pub(crate) fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
@@ -73,6 +73,17 @@ pub(crate) async fn read_chain(
         let Record::Start { continues, .. } = must_get(backend, vdisk, start).await? else {
             return Err(VolumeError::Damaged(format!("object {} is no start", record_name(vdisk, start))));
         };
+        if planted("recovery: all of an older epoch counts")
+            && let Some(before) = continues
+            && from.is_none()
+        {
+            let mut end = before;
+            while get(backend, vdisk, Position { index: end.index.next(), ..end }).await?.is_some() {
+                end.index = end.index.next();
+            }
+            last = end;
+            continue;
+        }
         match (continues, from) {
             (None, None) => break,
             (None, Some(from)) => return Err(wrong_chain(vdisk, from)),
@@ -101,11 +112,15 @@ fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
 }
 
 /// The newest record on the backend, found without any registry: the highest epoch that has a start object, then
-/// dense probing (listings may lag).
-pub(crate) async fn newest(backend: &dyn Backend, vdisk: VdiskId) -> Result<Option<Position>, VolumeError> {
+/// dense probing (listings may lag) from there or from `at_least` on.
+pub(crate) async fn newest(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    at_least: Option<Position>,
+) -> Result<Option<Position>, VolumeError> {
     let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
-    let mut newest = None;
+    let mut newest = at_least;
     loop {
         let page = backend.list(&prefix, after.as_ref(), 1000).await?;
         let Some(last) = page.last() else { break };
@@ -148,8 +163,10 @@ pub(crate) async fn remove_before(
     go_on: &dyn Fn() -> Result<(), VolumeError>,
 ) -> Result<(), VolumeError> {
     let prefix = prefix(vdisk);
+    let mut after: Option<ObjectName> = None;
     loop {
-        let page = backend.list(&prefix, None, 1000).await?;
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        after = page.last().map(|last| last.name.clone());
         let is_old = |name: &ObjectName| position_of(name, &prefix).is_some_and(|at| at < position);
         let old: Vec<&ObjectName> =
             page.iter().map(|object| &object.name).filter(|name| is_old(name)).collect();
@@ -193,6 +210,9 @@ pub(crate) async fn check_not_older(
     let next = next_of(epoch, position);
     let newer = backend.list(&prefix(vdisk), Some(&record_name(vdisk, next)), 1).await?;
     // Listings may lag; what is probed may be gone, with the journal before a copy of the map.
+    if planted("registry: an older one than the backend is believed") {
+        return Ok(());
+    }
     let two_on = Position { index: next.index.next(), ..next };
     if !newer.is_empty() || get(backend, vdisk, two_on).await?.is_some() {
         return Err(VolumeError::Refused(format!(

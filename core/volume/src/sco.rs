@@ -4,7 +4,7 @@ use crate::VolumeError;
 use bytes::Bytes;
 use ovs_backend::{Backend, ObjectName};
 use ovs_format::sco::{self, ScoRef};
-use ovs_units::{CLUSTER_SIZE_BYTES, Epoch, PutId, ScoNumber, VdiskId};
+use ovs_units::{CLUSTER_SIZE_BYTES, Epoch, PutId, ScoNumber, VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -86,7 +86,7 @@ impl ScoHeaders {
         let clusters = bytes.chunks(CLUSTER_SIZE_BYTES as usize);
         for (index, (cluster, expected)) in clusters.zip(&checksums[offset as usize..]).enumerate() {
             let found = ovs_format::checksum(cluster);
-            if found != *expected {
+            if found != *expected && !planted("read: an SCO's clusters are not verified") {
                 let at = offset as usize + index;
                 return Err(VolumeError::Damaged(format!(
                     "object {name}, cluster {at}: checksum {found:08x} where {expected:08x} was expected"

@@ -20,27 +20,15 @@ pub(super) struct Life {
 }
 
 impl World {
-    /// An engine over what there is, no vDisk opened yet.
+    /// An engine over what there is, no vDisk opened yet. Sometimes it is the second or third that tries: the others
+    /// died on the way.
     pub(super) fn be_born(&mut self) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .map_err(|error| format!("no runtime: {error}"))?;
-        self.life = Some(Life { vdisks: BTreeMap::new(), engine: None, local: LocalSet::new(), runtime });
-        let (config, random) = (self.config.clone(), Rc::clone(&self.random));
-        let (registry, pages) = (Rc::clone(&self.registry), Rc::clone(&self.pages));
-        let buffer = Rc::clone(&self.buffer);
-        let engine = self.run(async move {
-            let parts = EngineParts {
-                clock: Rc::new(SystemClock::new()),
-                chance: random.clone(),
-                registry: Rc::new(UnsettledRegistry { inner: registry, random: random.clone() }),
-                pages: Rc::new(UnsettledPages { inner: pages, random }),
-                buffer,
-            };
-            Engine::open(config, parts).await
-        })?;
+        while self.random.one_in(4) {
+            self.die_while_opening()?;
+        }
+        self.begin_life()?;
+        let opening = self.opening();
+        let engine = self.run(opening)?;
         let backend: Rc<dyn Backend> = self.backend.clone();
         let vpool = self.vpool;
         let attached = engine.clone();
@@ -49,6 +37,53 @@ impl World {
             Ok(())
         })?;
         self.life_mut()?.engine = Some(engine);
+        Ok(())
+    }
+
+    fn begin_life(&mut self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .map_err(|error| format!("no runtime: {error}"))?;
+        self.life = Some(Life { vdisks: BTreeMap::new(), engine: None, local: LocalSet::new(), runtime });
+        Ok(())
+    }
+
+    fn opening(&self) -> impl Future<Output = Result<Engine, VolumeError>> + 'static {
+        let (config, random) = (self.config.clone(), Rc::clone(&self.random));
+        let (registry, pages) = (Rc::clone(&self.registry), Rc::clone(&self.pages));
+        let buffer = Rc::clone(&self.buffer);
+        let parts = EngineParts {
+            clock: Rc::new(SystemClock::new()),
+            chance: random.clone(),
+            registry: Rc::new(UnsettledRegistry { inner: registry, random: random.clone() }),
+            pages: Rc::new(UnsettledPages { inner: pages, random }),
+            buffer,
+        };
+        Engine::open(config, parts)
+    }
+
+    /// Nothing is served yet, so nothing need stay of what was read; with the power, unsynced blocks go as well.
+    fn die_while_opening(&mut self) -> Result<(), Failure> {
+        self.begin_life()?;
+        let (opening, turns) = (self.opening(), self.random.below(400));
+        self.run(async move {
+            let some_turns = async {
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                opened = opening => opened.map(drop),
+                () = some_turns => Ok(()),
+            }
+        })?;
+        self.die();
+        if self.is_powerless && self.random.one_in(2) {
+            self.buffer.lose_power();
+        }
         Ok(())
     }
 

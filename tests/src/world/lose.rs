@@ -44,7 +44,9 @@ impl World {
     pub(super) fn lose_power(&mut self) -> Result<(), Failure> {
         self.die();
         self.buffer.lose_power();
+        self.is_powerless = true;
         self.be_born()?;
+        self.is_powerless = false;
         self.open_all()?;
         for index in 0..self.disks.len() {
             let disk = &mut self.disks[index];

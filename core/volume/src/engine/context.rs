@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) next_page: Cell<u64>,
     /// Held while a checkpoint is stored.
     pub(crate) checkpoint_turn: tokio::sync::Mutex<()>,
+    /// How many copies of maps are being taken in: their pages have no record yet, and no sweep may begin.
+    taking_in: Cell<u32>,
     /// Up to which page the last sweep went, and how many it left.
     pub(super) swept: Cell<(u64, u64)>,
     pub(crate) destage_turns: Semaphore,
@@ -53,11 +55,22 @@ impl Context {
             sco_headers: ScoHeaders::default(),
             next_page: Cell::new(next_page),
             checkpoint_turn: tokio::sync::Mutex::new(()),
+            taking_in: Cell::new(0),
             swept: Cell::new((0, 0)),
             destage_turns,
             destage_moved_at: Cell::new(Duration::ZERO),
             open: RefCell::default(),
         }
+    }
+
+    /// While this lives no sweep begins.
+    pub(crate) fn no_sweep(&self) -> NoSweep<'_> {
+        self.taking_in.set(self.taking_in.get() + 1);
+        NoSweep(self)
+    }
+
+    pub(super) fn may_sweep(&self) -> bool {
+        self.taking_in.get() == 0
     }
 
     pub(super) fn note_open(&self, vdisk: &Vdisk) {
@@ -113,5 +126,14 @@ impl Context {
             }
         }
         Ok(revision)
+    }
+}
+
+/// See [`Context::no_sweep`].
+pub(crate) struct NoSweep<'a>(&'a Context);
+
+impl Drop for NoSweep<'_> {
+    fn drop(&mut self) {
+        self.0.taking_in.set(self.0.taking_in.get() - 1);
     }
 }

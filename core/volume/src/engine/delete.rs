@@ -14,7 +14,7 @@ use crate::vdisk::finish_even_if_dropped;
 use crate::{Transaction, Vdisk, VolumeError};
 use bytes::Bytes;
 use ovs_backend::{Backend, Urgency};
-use ovs_units::{VdiskId, VpoolId};
+use ovs_units::{VdiskId, VpoolId, planted};
 use std::rc::Rc;
 
 impl Engine {
@@ -28,9 +28,11 @@ impl Engine {
             let Some(head) = engine.head_of(id).await? else {
                 return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
             };
-            backend
-                .put(&journal::tombstone_name(id), vec![Bytes::from_static(b"deleted")], Urgency::Reserve)
-                .await?;
+            if !planted("delete: no tombstone") {
+                backend
+                    .put(&journal::tombstone_name(id), vec![Bytes::from_static(b"deleted")], Urgency::Reserve)
+                    .await?;
+            }
             let open = engine.inner.vdisks.borrow().get(&id).cloned();
             let head = engine.mark_deleted(id, open.as_ref(), head).await?;
             if head.snapshots.iter().all(|snapshot| snapshot.clones.is_empty()) {

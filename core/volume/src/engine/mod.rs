@@ -21,7 +21,7 @@ use crate::map::{Table, Tree};
 use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
 use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
-use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
+use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -162,7 +162,9 @@ impl Engine {
         parent
             .inner
             .commit_with(put, |parent_head| {
-                if let Some(entry) = parent_head.snapshot_mut(snapshot) {
+                if let Some(entry) = parent_head.snapshot_mut(snapshot)
+                    && !planted("clone: it does not register on its snapshot")
+                {
                     entry.clones.push(id);
                 }
             })
@@ -239,14 +241,10 @@ impl Engine {
     }
 
     async fn tell_damage(&self, vdisk: &Vdisk) -> Result<(), VolumeError> {
-        let mine = |(whose, _): &&(Option<VdiskId>, String)| whose.is_none_or(|whose| whose == vdisk.id());
-        let reason = self.inner.damage.borrow().iter().find(mine).map(|(_, reason)| reason.clone());
-        match reason {
-            Some(reason) if !vdisk.inner.head.borrow().head.accepted.contains(&reason) => {
-                vdisk.damaged(reason).await
-            }
-            _ => Ok(()),
-        }
+        let is_mine = |whose: &Option<VdiskId>| whose.is_none_or(|whose| whose == vdisk.id());
+        let damage = self.inner.damage.borrow().clone();
+        let mine = damage.into_iter().filter(|(whose, _)| is_mine(whose)).map(|(_, reason)| reason);
+        vdisk.damaged(mine.collect()).await
     }
 
     fn keep(&self, vdisk: Vdisk) {

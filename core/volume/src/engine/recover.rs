@@ -6,7 +6,7 @@ use crate::journal;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
-use ovs_units::{SnapshotId, VdiskId, VpoolId};
+use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -94,7 +94,11 @@ impl Engine {
             head.epoch = head.epoch.max(old.epoch);
         }
         self.link_clones(id, &mut head).await?;
-        head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+        head.snapshots.retain(|snapshot| {
+            !snapshot.hidden
+                || (!snapshot.clones.is_empty()
+                    && !planted("recovery: hidden snapshots of clones are dropped"))
+        });
         let revision = known.map_or(Revision(0), |known| known.revision);
         let mut transaction =
             Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());

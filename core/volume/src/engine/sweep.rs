@@ -22,6 +22,10 @@ impl Engine {
         let context = &self.inner.context;
         let (up_to, records) = {
             let _no_checkpoint = context.checkpoint_turn.lock().await;
+            // What is taken in from now on has higher numbers.
+            if !context.may_sweep() {
+                return Ok(0);
+            }
             (PageId(context.next_page.get().saturating_sub(1)), context.pages.records().await?)
         };
         let mut live = HashSet::new();

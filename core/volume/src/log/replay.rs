@@ -13,7 +13,7 @@ use bytes::Bytes;
 use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VoidRange,
 };
-use ovs_units::VdiskId;
+use ovs_units::{VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -96,14 +96,18 @@ impl Log {
         for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
             segments.push(scan(&*device, slot, header, limit_lsn).await?);
         }
-        rewrite_unattested(&*device, &segments).await?;
+        if !planted("replay: what an earlier process failed to sync is not written again") {
+            rewrite_unattested(&*device, &segments).await?;
+        }
         let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
         let (replay, open_end) = log.take_in(segments);
         for slot in unused {
             log.state.free.borrow_mut().push_back(FreeSlot { slot, after_order: 0, after_lsn: 0 });
         }
         wipe(&*log.state.device, &replay.dropped).await?;
-        log.persist_end(open_end).await?;
+        if !planted("replay: the end it chose is not made stable") {
+            log.persist_end(open_end).await?;
+        }
         log.start();
         Ok((log, replay))
     }
@@ -122,6 +126,7 @@ impl Log {
             .map(|gap| gap.lsn)
             .filter(|lsn| *lsn >= attested && !is_void(*lsn))
             .min()
+            .filter(|_| !planted("replay: it does not stop at a hole"))
             .unwrap_or(u64::MAX);
         let holes: Vec<u64> = segments.iter().flat_map(|s| &s.gaps).map(|gap| gap.lsn).collect();
         // What is void was written again in its order, or the log ended there. Behind a hole in it the old copies would
@@ -169,6 +174,16 @@ impl Log {
             {
                 let (slot, generation, offset) = (segment.slot, segment.generation, cut.offset);
                 open_end = Some(OpenEnd { slot, generation, offset, lsn: end_lsn });
+            }
+            let end_lsn = match planted("replay: one batch too few") {
+                true => end_lsn.saturating_sub(1),
+                false => end_lsn,
+            };
+            // A second crash must not find it again behind the seal that ends the log now.
+            if found.header.start_lsn > end_lsn
+                && !planted("replay: what it dropped is found by the next one")
+            {
+                replay.dropped.push((found.slot, 0));
             }
             for batch in found.batches.into_iter().filter(|batch| batch.header.lsn < end_lsn) {
                 if is_behind_a_hole(batch.header.lsn, &found.header.voids) {
@@ -363,7 +378,11 @@ async fn read_batch(
         RecordKind::Zero => &[],
     });
     let is_good = payload.as_ref().is_some_and(|payload| {
-        payload.chunks(BLOCK_BYTES).zip(checksums).all(|(cluster, sum)| ovs_format::checksum(cluster) == *sum)
+        planted("replay: payloads are not verified")
+            || payload
+                .chunks(BLOCK_BYTES)
+                .zip(checksums)
+                .all(|(cluster, sum)| ovs_format::checksum(cluster) == *sum)
     });
     if is_good {
         let end = payload_offset + length as u64;

@@ -8,7 +8,7 @@ use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, VOIDS_MAX,
     VoidRange,
 };
-use ovs_units::CLUSTER_SIZE_BYTES;
+use ovs_units::{CLUSTER_SIZE_BYTES, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -49,6 +49,9 @@ impl Log {
     pub(crate) async fn sync(&self) -> Result<(), VolumeError> {
         self.check_online()?;
         let (lsn, order) = (self.state.written_lsn.get(), self.state.written_order.get());
+        if planted("log: a flush does not wait") {
+            return Ok(());
+        }
         loop {
             let synced = self.state.synced.notified();
             tokio::pin!(synced);
@@ -139,6 +142,11 @@ impl Log {
         // The number is taken before the write: should it fail half way, nothing else will ever bear it.
         state.next_lsn.set(lsn + 1);
         state.current_offset.set(offset + length);
+        if planted("log: acknowledged before it is written") {
+            self.batch_is_written(batch, &segment, offset + header_bytes as u64, lsn);
+            self.write_to(&segment, offset, parts).await?;
+            return Ok(());
+        }
         self.write_to(&segment, offset, parts).await?;
         state.log_written_bytes.set(state.log_written_bytes.get() + length);
         self.batch_is_written(batch, &segment, offset + header_bytes as u64, lsn);
@@ -177,7 +185,10 @@ impl Log {
             let (lsn, order) = (state.synced_lsn.get(), state.synced_order.get());
             // What superseded a slot's old records must be stable before they go. Slots become free in the order of
             // that, so the oldest free one is the first that may be used.
-            let reusable = |free: &FreeSlot| free.after_lsn <= lsn && free.after_order <= order;
+            let reusable = |free: &FreeSlot| {
+                (free.after_lsn <= lsn && free.after_order <= order)
+                    || planted("log: a slot is used again before what superseded it is stable")
+            };
             let index = state.free.borrow().iter().position(reusable);
             if let Some(free) = index.and_then(|index| state.free.borrow_mut().remove(index)) {
                 return self.start_segment(free.slot).await;
@@ -262,6 +273,9 @@ impl Log {
         self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await?;
         // Stable before the first batch: else a power loss could leave the old header over new batches, and the old
         // segment would look damaged.
+        if planted("log: a segment's header is not synced before its batches") {
+            return Ok(());
+        }
         let _turn = state.sync_turn.lock().await;
         state.device.sync(slot).await
     }
@@ -285,6 +299,7 @@ impl Log {
                 Ok(false) => {
                     return Err(std::io::Error::other("no slot is left for what has to be written again"));
                 }
+                Err(_) if planted("log: a failed sync is asked again") => {}
                 Err((segment, error)) => {
                     tracing::error!(slot = segment.slot, %error, "a sync of the write buffer failed; its segment is retired");
                     self.retire(&segment).await;
@@ -308,8 +323,9 @@ impl Log {
         }
         let dirty: Vec<(Rc<Segment>, u64)> =
             state.dirty.borrow().values().map(|segment| (segment.clone(), segment.touches.get())).collect();
-        for (segment, _) in dirty.iter().filter(|(segment, _)| !segment.retired.get()) {
-            if segment.sync_failed.get() {
+        let skipped = if planted("log: only the newest segment is synced") { dirty.len() - 1 } else { 0 };
+        for (segment, _) in dirty.iter().skip(skipped).filter(|(segment, _)| !segment.retired.get()) {
+            if segment.sync_failed.get() && !planted("log: a failed sync is asked again") {
                 return Err((segment.clone(), std::io::Error::other("a sync of it has failed before")));
             }
             state.syncs.set(state.syncs.get() + 1);
@@ -365,6 +381,11 @@ impl Log {
         state.written_lsn.set(void.to_lsn);
         state.note_void(void);
         let mut lost = state.unsynced.take();
+        if planted("log: only the failed segment's records are written again") {
+            lost.retain(|record| {
+                record.place.borrow().as_ref().is_some_and(|at| Rc::ptr_eq(&at.segment, segment))
+            });
+        }
         state.unsynced_bytes.set(0);
         while !lost.is_empty() {
             let batch = self.take_batch_of(&mut lost);

@@ -6,7 +6,7 @@ use crate::{PageId, PageStore, VolumeError};
 use bytes::Bytes;
 use ovs_format::journal::Position;
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
-use ovs_units::{Sequence, SnapshotId, VdiskId};
+use ovs_units::{Sequence, SnapshotId, VdiskId, planted};
 use std::{cell::Cell, collections::HashMap, rc::Rc};
 
 /// The maps of a vDisk and its snapshots as of one journal position.
@@ -31,7 +31,10 @@ impl Checkpoint {
             NewPages { next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
         let record = CheckpointRecord {
             epoch: self.position.epoch,
-            index: self.position.index,
+            index: match planted("checkpoint: it names the record after its own") {
+                true => self.position.index.next(),
+                false => self.position.index,
+            },
             sequence: self.sequence,
             root: pages.root(&self.tree),
             table_pages: self.table.chunks.iter().map(|chunk| pages.chunk(chunk)).collect(),

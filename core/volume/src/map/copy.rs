@@ -84,14 +84,14 @@ pub(crate) async fn bytes_of(
     Ok(all.iter().filter(|(_, other, ..)| *other == copy).map(|(.., bytes)| bytes).sum())
 }
 
-/// Removes everything of any copy but these.
-pub(crate) async fn remove_others(
+/// Removes everything of the copies that `is_old` names.
+pub(crate) async fn remove(
     backend: &dyn Backend,
     vdisk: VdiskId,
-    kept: &[CopyId],
+    is_old: impl Fn(CopyId) -> bool,
 ) -> Result<(), VolumeError> {
     for (name, copy, ..) in objects(backend, vdisk).await? {
-        if !kept.contains(&copy) {
+        if is_old(copy) {
             backend.delete(&name).await?;
         }
     }
@@ -208,7 +208,7 @@ pub(crate) async fn restore(
 ) -> Result<(), VolumeError> {
     let root = get(backend, vdisk, copy).await?;
     // Pages without a record yet would be swept.
-    let _no_sweep = context.checkpoint_turn.lock().await;
+    let _no_sweep = context.no_sweep();
     let mut numbers: HashMap<u64, u64> = HashMap::new();
     let mut number = |label: u64| {
         *numbers.entry(label).or_insert_with(|| context.next_page.replace(context.next_page.get() + 1))

@@ -9,7 +9,7 @@
 
 use crate::{PageId, PageStore, VolumeError};
 use ovs_format::page::{self, ChildEntry, FANOUT, RootEntry};
-use ovs_units::{Cluster, ClusterCount, ClusterRange};
+use ovs_units::{Cluster, ClusterCount, ClusterRange, planted};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -197,7 +197,7 @@ fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
                 let (from, to) = (start.max(index * span), end.min((index + 1) * span));
                 let slot = &mut children[(index % FANOUT as u64) as usize];
                 mapped -= slot.as_ref().map_or(0, |below| below.mapped);
-                if to - from == span {
+                if to - from == span && !planted("map: zeros of a whole page are forgotten") {
                     *slot = None; // whole: what was there need not even be loaded
                 }
                 if packed != 0 {
@@ -241,7 +241,9 @@ impl Child {
             self.page = Rc::new(Page { id: Cell::new(0), node: RefCell::new(node) });
         }
         let page = Rc::get_mut(&mut self.page).expect("a page that was just made has one owner");
-        page.id.set(0);
+        if !planted("map: a changed page keeps its stored number") {
+            page.id.set(0);
+        }
         Rc::make_mut(page.node.get_mut().as_mut().expect("pages are prepared before they are changed"))
     }
 }

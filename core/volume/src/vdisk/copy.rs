@@ -13,7 +13,7 @@ use crate::VolumeError;
 use crate::journal;
 use crate::map::copy::{self, CopyId};
 use bytes::Bytes;
-use ovs_units::PutId;
+use ovs_units::{PutId, planted};
 use std::rc::Rc;
 
 /// What reading one more object costs a recovery, in bytes that it could read instead.
@@ -44,6 +44,7 @@ impl Inner {
 
     async fn copy_map(self: &Rc<Self>) -> Result<(), VolumeError> {
         let Ok(_copying) = self.copying.try_lock() else { return Ok(()) };
+        self.check_not_ended()?;
         if self.journal_weight.get().is_none() {
             self.weigh_journal().await?;
         }
@@ -54,6 +55,7 @@ impl Inner {
         // 1.
         let (maps, mut head) = {
             let _meta = self.meta.lock().await;
+            self.check_not_ended()?;
             let Some(maps) = self.store_checkpoint().await? else { return Ok(()) };
             (maps, self.head.borrow().head.clone())
         };
@@ -71,10 +73,10 @@ impl Inner {
         let bytes = match put {
             Ok(bytes) => bytes,
             Err(error) => {
-                // Half a copy only takes room. What stays goes after the next whole one.
-                let kept = self.head.borrow().head.copies.clone();
+                // Half a copy only takes room. What stays goes after the next whole one, which is not tried soon.
+                self.copy_after.set(weight + self.context.config.copy_map_after);
                 if !self.is_ended.get() {
-                    copy::remove_others(&*self.backend, self.id, &kept).await.ok();
+                    copy::remove(&*self.backend, self.id, |copy| copy == this).await.ok();
                 }
                 return Err(error);
             }
@@ -82,6 +84,13 @@ impl Inner {
         // 3.
         {
             let _meta = self.meta.lock().await;
+            // Who has lost the vDisk without knowing it learns it here: from the registry if that is shared with the
+            // new owner, else from what the new owner has put on the backend.
+            if !planted("copy: a stale owner cuts the journal too") {
+                let head = self.head.borrow().head.clone();
+                let position = head.position().unwrap_or(position);
+                journal::check_not_older(&*self.backend, self.id, head.epoch, position).await?;
+            }
             self.commit(|head| head.note_copy(this)).await?;
         }
         self.copy_after.set(self.context.config.copy_map_after.max(bytes));
@@ -89,7 +98,19 @@ impl Inner {
         self.journal_weight.set(Some(since.saturating_sub(weight)));
         // 4.
         let kept = self.head.borrow().head.copies.clone();
-        copy::remove_others(&*self.backend, self.id, &kept).await?;
+        // Those of a higher epoch are not ours to judge.
+        let epoch = self.epoch();
+        let is_old = |copy: CopyId| !kept.contains(&copy) && copy.position().epoch <= epoch;
+        copy::remove(&*self.backend, self.id, is_old).await?;
+        if planted("copy: the journal is cut after the copy, not before it")
+            && let [.., newest] = kept[..]
+        {
+            let next = ovs_format::journal::Position {
+                index: newest.position().index.next().next(),
+                ..newest.position()
+            };
+            journal::remove_before(&*self.backend, self.id, next, &go_on).await?;
+        }
         if let [older, _] = kept[..] {
             journal::remove_before(&*self.backend, self.id, older.position(), &go_on).await?;
         }

@@ -8,7 +8,9 @@ use crate::map::Tree;
 use crate::{Transaction, VolumeError};
 use bytes::Bytes;
 use ovs_format::journal::{Position, Record};
-use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Cluster, JournalIndex, SnapshotId, VDISK_SIZE_BYTES_MAX};
+use ovs_units::{
+    ByteCount, CLUSTER_SIZE_BYTES, Cluster, JournalIndex, SnapshotId, VDISK_SIZE_BYTES_MAX, planted,
+};
 use std::{rc::Rc, time::Duration};
 
 /// A journal record that the backend does not take within this time is given up, with its epoch.
@@ -72,7 +74,9 @@ impl Vdisk {
                     head.prune_epochs();
                 })
                 .await?;
-            inner.last_sequence.set(sequence);
+            if !planted("rollback: later writes take its place in the order") {
+                inner.last_sequence.set(sequence);
+            }
             *inner.tree.borrow_mut() = tree;
             inner.size.set(size);
             Ok(())
@@ -113,7 +117,7 @@ impl Vdisk {
                     head.size = size;
                 })
                 .await?;
-            if shrinks {
+            if shrinks && !planted("shrink: what is cut off stays in the map") {
                 inner.tree.borrow_mut().set(tail, None);
             }
             inner.size.set(size);
@@ -183,7 +187,9 @@ impl Inner {
         self.check_serving_or_closing()?;
         let starts_after = self.last_sequence.get();
         self.commit(|head| {
-            head.epoch = head.epoch.next();
+            if !planted("epoch: an opening does not raise it") || head.epoch.0 == 0 {
+                head.epoch = head.epoch.next();
+            }
             head.epochs.push((head.epoch, starts_after));
             head.prune_epochs();
         })
@@ -198,7 +204,9 @@ impl Inner {
             properties: if is_new { Bytes::from(head.properties) } else { Bytes::new() },
         };
         let position = Position { epoch: head.epoch, index: JournalIndex(0) };
-        self.put_in_journal(position, &start).await?;
+        if !planted("epoch: no start object") {
+            self.put_in_journal(position, &start).await?;
+        }
         self.commit(|head| head.set_position(position)).await?;
         self.started.set(true);
         Ok(())

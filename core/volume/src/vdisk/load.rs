@@ -125,29 +125,28 @@ impl Vdisk {
         records.dedup_by_key(|record| record.header.sequence);
         let mut snapshots: VecDeque<Rc<SnapshotNode>> =
             inner.snapshots.borrow().iter().filter(|node| node.tree().is_none()).cloned().collect();
-        let mut next = head.sequence;
-        self.mark_snapshots(&mut snapshots, next);
+        let mut last = head.sequence;
         for record in records {
-            next = record.header.sequence;
+            // Those before it, by their own numbers: the write that a snapshot ends with may be lost.
+            self.mark_snapshots(&mut snapshots, Sequence(record.header.sequence.0 - 1));
+            last = record.header.sequence;
             let active = inner.active.borrow().clone();
             active.insert(record, inner.context.clock.now());
-            inner.last_sequence.set(next);
-            self.mark_snapshots(&mut snapshots, next);
+            inner.last_sequence.set(last);
         }
-        if let Some(lost) = snapshots.front() {
-            // A snapshot returned only after its records were stable: their loss is damage.
-            let reason = format!(
-                "snapshot {} needs write {} and the write buffer ends at {next}",
-                lost.name, lost.sequence
-            );
-            if head.accepted.contains(&reason) {
-                // Its end is where the write buffer ends now.
-                snapshots.drain(..).for_each(|node| inner.mark(node));
-                return Ok(());
-            }
-            return self.damaged(reason).await;
+        self.mark_snapshots(&mut snapshots, last);
+        // A snapshot returned only after its records were stable: their loss is damage. What is there of it is all that
+        // it will ever have: it ends here, and its numbers are not given to anybody else.
+        let reason = |lost: &Rc<SnapshotNode>| {
+            let SnapshotNode { name, id, sequence, .. } = &**lost;
+            format!("snapshot {name} ({id}) needs write {sequence}, which the write buffer does not have")
+        };
+        let reasons = snapshots.iter().map(reason).collect();
+        if let Some(lost) = snapshots.back() {
+            inner.last_sequence.set(last.max(lost.sequence));
+            self.mark_snapshots(&mut snapshots, Sequence(u64::MAX));
         }
-        Ok(())
+        self.damaged(reasons).await
     }
 
     fn mark_snapshots(&self, snapshots: &mut VecDeque<Rc<SnapshotNode>>, sequence: Sequence) {
@@ -174,7 +173,7 @@ impl Vdisk {
             tracing::warn!(vdisk = %inner.id, loss = told, "a loss was accepted: the vDisk serves again");
             inner
                 .commit(|head| {
-                    head.accepted.extend(head.damaged.take());
+                    head.accepted.append(&mut head.damaged);
                     head.lost = None;
                 })
                 .await?;
@@ -191,11 +190,18 @@ impl Vdisk {
         self.inner.commit(|head| head.lost = Some(reason)).await
     }
 
-    /// Keeps in the head that something acknowledged is lost; the vDisk does not serve any more.
-    pub(crate) async fn damaged(&self, reason: String) -> Result<(), VolumeError> {
-        tracing::error!(vdisk = %self.inner.id, reason, "vDisk is damaged");
-        let _meta = self.inner.meta.lock().await;
-        self.inner.commit(|head| head.damaged = Some(reason)).await
+    /// Keeps in the head that something acknowledged is lost, unless that is known and accepted; the vDisk does not serve
+    /// any more.
+    pub(crate) async fn damaged(&self, mut reasons: Vec<String>) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        let _meta = inner.meta.lock().await;
+        let head = inner.head.borrow().head.clone();
+        reasons.retain(|reason| !head.accepted.contains(reason) && !head.damaged.contains(reason));
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        tracing::error!(vdisk = %inner.id, reason = reasons.join("; "), "vDisk is damaged");
+        inner.commit(|head| head.damaged.append(&mut reasons)).await
     }
 }
 
@@ -358,9 +364,12 @@ pub(crate) async fn metadata_of(
     id: VdiskId,
     vpool: ovs_units::VpoolId,
 ) -> Result<Option<Head>, VolumeError> {
-    let Some(newest) = journal::newest(backend, id).await? else { return Ok(None) };
+    let copies = copy::list(backend, id).await?;
+    // A copy shows that its record was there, whatever a listing of the journal says.
+    let at_least = copies.first().map(CopyId::position);
+    let Some(newest) = journal::newest(backend, id, at_least).await? else { return Ok(None) };
     let mut first_reason = None;
-    for copy in copy::list(backend, id).await?.into_iter().filter(|copy| copy.position() <= newest) {
+    for copy in copies.into_iter().filter(|copy| copy.position() <= newest) {
         match metadata_from_copy(backend, id, copy, newest).await {
             // Damaged, or of an owner that was none any more.
             Err(VolumeError::Damaged(reason)) => {

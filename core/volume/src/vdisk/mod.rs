@@ -192,8 +192,9 @@ impl Inner {
         if let Err(VolumeError::Offline(reason)) = self.context.log.check_online() {
             return VdiskState::Offline(reason);
         }
-        if let Some(reason) = &self.head.borrow().head.damaged {
-            return VdiskState::Damaged(reason.clone());
+        let damaged = &self.head.borrow().head.damaged;
+        if !damaged.is_empty() {
+            return VdiskState::Damaged(damaged.join("; "));
         }
         if let Some(reason) = &self.head.borrow().head.lost {
             return VdiskState::Offline(reason.clone());

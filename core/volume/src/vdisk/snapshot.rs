@@ -8,7 +8,7 @@ use crate::head::{Head, HeadSnapshot};
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
 use ovs_format::journal::Record;
-use ovs_units::{ByteCount, Name, Sequence, SnapshotId, VdiskId};
+use ovs_units::{ByteCount, Name, Sequence, SnapshotId, VdiskId, planted};
 use std::{cell::RefCell, rc::Rc};
 
 /// A snapshot in memory: its map, once everything in it is on the backend.
@@ -94,8 +94,10 @@ impl Vdisk {
             let node = SnapshotNode::of(&entry, None);
             inner.mark(node.clone());
             // 2. Make what it contains stable. What was accepted and not yet written is part of it too.
-            inner.wait_for_layers().await?;
-            inner.context.log.sync().await?;
+            if !planted("snapshot: it returns before its writes are stable") {
+                inner.wait_for_layers().await?;
+                inner.context.log.sync().await?;
+            }
             // 3. Record it, 4. commit.
             let (name, created_ms) = (entry.name.clone(), entry.created_ms);
             let record = Record::Snapshot { id, name, created_ms, sequence, size };
@@ -174,7 +176,9 @@ impl Inner {
     /// Seals, and has the snapshot end with what is sealed. With nothing sealed its map is the vDisk's own, unless that
     /// still hangs in the air: then an empty layer carries the mark until it is resolved.
     pub(super) fn mark(&self, node: Rc<SnapshotNode>) {
-        self.seal();
+        if !planted("snapshot: the layer is not sealed") {
+            self.seal();
+        }
         let mut sealed = self.sealed.borrow_mut();
         if sealed.is_empty() && self.base.borrow().is_some() {
             let carrier = Layer::new();
@@ -251,7 +255,7 @@ impl Inner {
     pub(crate) async fn release_clone(&self, id: SnapshotId, clone: VdiskId) -> Result<(), VolumeError> {
         self.commit(|head| {
             if let Some(snapshot) = head.snapshot_mut(id) {
-                snapshot.clones.retain(|other| *other != clone);
+                snapshot.clones.retain(|other| *other != clone || planted("clone: its reference is leaked"));
             }
             head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
         })

@@ -1,0 +1,346 @@
+//! What is lost, damaged or taken over by another host: what is served then, and what it must never do to others.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
+use ovs_volume::{
+    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, LogDevice, MemoryPages, MemoryRegistry, OnFull,
+    Registry, SystemClock, Transaction, Vdisk, VdiskState, VolumeError,
+};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+const POOL: VpoolId = VpoolId(Uuid::from_u128(1));
+const DISK: VdiskId = VdiskId(Uuid::from_u128(10));
+const ON_FULL: OnFull = OnFull::Stall { timeout: None };
+const SLOT_BYTES: usize = 1 << 20;
+/// A batch of one cluster: its header block, and the cluster.
+const BATCH_BYTES: usize = 8192;
+
+/// Identities in a row.
+#[derive(Default)]
+struct Counting(Cell<u128>);
+
+impl Chance for Counting {
+    fn uuid(&self) -> Uuid {
+        self.0.set(self.0.get() + 1);
+        Uuid::from_u128(self.0.get())
+    }
+}
+
+/// A write buffer that can be looked at, spoilt, and copied as a crash leaves it.
+struct Buffer {
+    slots: RefCell<Vec<Vec<u8>>>,
+    refuses_headers: Cell<bool>,
+}
+
+impl Buffer {
+    fn new() -> Rc<Buffer> {
+        Rc::new(Buffer {
+            slots: RefCell::new(vec![vec![0; SLOT_BYTES]; 12]),
+            refuses_headers: Cell::new(false),
+        })
+    }
+
+    fn copy(&self) -> Rc<Buffer> {
+        let slots = self.slots.borrow().clone();
+        Rc::new(Buffer { slots: RefCell::new(slots), refuses_headers: Cell::new(false) })
+    }
+
+    /// Changes the n-th batch of the first slot in use.
+    fn spoil(&self, batch: usize, spoil: impl FnOnce(&mut [u8])) {
+        let mut slots = self.slots.borrow_mut();
+        let used = slots.iter_mut().find(|slot| slot[..8].iter().any(|byte| *byte != 0)).unwrap();
+        spoil(&mut used[4096 + batch * BATCH_BYTES..][..BATCH_BYTES]);
+    }
+}
+
+impl LogDevice for Buffer {
+    fn slot_count(&self) -> usize {
+        self.slots.borrow().len()
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        SLOT_BYTES as u64
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if offset == 0 && self.refuses_headers.get() {
+                return Err(io::Error::other("the host dies here"));
+            }
+            let bytes = parts.concat();
+            self.slots.borrow_mut()[slot][offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+            Ok(())
+        })
+    }
+
+    fn sync(&self, _: usize) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            Ok(())
+        })
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        Box::pin(async move {
+            Ok(Bytes::copy_from_slice(&self.slots.borrow()[slot][offset as usize..][..length]))
+        })
+    }
+}
+
+struct Host {
+    chance: Rc<Counting>,
+    registry: Rc<MemoryRegistry>,
+    pages: Rc<MemoryPages>,
+    backend: Rc<dyn Backend>,
+    copies_maps: bool,
+}
+
+impl Host {
+    fn new(copies_maps: bool) -> Host {
+        let backend = Rc::new(MemoryBackend::new());
+        Host { chance: Rc::default(), registry: Rc::default(), pages: Rc::default(), backend, copies_maps }
+    }
+
+    async fn start(&self, buffer: &Rc<Buffer>) -> Result<Engine, VolumeError> {
+        let parts = EngineParts {
+            clock: Rc::new(SystemClock::new()),
+            chance: self.chance.clone(),
+            registry: self.registry.clone(),
+            pages: self.pages.clone(),
+            buffer: buffer.clone(),
+        };
+        let config = EngineConfig {
+            destage_after: Duration::from_secs(3600),
+            checkpoint_every: if self.copies_maps { 1 } else { 32 },
+            copy_map_after: if self.copies_maps { 1 } else { u64::MAX },
+            ..EngineConfig::default()
+        };
+        let engine = Engine::open(config, parts).await?;
+        engine.attach_backend(POOL, self.backend.clone());
+        Ok(engine)
+    }
+
+    /// Another host with nothing of its own, over the same backend.
+    async fn take_over(&mut self) -> Vdisk {
+        (self.registry, self.pages) = Default::default();
+        let engine = self.start(&Buffer::new()).await.unwrap();
+        for found in engine.discover(POOL).await.unwrap() {
+            assert_eq!(found.problem, None);
+            engine.adopt_vdisk(POOL, found.id).await.unwrap();
+        }
+        open(&engine).await
+    }
+}
+
+async fn create(engine: &Engine) -> Vdisk {
+    let size = ByteCount(8 << 20);
+    let request =
+        CreateVdisk { id: DISK, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
+    engine.create_vdisk(request).await.unwrap()
+}
+
+async fn open(engine: &Engine) -> Vdisk {
+    engine.open_vdisk(POOL, DISK, ON_FULL).await.unwrap()
+}
+
+fn cluster(number: u64) -> ByteRange {
+    ByteRange::new(ByteOffset(number * 4096), ByteCount(4096)).unwrap()
+}
+
+async fn put(vdisk: &Vdisk, number: u64, byte: u8) {
+    vdisk.write(cluster(number).start, vec![byte; 4096].into(), false).await.unwrap();
+}
+
+async fn put_stable(vdisk: &Vdisk, number: u64, byte: u8) {
+    put(vdisk, number, byte).await;
+    vdisk.flush().await.unwrap();
+}
+
+async fn byte(vdisk: &Vdisk, number: u64) -> u8 {
+    vdisk.read(cluster(number)).await.unwrap()[0]
+}
+
+fn is_damaged(vdisk: &Vdisk) -> bool {
+    matches!(vdisk.stats().state, VdiskState::Damaged(_))
+}
+
+fn run(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, case);
+}
+
+/// The first life was cut in the middle, the second while it made that end persistent.
+#[test]
+fn a_crash_while_the_log_s_end_is_made_persistent_brings_nothing_back() {
+    run(async {
+        let host = Host::new(false);
+        let buffer = Buffer::new();
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        for number in 0..200 {
+            put(&vdisk, number, 7).await;
+        }
+        // Nothing was flushed: a power loss may take any batch. The log went on in a second slot.
+        let lost = buffer.copy();
+        lost.spoil(50, |batch| batch.fill(0));
+        lost.refuses_headers.set(true);
+        assert!(host.start(&lost).await.is_err());
+        let engine = host.start(&lost.copy()).await.unwrap();
+        let vdisk = open(&engine).await;
+        for number in 0..200 {
+            let expected = if number < 50 { 7 } else { 0 };
+            assert_eq!(byte(&vdisk, number).await, expected, "cluster {number}");
+        }
+    });
+}
+
+#[test]
+fn a_damage_that_was_accepted_does_not_hide_the_next() {
+    run(async {
+        let host = Host::new(false);
+        let buffer = Buffer::new();
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        for number in 0..20 {
+            put_stable(&vdisk, number, 7).await;
+        }
+        let buffer = buffer.copy();
+        buffer.spoil(5, |batch| batch[4096] ^= 1);
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert!(is_damaged(&vdisk));
+        assert!(vdisk.read(cluster(0)).await.is_err());
+        assert!(vdisk.accept_loss().await.unwrap().unwrap().contains("batch 5"));
+        assert_eq!(byte(&vdisk, 4).await, 7);
+        put_stable(&vdisk, 100, 9).await;
+        // The same evidence is there at the next start, and is known.
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        assert_eq!(open(&engine).await.stats().state, VdiskState::Ok);
+        let buffer = buffer.copy();
+        buffer.spoil(6, |batch| batch[4096] ^= 1);
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert!(is_damaged(&vdisk));
+        assert!(vdisk.accept_loss().await.unwrap().unwrap().contains("batch 6"));
+    });
+}
+
+#[test]
+fn a_snapshot_whose_loss_was_accepted_takes_nothing_in() {
+    for is_early in [false, true] {
+        run(async {
+            let takes_data = Rc::new(Cell::new(false));
+            let taking = takes_data.clone();
+            let mut host = Host::new(false);
+            host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), move |call| {
+                let is_data = call.operation == Operation::Put && call.object.contains("/s/");
+                (is_data && !taking.get()).then_some(Fault::NoSpace)
+            }));
+            let buffer = Buffer::new();
+            let engine = host.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            put_stable(&vdisk, 0, 1).await;
+            put_stable(&vdisk, 1, 1).await;
+            // The disk lies about the rest: it was synced, and is gone.
+            let old = buffer.copy();
+            for number in 2..6 {
+                put(&vdisk, number, 1).await;
+            }
+            let snapshot = SnapshotId(Uuid::from_u128(77));
+            vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+            let engine = host.start(&old).await.unwrap();
+            let vdisk = open(&engine).await;
+            assert!(is_damaged(&vdisk));
+            assert!(vdisk.accept_loss().await.unwrap().unwrap().contains("snapshot s"));
+            let of_snapshot = async |vdisk: &Vdisk, number| {
+                vdisk.read_snapshot(snapshot, cluster(number)).await.unwrap()[0]
+            };
+            assert_eq!((of_snapshot(&vdisk, 0).await, of_snapshot(&vdisk, 2).await), (1, 0));
+            put(&vdisk, 0, 9).await;
+            if !is_early {
+                takes_data.set(true);
+                vdisk.destage().await.unwrap();
+                vdisk.wait_on_backend(snapshot).await.unwrap();
+            }
+            for number in 10..20 {
+                put(&vdisk, number, 9).await;
+            }
+            for _ in 0..2 {
+                host.pages = Rc::default();
+                let engine = host.start(&old.copy()).await.unwrap();
+                let vdisk = open(&engine).await;
+                assert_eq!(vdisk.stats().state, VdiskState::Ok);
+                assert_eq!((of_snapshot(&vdisk, 0).await, of_snapshot(&vdisk, 2).await), (1, 0));
+                assert_eq!((byte(&vdisk, 0).await, byte(&vdisk, 19).await), (9, 9));
+            }
+        });
+    }
+}
+
+/// A host that hangs while another takes over its vDisk, and then goes on as if nothing had happened.
+#[test]
+fn a_stale_owner_removes_nothing_of_the_new_one_s() {
+    run(async {
+        let mut host = Host::new(true);
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let stale = create(&engine).await;
+        let fill = async |vdisk: &Vdisk, numbers: std::ops::Range<u64>, byte| {
+            for number in numbers {
+                put(vdisk, number, byte).await;
+                let _ = vdisk.destage().await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        fill(&stale, 0..30, 1).await;
+        let new = host.take_over().await;
+        fill(&new, 100..110, 2).await;
+        fill(&stale, 30..36, 1).await;
+        // The new owner loses all it has of its own.
+        let newest = host.take_over().await;
+        for number in 100..110 {
+            assert_eq!(byte(&newest, number).await, 2);
+        }
+        assert_eq!((byte(&newest, 0).await, byte(&newest, 30).await), (1, 0));
+    });
+}
+
+/// A registry that was restored from an old copy must not begin where the vDisk was then, however much of the journal is
+/// gone since.
+#[test]
+fn a_registry_older_than_the_backend_is_refused() {
+    for copies_maps in [false, true] {
+        run(async {
+            let host = Host::new(copies_maps);
+            let key = format!("head/{DISK}");
+            let buffer = Buffer::new();
+            let engine = host.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            let mut old = Vec::new();
+            for number in 0..40 {
+                put(&vdisk, number, 7).await;
+                vdisk.destage().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                old.push(host.registry.get(&key).await.unwrap().unwrap().value);
+            }
+            old.truncate(37); // the last two or three may have been written in one go
+            for head in old.into_iter().step_by(6) {
+                host.registry.commit(Transaction::new().put(&key, head)).await.unwrap();
+                let engine = host.start(&buffer.copy()).await.unwrap();
+                let refused = engine.open_vdisk(POOL, DISK, ON_FULL).await.err();
+                let told = refused.map(|error| error.to_string()).unwrap_or_default();
+                assert!(told.contains("older than the backend"), "{told}");
+            }
+        });
+    }
+}
