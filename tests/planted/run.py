@@ -24,13 +24,14 @@ FOUND = ("ovs-tests", "test", "found", [])
 OFFLINE = ("ovs-tests", "test", "offline", [])
 ENGINE = ("ovs-volume", "test", "engine", [])
 SESSIONS = ("ovs-nbd", "test", "sessions", [])
+HEAD = ("ovs-volume", "lib", "ovs_volume", [])
 LOSSES = ("ovs-volume", "test", "losses", [])
 COMMANDS = ("ovs-nbd", "test", "commands", [])
 BACKEND = ("ovs-backend", "lib", "ovs_backend", [])
 CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [])
-MODEL_FAR = ("ovs-tests", "test", "model", [], {"OVS_SEEDS": "600"})
+MODEL_FAR = ("ovs-tests", "test", "model", [], {"OVS_SEEDS": "150"})
 
-CORE = [LOSSES, ENGINE, FOUND, OFFLINE, MODEL, MODEL_FAR]
+CORE = [HEAD, LOSSES, FOUND, OFFLINE, MODEL, ENGINE, MODEL_FAR]
 FINDERS = {"session": [SESSIONS], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND], "registry: a commit": [CLUSTER],
            "read": [ENGINE, MODEL]}
 

@@ -142,3 +142,24 @@ pub(crate) struct VersionedHead {
     pub(crate) head: Head,
     pub(crate) revision: Revision,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_epoch_buffered_behind_its_end_never_happened() {
+        let mut head = Head::new(VpoolId(uuid::Uuid::nil()), ByteCount(0), None, String::new());
+        head.epochs = vec![(Epoch(1), Sequence(0)), (Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))];
+        head.sequence = Sequence(3);
+        let accepted = |epoch, sequence| head.accepts(Epoch(epoch), Sequence(sequence));
+        assert_eq!([3, 4, 7, 8].map(|sequence| accepted(1, sequence)), [false, true, true, false]);
+        assert_eq!([7, 8, 9, 10].map(|sequence| accepted(2, sequence)), [true, true, true, false]);
+        assert!(accepted(4, 10));
+        // What is committed needs no epochs any more, but for the newest.
+        head.sequence = Sequence(8);
+        head.prune_epochs();
+        assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
+        assert!(!head.accepts(Epoch(1), Sequence(9)));
+    }
+}
