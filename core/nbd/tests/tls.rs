@@ -14,7 +14,7 @@ use ovs_nbd::{
 };
 use ovs_units::{ByteCount, ByteOffset};
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
-use support::{Deed, Raw, SIZE, World, local, range, request, session, until, write};
+use support::{Deed, Raw, SIZE, World, local, range, request, session, settle, until, write};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixStream},
@@ -282,6 +282,23 @@ fn a_client_that_does_not_read_is_dropped_through_tls_too() {
 
 fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> Endpoint {
     Endpoint::Tls { host: "127.0.0.1".into(), port: address.port(), config }
+}
+
+#[test]
+fn the_end_of_an_answer_does_not_stay_in_tls() {
+    local(async {
+        let house = House::new();
+        let (raw, _task) = house.connect();
+        let mut raw = secured(raw, house.stranger()).await;
+        raw.go("disk").await.unwrap();
+        // Some of them fill the socket, so that the last of the answer fits into TLS alone when it is written.
+        for length in (1..32).map(|step| step * (16 << 10)) {
+            raw.send(&request(0, 0, 1, 0, length)).await;
+            settle().await;
+            assert_eq!(raw.errno(1).await, 0);
+            raw.take(length as usize).await;
+        }
+    });
 }
 
 /// A way to a port that can be cut in two.
