@@ -15,7 +15,7 @@ declare -A packages=(
     [build]="gcc g++ make pkg-config librocksdb-dev clang-14 libclang-14-dev"
     [demo]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps"
     [test]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps
-            fio libnbd-bin nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
+            fio libnbd-bin python3-libnbd openssl curl nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
 )
 
 fail() {

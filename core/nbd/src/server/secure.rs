@@ -25,7 +25,7 @@ use crate::{
     proto::numbers::{option, option_reply},
     tcp,
 };
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -81,18 +81,22 @@ impl TlsGate {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut talk = Talk::new(stream, place, stop, self.timeout);
-        let secured = async {
-            let flags = start_tls(&mut talk).await?;
-            self.handshake(talk).await.map(|stream| Secured { stream, peer, flags })
+        let flags = match start_tls(&mut talk).await {
+            Ok(flags) => flags,
+            Err(Failed::Left) => return None,
+            Err(Failed::Io(error)) => return no_tls(peer, &error),
+            Err(Failed::Proto(error)) => return no_tls(peer, &error),
+            Err(Failed::Dropped(reason)) => return no_tls(peer, &reason),
         };
-        match secured.await {
-            Ok(secured) => return Some(secured),
-            Err(Failed::Left) => {}
-            Err(Failed::Io(error)) => info!(%peer, %error, "NBD client refused: no TLS"),
-            Err(Failed::Dropped(reason)) => debug!(%peer, reason, "NBD connection dropped before TLS"),
-            Err(Failed::Proto(error)) => debug!(%peer, %error, "NBD connection dropped before TLS"),
+        match self.handshake(talk).await {
+            Ok(stream) => Some(Secured { stream, peer, flags }),
+            Err(Failed::Io(error)) => {
+                // The operator who wonders about a client's certificate looks here.
+                info!(%peer, %error, "NBD client refused by TLS");
+                None
+            }
+            Err(_) => no_tls(peer, &"its handshake took too long"),
         }
-        None
     }
 
     async fn handshake<S>(&self, talk: Talk<'_, S>) -> Result<TlsStream<S>, Failed>
@@ -103,6 +107,11 @@ impl TlsGate {
         let (stream, patience) = talk.into_parts();
         patience.patiently(acceptor.accept(stream)).await
     }
+}
+
+fn no_tls<T>(peer: SocketAddr, reason: &dyn fmt::Display) -> Option<T> {
+    debug!(%peer, %reason, "NBD connection ended before TLS");
+    None
 }
 
 /// proto.md, "NBD_OPT_STARTTLS" and "TLS": up to the acknowledgement, behind which the client begins the handshake.
