@@ -15,7 +15,7 @@ declare -A packages=(
     [build]="gcc g++ make pkg-config librocksdb-dev clang-14 libclang-14-dev"
     [demo]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps"
     [test]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps
-            fio libnbd-bin nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
+            fio libnbd-bin python3-libnbd openssl curl nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
     # A guest with a kernel of Debian's, for what the kernel of this machine may lack (integration/guest.py).
     [vm]="cpio kmod busybox-static curl e2fsprogs"
 )

@@ -6,7 +6,7 @@
 //!   (operations)  └─▶ client: one typed method per operation ─▶ /run/ovs/ovsd.sock ─▶ ovsd
 //! ```
 //!
-//! HTTP/1.1 and JSON over a unix socket, everything under `/v1/`. A create compares with the stored original request;
+//! HTTP/1.1 and JSON over a unix socket, or over TLS; everything under `/v1/`. A create compares with the stored original request;
 //! every object has a UUID and a revision; changes accept `If-Match`; errors are RFC 9457 problem documents; lists come
 //! in pages; events are server-sent and resume. What each door makes of it: `docs/api-map.md`.
 //!
@@ -20,9 +20,10 @@ mod paths;
 mod problem;
 mod reference;
 mod reply;
+pub mod tls;
 mod types;
 
-pub use client::{ApiError, Client, EdgeClient, Events, TIMEOUT_DEFAULT};
+pub use client::{ApiError, Client, EdgeClient, Events, Remote, TIMEOUT_DEFAULT, Token};
 pub use openapi::{QueryKind, openapi};
 pub use operations::{Method, OPERATIONS, Operation, SchemaOf};
 pub use paths::Paths;

@@ -84,15 +84,33 @@ fn document() -> Value {
             "title": "ovs core RPC",
             "version": env!("CARGO_PKG_VERSION"),
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
-            "description": "HTTP/1.1 on the unix socket /run/ovs/ovsd.sock. Sizes are bytes, times RFC 3339 in UTC. A create \
+            "description": "HTTP/1.1 on the unix socket /run/ovs/ovsd.sock, whose mode and group say who may; over TCP, where \
+                rpc.listen is set, with TLS and a client's certificate or a token. Sizes are bytes, times RFC 3339 in UTC. A create \
                 compares with the stored original request: the same again answers 200 with the object, another one 409. \
                 Errors are RFC 9457 problem documents; their type is stable.",
         },
         "servers": [{ "url": "http://ovsd", "description": "the unix socket; the host name does not matter" }],
+        // On the unix socket nothing; over TCP one of the others.
+        "security": [{}, { "mutualTls": [] }, { "bearer": [] }],
         "paths": paths,
         "components": {
+            "securitySchemes": security_schemes(),
             "schemas": generator.take_definitions(true),
             "parameters": header_parameters(),
+        },
+    })
+}
+
+fn security_schemes() -> Value {
+    json!({
+        "mutualTls": {
+            "type": "mutualTLS",
+            "description": "A certificate of the authority that rpc.tls.client_ca names.",
+        },
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A token of the file that rpc.tokens_file names: Authorization: Bearer TOKEN.",
         },
     })
 }
@@ -212,7 +230,12 @@ fn responses(operation: &Operation, problem: &Value, generator: &mut SchemaGener
 }
 
 fn problem_statuses(operation: &Operation) -> BTreeMap<u16, Vec<&'static str>> {
-    let mut kinds = vec![ProblemKind::Invalid, ProblemKind::Unavailable, ProblemKind::Internal];
+    let mut kinds = vec![
+        ProblemKind::Invalid,
+        ProblemKind::Unauthorized,
+        ProblemKind::Unavailable,
+        ProblemKind::Internal,
+    ];
     kinds.extend(operation.problems);
     if operation.body.is_some() {
         kinds.push(ProblemKind::TooLarge);

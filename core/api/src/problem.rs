@@ -10,6 +10,8 @@ use std::{collections::BTreeMap, fmt};
 pub enum ProblemKind {
     /// The request is wrong as it stands, whatever the state: change it.
     Invalid,
+    /// Over TCP: neither a certificate nor a token that lets the client in.
+    Unauthorized,
     /// No object of that name or UUID.
     NotFound,
     /// The object's present state does not allow it.
@@ -44,8 +46,9 @@ const URN: &str = "urn:ovs:problem:";
 
 impl ProblemKind {
     /// All of them.
-    pub const ALL: [ProblemKind; 15] = [
+    pub const ALL: [ProblemKind; 16] = [
         ProblemKind::Invalid,
+        ProblemKind::Unauthorized,
         ProblemKind::NotFound,
         ProblemKind::Conflict,
         ProblemKind::Exists,
@@ -66,6 +69,7 @@ impl ProblemKind {
     pub fn as_str(self) -> &'static str {
         match self {
             ProblemKind::Invalid => "invalid",
+            ProblemKind::Unauthorized => "unauthorized",
             ProblemKind::NotFound => "not-found",
             ProblemKind::Conflict => "conflict",
             ProblemKind::Exists => "exists",
@@ -87,6 +91,7 @@ impl ProblemKind {
     pub fn status(self) -> u16 {
         match self {
             ProblemKind::Invalid => 400,
+            ProblemKind::Unauthorized => 401,
             ProblemKind::NotFound => 404,
             ProblemKind::Conflict | ProblemKind::Exists | ProblemKind::InUse | ProblemKind::Protected => 409,
             ProblemKind::Gone => 410,
@@ -103,6 +108,7 @@ impl ProblemKind {
     pub fn title(self) -> &'static str {
         match self {
             ProblemKind::Invalid => "the request is not valid",
+            ProblemKind::Unauthorized => "who asks is not known",
             ProblemKind::NotFound => "no such object",
             ProblemKind::Conflict => "the object's state does not allow it",
             ProblemKind::Exists => "the name is taken",

@@ -73,11 +73,17 @@ impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         let text = error.to_string();
         match error {
+            ApiError::Refused(problem) if problem.kind() == ProblemKind::Unauthorized => {
+                Failure::Problem(problem).and("give --cert and --key, or --token-file")
+            }
             ApiError::Refused(problem) => Failure::Problem(problem),
-            ApiError::Unreachable { reason, .. } => {
-                let advice = match reason.contains("ermission denied") {
-                    true => "be root or a member of the group ovs",
-                    false => "start it (systemctl start ovsd), or say where it is with --root or --socket",
+            ApiError::Unreachable { place, reason } => {
+                let advice = match () {
+                    () if place.starts_with("https:") => {
+                        "see whether rpc.listen is set there, and --ca, --cert and --key are what rpc.tls there wants"
+                    }
+                    () if reason.contains("ermission denied") => "be root or a member of the group ovs",
+                    () => "start it (systemctl start ovsd), or say where it is with --root or --socket",
                 };
                 Failure::new(ProblemKind::Unavailable, text).and(advice)
             }

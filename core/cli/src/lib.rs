@@ -18,6 +18,7 @@ pub mod commands;
 pub mod failure;
 pub mod image;
 pub mod output;
+pub mod place;
 pub mod progress;
 pub mod signal;
 pub mod transfer;

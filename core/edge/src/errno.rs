@@ -11,6 +11,7 @@ pub fn of_problem(problem: &Problem) -> Errno {
         ProblemKind::NotFound | ProblemKind::Gone => Errno::ENOENT,
         ProblemKind::Exists => Errno::EEXIST,
         ProblemKind::InUse | ProblemKind::Conflict => Errno::EBUSY,
+        ProblemKind::Unauthorized => Errno::EACCES,
         ProblemKind::Protected => Errno::EPERM,
         ProblemKind::NoSpace => Errno::ENOSPC,
         ProblemKind::NotImplemented => Errno::EOPNOTSUPP,

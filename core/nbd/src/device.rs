@@ -12,7 +12,7 @@
 use crate::{NbdError, session::Session};
 use bytes::Bytes;
 use ovs_units::{ByteCount, ByteOffset, ByteRange};
-use std::rc::Rc;
+use std::{net::SocketAddr, rc::Rc};
 
 /// One export, as one connection sees it.
 ///
@@ -151,8 +151,17 @@ impl Extent {
 pub struct ClientInfo {
     /// The named session, if the client named one. Its predecessors are drained and released when `open` is called.
     pub session: Option<Session>,
-    /// The process at the other end of a unix socket, as the kernel told when it connected.
-    pub peer: Option<PeerProcess>,
+    /// Who is at the other end, if that could be told.
+    pub peer: Option<Peer>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this host, as the kernel told when it connected.
+    Process(PeerProcess),
+    /// Somebody over TCP, whose TLS was accepted: another host most likely, with a power supply of its own.
+    Remote(SocketAddr),
 }
 
 /// The process at the other end of a unix socket.

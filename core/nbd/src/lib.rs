@@ -14,7 +14,10 @@
 //! * A successor of a session is admitted only after everything of its predecessors has come to its end.
 //! * What is in flight is bounded (requests and bytes); past the bound the socket is not read.
 //!
-//! Not here: what a vDisk is, attachments, TLS (refused with a policy error), any file or disk.
+//! Over TCP there is TLS or nothing (`server::secure`); unix sockets refuse it with a policy error. Who is trusted is the
+//! caller's business: both ends are handed a finished configuration of `rustls`.
+//!
+//! Not here: what a vDisk is, attachments, certificate files, any file or disk.
 
 mod client;
 mod device;
@@ -22,12 +25,17 @@ mod error;
 pub mod proto;
 mod server;
 mod session;
+mod tcp;
 mod wire;
 
-pub use client::{Client, ClientError, ClientOptions, ClientStats, Negotiated, negotiate};
+pub use client::{Client, ClientError, ClientOptions, ClientStats, Endpoint, Negotiated, negotiate};
 pub use device::{
-    ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, PeerProcess, ReadPiece, ReadReply, ZeroKind,
+    ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, Peer, PeerProcess, ReadPiece, ReadReply,
+    ZeroKind,
 };
 pub use error::NbdError;
-pub use server::{Server, ServerOptions, ServerStats, serve_connection, serve_unix};
+pub use server::{
+    Secured, Server, ServerOptions, ServerStats, TlsConfigs, TlsGate, accept_tcp, serve_connection,
+    serve_secured, serve_secured_connection, serve_unix,
+};
 pub use session::{Generation, Session, SessionId};

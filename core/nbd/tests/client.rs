@@ -493,7 +493,7 @@ fn lies_of_a_server_are_a_disconnect() {
                 });
             }
         });
-        let options = ClientOptions { socket: front, ..house.options(1) };
+        let options = ClientOptions { endpoint: front.into(), ..house.options(1) };
         let client = Client::connect(options).await.unwrap();
         house.disk.bytes.borrow_mut()[..4096].fill(7);
         assert_eq!(client.read(range(0, 4096)).await.unwrap(), filled(7, 4096), "{name}");

@@ -5,7 +5,7 @@
 use anyhow::{Context, bail};
 use ovs_units::parse_size;
 use serde::{Deserialize, Deserializer};
-use std::{path::Path, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::Path, path::PathBuf, time::Duration};
 
 /// A configuration file is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 256 << 10;
@@ -87,11 +87,22 @@ pub struct NbdConfig {
     pub vdisk_socket_mode: u32,
     /// Connections at most; further ones wait in the listen queue.
     pub connections_max: usize,
+    /// Addresses to serve over TCP as well, with TLS.
+    #[serde(deserialize_with = "addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// The certificates for that.
+    pub tls: Option<TlsConfig>,
 }
 
 impl Default for NbdConfig {
     fn default() -> Self {
-        NbdConfig { group: "ovs".into(), vdisk_socket_mode: 0o660, connections_max: 4096 }
+        NbdConfig {
+            group: "ovs".into(),
+            vdisk_socket_mode: 0o660,
+            connections_max: 4096,
+            listen: Vec::new(),
+            tls: None,
+        }
     }
 }
 
@@ -101,12 +112,31 @@ impl Default for NbdConfig {
 pub struct RpcConfig {
     /// The group of the socket, if it exists.
     pub group: String,
+    /// Addresses to serve over TCP as well, with TLS.
+    #[serde(deserialize_with = "addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// The certificates for that.
+    pub tls: Option<TlsConfig>,
+    /// A file with a token per line: who shows one needs no certificate.
+    pub tokens_file: Option<PathBuf>,
 }
 
 impl Default for RpcConfig {
     fn default() -> Self {
-        RpcConfig { group: "ovs".into() }
+        RpcConfig { group: "ovs".into(), listen: Vec::new(), tls: None, tokens_file: None }
     }
+}
+
+/// TLS of a door over TCP; files in PEM.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The door's certificate, and those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority of the clients that are let in.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// What a fresh ovsd makes by itself.
@@ -228,7 +258,28 @@ impl Config {
         if self.nbd.connections_max == 0 {
             bail!("nbd.connections_max is 0; at least 1 is needed");
         }
+        check_listen("nbd", &self.nbd.listen, self.nbd.tls.as_ref())?;
+        check_listen("rpc", &self.rpc.listen, self.rpc.tls.as_ref())?;
+        let knows_clients = self.rpc.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if let Some(address) = self.rpc.listen.first()
+            && !knows_clients
+            && self.rpc.tokens_file.is_none()
+        {
+            bail!(
+                "rpc.listen has {address}, where anybody could do anything: give rpc.tls.client_ca, rpc.tokens_file, or both"
+            );
+        }
         Ok(())
+    }
+}
+
+fn check_listen(door: &str, listen: &[SocketAddr], tls: Option<&TlsConfig>) -> anyhow::Result<()> {
+    match (listen.first(), tls) {
+        (Some(address), None) => bail!(
+            "{door}.listen has {address} and {door}.tls is missing: over TCP there is TLS or nothing; \
+             give {door}.tls.certificate and {door}.tls.key"
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -253,6 +304,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     parse_size(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            let form = "an address and a port, such as 192.0.2.7:10809 or \"[::]:10809\"";
+            serde::de::Error::custom(format!("listen: {text:?} is not {form}"))
+        })
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect()
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -315,7 +376,31 @@ mod tests {
         refused("destage:\n  after: 10 fortnights\n", "10 fortnights");
         refused("nbd:\n  vdisk_socket_mode: \"0999\"\n", "0999");
         refused("nbd:\n  connections_max: 0\n", "connections_max");
+        refused("nbd:\n  listen: [\"localhost\"]\n", "listen: \"localhost\"");
+        refused("nbd:\n  listen: [\"0.0.0.0:99999\"]\n", "99999");
+        refused("nbd:\n  listen: [\"[::]:10809\"]\n", "nbd.tls is missing");
+        refused("nbd:\n  tls: off\n", "tls");
+        refused("nbd:\n  tls: {certificate: /c}\n", "key");
+        refused("nbd:\n  tls: {certificate: /c, key: /k, ca: /a}\n", "ca");
+        refused("rpc:\n  listen: [\"0.0.0.0:8443\"]\n", "rpc.tls is missing");
+        let tls = "  tls: {certificate: /c, key: /k}\n";
+        refused(&format!("rpc:\n  listen: [\"0.0.0.0:8443\"]\n{tls}"), "rpc.tls.client_ca, rpc.tokens_file");
         refused("- a\n", "");
+    }
+
+    #[test]
+    fn doors_over_tcp() {
+        let tls = "  tls: {certificate: /c, key: /k, client_ca: /a}\n";
+        let config = Config::parse(&format!(
+            "nbd:\n  listen: [\"[::]:10809\", \"192.0.2.7:10809\"]\n{tls}rpc:\n  listen: [\"0.0.0.0:8443\"]\n{tls}"
+        ))
+        .unwrap();
+        assert_eq!(config.nbd.listen, ["[::]:10809".parse().unwrap(), "192.0.2.7:10809".parse().unwrap()]);
+        assert_eq!(config.rpc.tls.unwrap().client_ca, Some("/a".into()));
+        Config::parse(
+            "rpc:\n  listen: [\"0.0.0.0:8443\"]\n  tls: {certificate: /c, key: /k}\n  tokens_file: /t\n",
+        )
+        .unwrap();
     }
 
     #[test]

@@ -11,7 +11,9 @@
 //! | the thread that owns everything, and the way onto it | `engine_thread` |
 //! | what an RPC operation does | `core` (one method each), `volumes` (how) |
 //! | what an NBD client sees | `device`; sockets and their owners in `sockets` |
-//! | HTTP | `rpc` |
+//! | HTTP; who may over TCP: certificates, tokens | `rpc` |
+//! | the doors over TCP | `tcp`; NBD behind TLS in `sockets` |
+//! | certificates of the doors over TCP, read again when they change | `tls` |
 //! | events, tasks, metrics | `events`, `tasks`, `metrics` |
 //! | what is asked of the kernel and the service manager | `process`, `notify` |
 
@@ -27,4 +29,6 @@ pub mod rpc;
 pub mod service;
 pub mod sockets;
 pub mod tasks;
+pub mod tcp;
+pub mod tls;
 pub mod volumes;

@@ -1,8 +1,9 @@
 //! One running ovsd: put together, served, stopped.
 //!
 //! ```text
-//!  start: registry (set aside and rebuilt if damaged) ─▶ write buffer replayed ─▶ Volumes ─▶ NBD doors ─▶ RPC door ─▶ READY=1
-//!  stop:  RPC door ─▶ NBD doors (what is in flight completes) ─▶ engine: buffered data leaves, as far as patience goes
+//!  start: TCP ports bound, certificates read ─▶ registry (set aside and rebuilt if damaged) ─▶ write buffer replayed
+//!         ─▶ Volumes ─▶ NBD doors ─▶ RPC doors ─▶ READY=1
+//!  stop:  RPC doors ─▶ NBD doors (what is in flight completes) ─▶ engine: buffered data leaves, as far as patience goes
 //! ```
 
 use crate::{
@@ -12,18 +13,20 @@ use crate::{
     metrics,
     notify::ServiceManager,
     process::make_durable_folder,
-    rpc::{self, Answer, Call, Dispatch},
+    rpc::{self, Answer, Call, Dispatch, Entrance},
     sockets::{Access, bind, group_id},
     tasks::Tasks,
+    tcp::{NbdDoor, SecuredStream, bind_rpc},
     volumes::{Settings, Volumes, VolumesParts},
 };
 use anyhow::Context;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use ovs_api::{Paths, Problem};
 use ovs_cluster::{OpenFailure, RocksPages, RocksRegistry, RocksStore};
 use ovs_nbd::{Server, ServerOptions};
 use ovs_volume::{Clock, Engine, EngineConfig, EngineParts, FileDevice, SystemChance, SystemClock};
 use std::{fs, future::Future, path::Path, rc::Rc, sync::Arc, thread, time::Duration};
+use tokio_util::sync::CancellationToken;
 
 /// The engine thread answers a knock within this time, or the watchdog is not fed.
 const KNOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -33,7 +36,8 @@ pub struct Service {
     volumes: EngineHandle<Volumes>,
     engine_thread: thread::JoinHandle<()>,
     core: Arc<Core>,
-    listener: tokio::net::UnixListener,
+    entrances: Vec<Entrance>,
+    nbd_door: Option<NbdDoor>,
     paths: Paths,
     patience: Duration,
 }
@@ -48,8 +52,12 @@ impl Service {
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let patience = config.stop.patience;
         let rpc_group = group_id(&config.rpc.group);
+        let mut entrances = bind_rpc(&config).await?;
+        let (nbd_door, secured) = NbdDoor::bind(&config, &nbd_options(&config)).await?.unzip();
+        let nbd_authority = nbd_door.as_ref().and_then(|door| door.authority(&host_name));
         let (thread_paths, thread_tasks, thread_host) = (paths.clone(), tasks.clone(), host_name.clone());
-        let build = move || bring_up(config, thread_paths, thread_host, thread_tasks);
+        let nbd = NbdOverTcp { authority: nbd_authority, secured };
+        let build = move || bring_up(config, thread_paths, thread_host, thread_tasks, nbd);
         let (volumes, engine_thread) = EngineHandle::start(build).await?;
         let told = volumes
             .run(|volumes| async move { (volumes.host(), volumes.events.clone(), volumes.clock.wall_ms()) });
@@ -57,7 +65,8 @@ impl Service {
         let identity = Identity { host, host_name, started_ms };
         let core = Arc::new(Core::new(volumes.clone(), events, tasks, identity));
         let listener = bind(&paths.socket(), Access { owner: None, group: rpc_group, mode: 0o660 })?;
-        Ok(Service { volumes, engine_thread, core, listener, paths, patience })
+        entrances.push(Entrance::Unix(listener));
+        Ok(Service { volumes, engine_thread, core, entrances, nbd_door, paths, patience })
     }
 
     /// Serves until `stop` comes back, then stops gracefully.
@@ -68,7 +77,20 @@ impl Service {
             let (volumes, manager) = (self.volumes.clone(), ServiceManager::from_environment());
             tokio::spawn(feed_watchdog(volumes, manager, period))
         });
-        rpc::serve(self.listener, Arc::new(Counted(self.core)), stop).await;
+        let stopping = CancellationToken::new();
+        let nbd_doors = self.nbd_door.map(|door| door.open(&stopping)).unwrap_or_default();
+        let dispatch = Arc::new(Counted(self.core));
+        let serving = self
+            .entrances
+            .into_iter()
+            .map(|entrance| rpc::serve(entrance, dispatch.clone(), stopping.cancelled()));
+        tokio::join!(join_all(serving), async {
+            stop.await;
+            stopping.cancel();
+        });
+        // What is on its way through TLS sees the stop at once.
+        join_all(nbd_doors).await;
+        drop(dispatch);
         tracing::info!("ovsd stops");
         manager.tell("STOPPING=1\nSTATUS=sending out what is buffered");
         let patience = self.patience;
@@ -89,12 +111,23 @@ impl Service {
     }
 }
 
+/// What the engine thread needs to know of NBD over TCP.
+struct NbdOverTcp {
+    authority: Option<String>,
+    secured: Option<SecuredStream>,
+}
+
+fn nbd_options(config: &Config) -> ServerOptions {
+    ServerOptions { connections_max: config.nbd.connections_max, ..ServerOptions::default() }
+}
+
 /// On the engine thread: everything that lives there.
 async fn bring_up(
     config: Config,
     paths: Paths,
     host_name: String,
     tasks: Arc<Tasks>,
+    nbd: NbdOverTcp,
 ) -> anyhow::Result<Rc<Volumes>> {
     let (registry, pages) = open_registry(&paths.state_dir().join("registry"))?;
     let buffer_dir = config.buffer.path.clone().unwrap_or_else(|| paths.state_dir().join("buffer"));
@@ -119,6 +152,7 @@ async fn bring_up(
         buffer: Rc::new(buffer),
     };
     let engine = Engine::open(engine_config, parts).await.context("replaying the write buffer")?;
+    let options = nbd_options(&config);
     let settings = Settings {
         paths,
         host_name,
@@ -128,11 +162,14 @@ async fn bring_up(
         stall_timeout: config.default_vpool.stall_timeout,
         socket_group: config.nbd.group,
         socket_mode: config.nbd.vdisk_socket_mode,
+        nbd_authority: nbd.authority,
     };
-    let options = ServerOptions { connections_max: config.nbd.connections_max, ..ServerOptions::default() };
     let parts = VolumesParts { engine, registry, clock, chance, settings, tasks };
     let volumes = Volumes::start(parts, Server::new(options)).await?;
     volumes.open_doors().await?;
+    if let Some(secured) = nbd.secured {
+        volumes.sockets.open_tcp(&volumes, secured);
+    }
     volumes.begin_background();
     Ok(volumes)
 }

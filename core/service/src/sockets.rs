@@ -4,10 +4,10 @@
 //! disks. Who may open it: the labels `nbd.socket.owner`, `nbd.socket.group` and `nbd.socket.mode` of the vDisk, else
 //! the configuration.
 
-use crate::{device::Door, volumes::Volumes};
+use crate::{device::Door, tcp::SecuredStream, volumes::Volumes};
 use anyhow::Context;
 use ovs_cluster::catalogue::VdiskRecord;
-use ovs_nbd::{Server, serve_unix};
+use ovs_nbd::{Server, serve_secured, serve_unix};
 use ovs_units::VdiskId;
 use rustix::fs::{Gid, Mode, Uid, chmod, chown};
 use std::{
@@ -93,6 +93,13 @@ impl VdiskSockets {
         let serving = spawn_local(serve_unix(self.server.clone(), listener, door, self.stop.child_token()));
         self.draining.borrow_mut().push(serving);
         Ok(())
+    }
+
+    /// Serves those that come over TCP, by the names of the common socket.
+    pub fn open_tcp(&self, volumes: &Rc<Volumes>, secured: SecuredStream) {
+        let door = Rc::new(Door::to_all(volumes.clone()));
+        let serving = spawn_local(serve_secured(self.server.clone(), secured, door, self.stop.child_token()));
+        self.draining.borrow_mut().push(serving);
     }
 
     /// Serves a vDisk's own socket; with new access if it is open already. A socket that cannot be made is logged: the

@@ -1,5 +1,5 @@
 use crate::{Problem, ProblemKind};
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why a call came back without what it asked for, by what the caller does next.
@@ -8,12 +8,12 @@ pub enum ApiError {
     /// ovsd answered with a problem; its kind says what to do.
     #[error("{0}")]
     Refused(Box<Problem>),
-    /// Nobody listens on the socket, for as long as the client's patience: nothing happened.
-    #[error("ovsd does not answer on {}: {reason}", socket.display())]
+    /// Nobody listens there, for as long as the client's patience, or the two do not trust each other: nothing happened.
+    #[error("ovsd does not answer on {place}: {reason}")]
     Unreachable {
-        /// The socket.
-        socket: PathBuf,
-        /// What the kernel said.
+        /// The socket, or the URL.
+        place: String,
+        /// What the kernel or TLS said.
         reason: String,
     },
     /// No answer in time: it may have happened, or may yet.

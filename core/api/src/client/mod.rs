@@ -12,28 +12,32 @@
 mod edge;
 mod error;
 mod events;
+mod place;
 
 pub use edge::EdgeClient;
 pub use error::ApiError;
 pub use events::Events;
+pub use place::{Remote, Token};
 
 use crate::paths::percent_encode;
 use crate::reply::{Accepted, Created, JsonReply, NoContent};
+use crate::tls::rustls;
 use crate::types::*;
 use crate::{Method, PROTOCOL, Problem, ProblemKind, SnapshotRef, VdiskRef};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper_util::client::legacy;
-use hyper_util::rt::TokioExecutor;
-use hyperlocal::UnixConnector;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use ovs_units::Name;
+use place::Place;
 use serde::Serialize;
 use serde_json::Value;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -51,8 +55,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
 /// A client of one ovsd. Cheap to clone; needs a tokio runtime with time and I/O.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
-    http: legacy::Client<UnixConnector, Full<Bytes>>,
+    place: Place,
     timeout: Duration,
     patience: Duration,
     if_match: Option<u64>,
@@ -80,13 +83,17 @@ enum Attempt {
 impl Client {
     /// A client of the ovsd that listens on `socket` (see [`Paths::socket`](crate::Paths::socket)). Connects with each call.
     pub fn new(socket: impl AsRef<Path>) -> Client {
-        // One connection per request: on a unix socket it costs microseconds, and no request ever meets a connection
-        // that ovsd is just closing.
-        let http =
-            legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(UnixConnector);
+        Client::of(Place::Socket(socket.as_ref().to_owned()))
+    }
+
+    /// A client of an ovsd on another host. Connects with each call.
+    pub fn remote(remote: Remote) -> Client {
+        Client::of(Place::Remote(Arc::new(remote)))
+    }
+
+    fn of(place: Place) -> Client {
         Client {
-            socket: socket.as_ref().to_owned(),
-            http,
+            place,
             timeout: TIMEOUT_DEFAULT,
             patience: Duration::ZERO,
             if_match: None,
@@ -118,11 +125,6 @@ impl Client {
     #[must_use]
     pub fn idempotency_key(&self, key: impl Into<String>) -> Client {
         Client { idempotency_key: Some(key.into()), ..self.clone() }
-    }
-
-    /// The socket that it talks to.
-    pub fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// What happens from now on, or after `last_event_id` (`gone` when that is too long ago: list again).
@@ -247,12 +249,14 @@ impl<'a> Call<'a> {
             )
             .into());
         }
-        let uri: hyper::Uri = hyperlocal::Uri::new(&self.client.socket, &self.path_and_query).into();
         let mut request = hyper::Request::builder()
             .method(self.method.as_str())
-            .uri(uri)
-            .header("host", "ovsd")
+            .uri(&self.path_and_query)
+            .header("host", self.client.place.host())
             .header("ovs-protocol", PROTOCOL.max);
+        if let Some(authorization) = self.client.place.authorization() {
+            request = request.header("authorization", authorization);
+        }
         if self.body.is_some() {
             request = request.header("content-type", "application/json");
         }
@@ -275,28 +279,53 @@ impl<'a> Call<'a> {
             || (self.method == Method::POST && self.client.idempotency_key.is_some())
     }
 
+    /// One connection for one request: no request ever meets a connection that ovsd is just closing.
     async fn attempt(&self) -> Result<Attempt, ApiError> {
         let after = self.timeout();
-        let sent = self.client.http.request(self.request()?);
-        let Ok(answer) = tokio::time::timeout(after, sent).await else {
-            return Ok(Attempt::Failed(ApiError::TimedOut { operation: self.operation, after }));
+        let request = self.request()?;
+        let sent = async {
+            let stream = match self.client.place.connect().await {
+                Ok(stream) => stream,
+                Err(error) => return self.unreachable(&error),
+            };
+            let answer = async {
+                let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                // It ends with the answer, however long that is, and what breaks it is told there too.
+                tokio::spawn(connection);
+                sender.send_request(request).await
+            };
+            match answer.await {
+                Ok(response) => Attempt::Answered(response),
+                Err(error) => self.broken(&error),
+            }
         };
-        let error = match answer {
-            Ok(response) => return Ok(Attempt::Answered(response)),
-            Err(error) => error,
-        };
-        let cause = io_cause(&error);
-        let reason = cause.map_or_else(|| chain(&error), ToString::to_string);
-        if !error.is_connect() {
-            return Ok(Attempt::Failed(ApiError::Broken { operation: self.operation, reason }));
-        }
-        let unreachable = ApiError::Unreachable { socket: self.client.socket.clone(), reason };
-        Ok(match cause.map(io::Error::kind) {
-            Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock) => {
+        let timed_out = |_| Attempt::Failed(ApiError::TimedOut { operation: self.operation, after });
+        Ok(tokio::time::timeout(after, sent).await.unwrap_or_else(timed_out))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Attempt {
+        let unreachable =
+            ApiError::Unreachable { place: self.client.place.to_string(), reason: error.to_string() };
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock => {
                 Attempt::NobodyThere(unreachable)
             }
             _ => Attempt::Failed(unreachable),
-        })
+        }
+    }
+
+    fn broken(&self, error: &hyper::Error) -> Attempt {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        match cause {
+            // With TLS 1.3 a server refuses a client's certificate after the client's part of the handshake.
+            Some(cause) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+                self.unreachable(cause)
+            }
+            _ => {
+                let reason = cause.map_or_else(|| error.to_string(), ToString::to_string);
+                Attempt::Failed(ApiError::Broken { operation: self.operation, reason })
+            }
+        }
     }
 
     /// Sends until somebody answers or patience ends.
@@ -364,27 +393,6 @@ impl<'a> Call<'a> {
 /// ovsd is there and replays its write buffer: it says so with 503 and this header, and nothing has happened.
 fn is_starting(response: &hyper::Response<Incoming>) -> bool {
     response.status() == 503 && response.headers().contains_key("retry-after")
-}
-
-fn io_cause(error: &legacy::Error) -> Option<&io::Error> {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref() {
-            return Some(io);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-fn chain(error: &legacy::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

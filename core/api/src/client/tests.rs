@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::types::{ListQuery, VdiskQuery};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 

@@ -165,6 +165,7 @@ fn vdisk() -> Vdisk {
         host: "h".into(),
         nbd_socket: "/run/ovs/nbd/x.sock".into(),
         nbd_uri: "nbd+unix:///?socket=/run/ovs/nbd/x.sock".into(),
+        nbd_tls_uri: Some("nbds://h1:10809/default/x".into()),
         qemu_filename: "json:{}".into(),
         fuse_path: "/mnt/ovs/default/web-1.raw".into(),
         description: String::new(),

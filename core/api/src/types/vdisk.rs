@@ -90,6 +90,9 @@ pub struct Vdisk {
     pub nbd_socket: String,
     /// The same as an NBD URI.
     pub nbd_uri: String,
+    /// The NBD URI for other hosts, when NBD is served over TCP: by the vDisk's name, with TLS, each write as if with FUA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tls_uri: Option<String>,
     /// The same for QEMU, with a `reconnect-delay`: QEMU's default fails the guest's I/O at once when ovsd restarts.
     pub qemu_filename: String,
     /// Where ovsd-edge shows it as a file.

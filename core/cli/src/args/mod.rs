@@ -48,6 +48,22 @@ pub struct GlobalArgs {
     /// The socket of ovsd [default: run/ovs/ovsd.sock below the root]
     #[arg(long, global = true, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
+    /// An ovsd on another host instead: https://HOST:PORT
+    // Ids of their own: the arguments of a command have names like these, `ovs host show HOST` for one.
+    #[arg(id = "global-host", long = "host", global = true, env = "OVS_HOST", value_name = "URL", conflicts_with = "socket", value_hint = ValueHint::Url)]
+    pub host: Option<String>,
+    /// The authority of its certificate, in PEM [default: those that this host trusts]
+    #[arg(id = "global-ca", long = "ca", global = true, env = "OVS_CA", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ca: Option<PathBuf>,
+    /// The certificate to show there, in PEM
+    #[arg(id = "global-cert", long = "cert", global = true, env = "OVS_CERT", value_name = "FILE", requires = "global-key", value_hint = ValueHint::FilePath)]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(id = "global-key", long = "key", global = true, env = "OVS_KEY", value_name = "FILE", requires = "global-cert", value_hint = ValueHint::FilePath)]
+    pub key: Option<PathBuf>,
+    /// A file whose only line is a token for that ovsd
+    #[arg(id = "global-token-file", long = "token-file", global = true, env = "OVS_TOKEN_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub token_file: Option<PathBuf>,
     /// Print results and errors only: no progress, no remarks
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -127,6 +143,17 @@ mod tests {
         assert_eq!(cli.global.output, OutputFormat::Json);
         assert_eq!(cli.global.root, Some("/r".into()));
         assert!(cli.global.quiet);
+    }
+
+    #[test]
+    fn another_host_is_named_with_what_it_needs() {
+        let line = "ovs status --host https://h1:8443 --ca /ca --cert /c --key /k";
+        let global = Cli::try_parse_from(line.split(' ')).unwrap().global;
+        assert_eq!((global.host.as_deref(), global.key), (Some("https://h1:8443"), Some("/k".into())));
+        let global = Cli::try_parse_from(["ovs", "host", "show", "h2"]).unwrap().global;
+        assert_eq!(global.host, None, "a host that is asked about is not the one that is asked");
+        check_usage("ovs status --host https://h1:8443 --socket /s", &["--host", "--socket"]);
+        check_usage("ovs status --host https://h1:8443 --cert /c", &["--key"]);
     }
 
     fn check_usage(line: &str, expected: &[&str]) {

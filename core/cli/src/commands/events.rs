@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_restart_is_waited_for_but_an_absence_is_not() {
-        let unreachable = ApiError::Unreachable { socket: "/s".into(), reason: "gone".into() };
+        let unreachable = ApiError::Unreachable { place: "/s".into(), reason: "gone".into() };
         assert!(!is_passing(&unreachable, false) && is_passing(&unreachable, true));
         let gone: ApiError = ovs_api::Problem::new(ProblemKind::Gone, "x").into();
         assert!(!is_passing(&gone, true));

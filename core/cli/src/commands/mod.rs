@@ -18,9 +18,10 @@ use crate::{
     args::{Cli, Command, GlobalArgs},
     failure::Failure,
     output::Output,
+    place::Place,
 };
-use ovs_api::{ApiError, Client, Cursor, LIMIT_MAX, Page, Paths};
-use std::{path::PathBuf, time::Duration};
+use ovs_api::{ApiError, Client, Cursor, LIMIT_MAX, Page};
+use std::time::Duration;
 
 /// For how long a call looks for an ovsd: it may just be restarting.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -31,7 +32,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What every command needs.
 pub struct Context {
-    /// The RPC.
+    /// Which ovsd.
+    pub place: Place,
+    /// Its RPC.
     pub client: Client,
     /// How to print.
     pub output: Output,
@@ -40,27 +43,27 @@ pub struct Context {
 }
 
 impl Context {
-    fn new(global: GlobalArgs) -> Context {
-        let socket = global.socket.clone().unwrap_or_else(|| Paths::new(global.root.as_deref()).socket());
-        let client = Client::new(socket).patience(PATIENCE).timeout(TIMEOUT);
-        Context { client, output: Output::new(&global), global }
+    fn new(global: GlobalArgs) -> Result<Context, Failure> {
+        let place = Place::new(&global)?;
+        let client = place.client().patience(PATIENCE).timeout(TIMEOUT);
+        Ok(Context { place, client, output: Output::new(&global), global })
     }
 
     /// The same for work under way, which should outlive a restart of ovsd.
     pub fn patient(&self) -> Context {
         let client = self.client.clone().patience(PATIENCE_UNDER_WAY);
-        Context { client, output: self.output.clone(), global: self.global.clone() }
-    }
-
-    /// The NBD socket that serves every vDisk and snapshot: beside the RPC's.
-    pub fn nbd_socket(&self) -> PathBuf {
-        self.client.socket().with_file_name("nbd.sock")
+        Context {
+            place: self.place.clone(),
+            client,
+            output: self.output.clone(),
+            global: self.global.clone(),
+        }
     }
 }
 
 /// Runs one command to its end.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
-    let context = &Context::new(cli.global);
+    let context = &Context::new(cli.global)?;
     match cli.command {
         Command::Status => status::run(context).await,
         Command::Vdisk(command) => vdisk::run(context, command).await,

@@ -153,6 +153,7 @@ fn view(shown: &Shown, output: &Output) -> String {
         .with_some("description", Some(&vdisk.description).filter(|text| !text.is_empty()))
         .with_each("labels", label_lines(&vdisk.labels))
         .with("NBD", &vdisk.nbd_uri)
+        .with_some("NBD for other hosts", vdisk.nbd_tls_uri.as_ref())
         .with("for QEMU", qemu_words(&vdisk.qemu_filename))
         .with("file", &vdisk.fuse_path)
         .to_string();

@@ -20,6 +20,7 @@ use crate::{
 use ovs_api::{
     AttachmentMode, CreateSnapshot, GetSnapshotQuery, Labels, ProblemKind, Snapshot, SnapshotRef, VdiskRef,
 };
+use ovs_nbd::Endpoint;
 use ovs_units::{ByteCount, ByteOffset, Name, SnapshotId};
 use serde::Serialize;
 use std::time::Duration;
@@ -82,20 +83,17 @@ pub async fn export(context: &Context, args: ExportArgs) -> Result<(), Failure> 
 async fn find(context: &Context, args: &ExportArgs) -> Result<Moment, Failure> {
     let client = &context.client;
     let vdisk = &args.source.vdisk.0;
+    let found = client.get_vdisk(vdisk).await?;
+    let endpoint = context.place.snapshot_endpoint(&found)?;
     if let Some(name) = &args.source.snapshot {
         let snapshot = name.as_str().parse().unwrap_or_else(|_| SnapshotRef::Name(name.clone()));
         let snapshot = client.get_snapshot(vdisk, &snapshot, &GetSnapshotQuery::default()).await?;
-        return Ok(of_snapshot(context, vdisk, snapshot, false));
+        return Ok(of_snapshot(endpoint, vdisk, snapshot, false));
     }
-    let found = client.get_vdisk(vdisk).await?;
     if found.is_template {
-        let wanted = Wanted {
-            vdisk: vdisk.clone(),
-            snapshot: None,
-            mode: AttachmentMode::ReadOnly,
-            socket: found.nbd_socket.into(),
-            export: String::new(),
-        };
+        let (endpoint, export) = context.place.vdisk_export(&found)?;
+        let mode = AttachmentMode::ReadOnly;
+        let wanted = Wanted { vdisk: vdisk.clone(), snapshot: None, mode, endpoint, export };
         return Ok(Moment { wanted, size: ByteCount(found.size_bytes), own: None });
     }
     let request = CreateSnapshot {
@@ -104,15 +102,15 @@ async fn find(context: &Context, args: &ExportArgs) -> Result<Moment, Failure> {
         labels: Labels::default(),
     };
     let snapshot = client.create_snapshot(vdisk, &request).await?.value;
-    Ok(of_snapshot(context, vdisk, snapshot, true))
+    Ok(of_snapshot(endpoint, vdisk, snapshot, true))
 }
 
-fn of_snapshot(context: &Context, vdisk: &VdiskRef, snapshot: Snapshot, is_own: bool) -> Moment {
+fn of_snapshot(endpoint: Endpoint, vdisk: &VdiskRef, snapshot: Snapshot, is_own: bool) -> Moment {
     let wanted = Wanted {
         vdisk: vdisk.clone(),
         snapshot: Some(snapshot.uuid.into()),
         mode: AttachmentMode::ReadOnly,
-        socket: context.nbd_socket(),
+        endpoint,
         export: snapshot.nbd_export,
     };
     Moment { wanted, size: ByteCount(snapshot.size_bytes), own: is_own.then_some(snapshot.uuid) }

@@ -132,12 +132,13 @@ async fn fresh(context: &Context, name: NewVdisk, size: Option<ByteCount>) -> Re
 
 /// Copies, gives the vDisk its size, and checks that it has it.
 async fn fill(context: &Context, target: &Target, source: Box<dyn Source>) -> Result<Vdisk, Failure> {
+    let (endpoint, export) = context.place.vdisk_export(&target.vdisk)?;
     let wanted = Wanted {
         vdisk: target.vdisk.uuid.into(),
         snapshot: None,
         mode: AttachmentMode::Exclusive,
-        socket: target.vdisk.nbd_socket.clone().into(),
-        export: String::new(),
+        endpoint,
+        export,
     };
     let session = Session::open(context, VERB, wanted).await?;
     let work = async {

@@ -5,8 +5,8 @@ use ovs_api::{
     Attachment, AttachmentMode, AttachmentQuery, CreateAttachment, DeleteAttachmentQuery, Door, SnapshotRef,
     VdiskRef,
 };
-use ovs_nbd::{Client, ClientOptions, Generation, SessionId};
-use std::{path::PathBuf, time::Duration};
+use ovs_nbd::{Client, ClientOptions, Endpoint, Generation, SessionId};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// For how long an ovsd that restarts is waited for.
@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     pub vdisk: VdiskRef,
     pub snapshot: Option<SnapshotRef>,
     pub mode: AttachmentMode,
-    pub socket: PathBuf,
+    pub endpoint: Endpoint,
     pub export: String,
 }
 
@@ -41,7 +41,7 @@ impl Session {
             persistent: false,
         };
         let attachment = context.client.create_attachment(&request).await?.value;
-        match connect(&attachment, wanted.socket, wanted.export).await {
+        match connect(&attachment, wanted.endpoint, wanted.export).await {
             Ok(client) => Ok(Session { attachment: attachment.uuid, client }),
             Err(failure) => {
                 detach(context, attachment.uuid).await;
@@ -62,10 +62,10 @@ impl Session {
     }
 }
 
-async fn connect(attachment: &Attachment, socket: PathBuf, export: String) -> Result<Client, Failure> {
+async fn connect(attachment: &Attachment, endpoint: Endpoint, export: String) -> Result<Client, Failure> {
     let generation = Generation(attachment.generation);
     let session = ovs_nbd::Session { id: SessionId(attachment.uuid), generation };
-    let mut options = ClientOptions::new(socket, export);
+    let mut options = ClientOptions::new(endpoint, export);
     options.session = Some(session);
     options.patience = Some(PATIENCE);
     Ok(Client::connect(options).await?)

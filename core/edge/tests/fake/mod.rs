@@ -183,6 +183,7 @@ impl State {
             host: "here".into(),
             nbd_socket: self.paths.nbd_vdisk_socket(id).display().to_string(),
             nbd_uri: self.paths.nbd_uri(id),
+            nbd_tls_uri: None,
             qemu_filename: self.paths.qemu_filename(id),
             fuse_path: String::new(),
             description: String::new(),

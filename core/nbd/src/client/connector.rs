@@ -1,6 +1,9 @@
 //! Connecting and negotiating, and how long to wait before the next attempt.
 
-use super::{ClientError, ClientOptions};
+use super::{
+    ClientError, ClientOptions, Endpoint,
+    transport::{Transport, connect_tcp, secure},
+};
 use crate::{
     Generation, Session,
     proto::{
@@ -16,10 +19,11 @@ use bytes::BufMut as _;
 use ovs_units::ByteCount;
 use std::{io, path::Path, time::Duration};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::UnixStream,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tokio_rustls::rustls::{self, AlertDescription, CertificateError};
 
 /// One attempt takes at most so long; the server may keep it waiting for a predecessor's drain.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,7 +37,7 @@ const REPLIES_MAX: usize = 64;
 
 /// A negotiated connection.
 pub(super) struct Connection {
-    pub(super) stream: UnixStream,
+    pub(super) stream: Transport,
     pub(super) size: ByteCount,
     /// Transmission flags, as the server gave them.
     pub(super) flags: u16,
@@ -68,11 +72,37 @@ pub(super) enum Failed {
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Failed {
         let text = error.to_string();
-        if error.kind() == io::ErrorKind::PermissionDenied {
+        let distrust = error.get_ref().and_then(|cause| cause.downcast_ref()).is_some_and(is_for_good);
+        if distrust || error.kind() == io::ErrorKind::PermissionDenied {
             Failed::ForGood(text)
         } else {
             Failed::Now(text)
         }
+    }
+}
+
+/// True when one end does not trust the other, and waiting will not change that. A certificate that has expired may be
+/// about to be renewed.
+fn is_for_good(error: &rustls::Error) -> bool {
+    use AlertDescription as Alert;
+    use CertificateError as Bad;
+    match error {
+        rustls::Error::InvalidCertificate(reason) => !matches!(
+            reason,
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. }
+        ),
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::CertificateRequired
+        ),
+        _ => false,
     }
 }
 
@@ -129,7 +159,7 @@ impl Connector {
         let limit = Instant::now() + ATTEMPT_TIMEOUT;
         let limit = deadline.map_or(limit, |deadline| limit.min(deadline));
         let attempt = async {
-            let stream = UnixStream::connect(&self.options.socket).await?;
+            let stream = reach(&self.options.endpoint).await?;
             negotiate(stream, &self.options.export, session, Replies::Structured).await
         };
         timeout_at(limit, attempt).await.unwrap_or_else(|_| Err(Failed::Now("no answer in time".into())))
@@ -146,7 +176,7 @@ impl Connector {
         match failed {
             Failed::ForGood(reason) => Err(ClientError::Refused(reason)),
             Failed::Now(reason) if deadline.is_some_and(|deadline| wake >= deadline) => {
-                Err(ClientError::Disconnected(format!("{}: {reason}", self.options.socket.display())))
+                Err(ClientError::Disconnected(format!("{}: {reason}", self.options.endpoint)))
             }
             Failed::Now(_) => {
                 sleep_until(wake).await;
@@ -162,23 +192,35 @@ pub(super) async fn connect_simple(
     export: &str,
     session: Session,
 ) -> Result<Connection, Failed> {
+    let endpoint = Endpoint::Unix(socket.to_owned());
     let attempt = async {
-        let stream = UnixStream::connect(socket).await?;
+        let stream = reach(&endpoint).await?;
         negotiate(stream, export, Some(session), Replies::Simple).await
     };
     timeout(ATTEMPT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(Failed::Now("no answer in time".into())))
 }
 
-/// proto.md, "Fixed newstyle negotiation": structured replies if wanted, contexts, go.
-async fn negotiate(
-    mut stream: UnixStream,
-    export: &str,
-    session: Option<Session>,
-    replies: Replies,
-) -> Result<Connection, Failed> {
-    if export.len() > TEXT_BYTES_MAX {
-        return Err(Failed::ForGood(format!("the export's name is longer than {TEXT_BYTES_MAX} bytes")));
+/// Connects and greets; where TLS is wanted, everything that follows goes through it.
+async fn reach(endpoint: &Endpoint) -> Result<Transport, Failed> {
+    match endpoint {
+        Endpoint::Unix(socket) => {
+            let mut stream = UnixStream::connect(socket).await?;
+            greet(&mut stream).await?;
+            Ok(Transport::Unix(stream))
+        }
+        Endpoint::Tls { host, port, config } => {
+            let mut stream = connect_tcp(host, *port).await?;
+            greet(&mut stream).await?;
+            // proto.md, "NBD_OPT_STARTTLS"; without it nothing more is said to this server.
+            ask(&mut stream, option::STARTTLS, &[]).await?;
+            answers(&mut stream, option::STARTTLS, |_, _| Ok(())).await?;
+            Ok(secure(stream, host, config).await?)
+        }
     }
+}
+
+/// proto.md, "Newstyle negotiation".
+async fn greet(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<(), Failed> {
     let mut greeting = [0; GREETING_BYTES];
     stream.read_exact(&mut greeting).await?;
     let offered = Greeting::parse(&greeting)?.flags;
@@ -186,8 +228,19 @@ async fn negotiate(
         return Err(Failed::ForGood("the server does not speak the fixed newstyle protocol".into()));
     }
     let ours = offered & (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
-    stream.write_all(&u32::from(ours).to_be_bytes()).await?;
+    Ok(stream.write_all(&u32::from(ours).to_be_bytes()).await?)
+}
 
+/// proto.md, "Fixed newstyle negotiation": structured replies if wanted, contexts, go.
+async fn negotiate(
+    mut stream: Transport,
+    export: &str,
+    session: Option<Session>,
+    replies: Replies,
+) -> Result<Connection, Failed> {
+    if export.len() > TEXT_BYTES_MAX {
+        return Err(Failed::ForGood(format!("the export's name is longer than {TEXT_BYTES_MAX} bytes")));
+    }
     let mut queries = Vec::new();
     if replies == Replies::Structured {
         ask(&mut stream, option::STRUCTURED_REPLY, &[]).await?;
@@ -233,16 +286,17 @@ async fn negotiate(
     Ok(Connection { stream, size, flags, allocation_id })
 }
 
-async fn ask(stream: &mut UnixStream, option: u32, data: &[u8]) -> Result<(), Failed> {
+async fn ask(stream: &mut (impl AsyncWrite + Unpin), option: u32, data: &[u8]) -> Result<(), Failed> {
     let mut message = Vec::new();
     OptionHeader { option, length: data.len() as u32 }.format(&mut message);
     message.put_slice(data);
-    Ok(stream.write_all(&message).await?)
+    stream.write_all(&message).await?;
+    Ok(stream.flush().await?)
 }
 
 /// Reads replies to `option` up to the one that ends them.
 async fn answers(
-    stream: &mut UnixStream,
+    stream: &mut (impl AsyncRead + Unpin),
     option: u32,
     mut each: impl FnMut(u32, &[u8]) -> Result<(), ProtoError>,
 ) -> Result<(), Failed> {

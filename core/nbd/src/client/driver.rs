@@ -5,6 +5,7 @@ use super::{
     connector::{Backoff, Connection, Connector, Failed},
     order::{InFlight, Message},
     replies::{Lost, Replies, Requests},
+    transport::Transport,
 };
 use crate::{
     proto::{
@@ -250,7 +251,7 @@ impl Driver {
 }
 
 /// proto.md, "NBD_CMD_DISC": no reply.
-async fn say_goodbye(stream: &mut tokio::net::UnixStream) {
+async fn say_goodbye(stream: &mut Transport) {
     let mut output = Output::default();
     let header = RequestHeader {
         flags: 0,

@@ -1,5 +1,6 @@
 //! Negotiating for someone else: the kernel's NBD client, which speaks on a socket but does not negotiate.
 
+use super::transport::Transport;
 use super::{
     ClientError,
     connector::{Failed, connect_simple},
@@ -27,6 +28,9 @@ pub async fn negotiate(socket: &Path, export: &str, session: Session) -> Result<
         Failed::Now(reason) => disconnected(reason),
         Failed::ForGood(reason) => ClientError::Refused(reason),
     })?;
-    let stream = connection.stream.into_std().map_err(|error| disconnected(error.to_string()))?;
+    let Transport::Unix(stream) = connection.stream else {
+        return Err(disconnected("only a unix socket can be handed over".into()));
+    };
+    let stream = stream.into_std().map_err(|error| disconnected(error.to_string()))?;
     Ok(Negotiated { stream, size: connection.size, flags: connection.flags })
 }

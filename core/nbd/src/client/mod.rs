@@ -16,6 +16,7 @@ mod driver;
 mod hand_over;
 mod order;
 mod replies;
+mod transport;
 
 pub use hand_over::{Negotiated, negotiate};
 
@@ -26,7 +27,6 @@ use driver::Driver;
 use order::{Answer, Command, Message, Order};
 use ovs_units::{ByteCount, ByteOffset, ByteRange};
 use std::{
-    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -36,6 +36,8 @@ use std::{
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+pub use transport::Endpoint;
 
 /// Payload is bounded in units of this size.
 const PAYLOAD_UNIT_BYTES: u64 = 4096;
@@ -47,8 +49,8 @@ const BLOCK_STATUS_BYTES_MAX: u64 = (u32::MAX as u64) & !4095;
 /// Where to connect, as whom, and how patiently.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// The server's unix socket.
-    pub socket: PathBuf,
+    /// Where the server listens.
+    pub endpoint: Endpoint,
     /// The export's name; may be empty (the default export).
     pub export: String,
     /// The session and its first generation; every attempt to connect takes the next generation. Without one the
@@ -66,9 +68,9 @@ pub struct ClientOptions {
 
 impl ClientOptions {
     /// Options with the default bounds, anonymous, with 30 s of patience.
-    pub fn new(socket: impl Into<PathBuf>, export: impl Into<String>) -> ClientOptions {
+    pub fn new(endpoint: impl Into<Endpoint>, export: impl Into<String>) -> ClientOptions {
         ClientOptions {
-            socket: socket.into(),
+            endpoint: endpoint.into(),
             export: export.into(),
             session: None,
             patience: Some(Duration::from_secs(30)),

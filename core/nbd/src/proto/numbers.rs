@@ -61,6 +61,8 @@ pub mod option_reply {
     pub const ERR_POLICY: u32 = ERROR_BIT + 2;
     /// The option's data makes no sense.
     pub const ERR_INVALID: u32 = ERROR_BIT + 3;
+    /// Not before TLS.
+    pub const ERR_TLS_REQD: u32 = ERROR_BIT + 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = ERROR_BIT + 6;
     /// The server does not serve now.

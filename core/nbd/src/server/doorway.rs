@@ -5,9 +5,11 @@
 //! never evicted.
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
-    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 use tokio::sync::Notify;
 
@@ -15,51 +17,61 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(super) struct Doorway {
     places_max: usize,
-    next: Cell<u64>,
-    taken: RefCell<BTreeMap<u64, Rc<State>>>,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    taken: BTreeMap<u64, Arc<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    is_busy: Cell<bool>,
+    is_busy: AtomicBool,
     evicted: Notify,
 }
 
 /// A place among those that negotiate, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    doorway: Rc<Doorway>,
+    doorway: Arc<Doorway>,
     number: u64,
-    state: Rc<State>,
+    state: Arc<State>,
 }
 
 /// While it lives, its place is not taken away.
 pub(super) struct Busy<'a>(&'a State);
 
 impl Doorway {
-    pub(super) fn new(places_max: usize) -> Rc<Doorway> {
-        Rc::new(Doorway { places_max, next: Cell::new(0), taken: RefCell::default() })
+    pub(super) fn new(places_max: usize) -> Arc<Doorway> {
+        Arc::new(Doorway { places_max, places: Mutex::default() })
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn count(&self) -> usize {
-        self.taken.borrow().len()
+        self.places().taken.len()
     }
 
     /// A place, taken from the oldest if there is none; `None` if nobody can be evicted.
-    pub(super) fn enter(self: &Rc<Self>) -> Option<Place> {
-        let mut taken = self.taken.borrow_mut();
-        if taken.len() >= self.places_max {
-            let oldest = taken.iter().find(|(_, state)| !state.is_busy.get()).map(|(number, _)| *number)?;
-            if let Some(state) = taken.remove(&oldest) {
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
+        let mut places = self.places();
+        if places.taken.len() >= self.places_max {
+            let idle = |(_, state): &(&u64, &Arc<State>)| !state.is_busy.load(Relaxed);
+            let oldest = places.taken.iter().find(idle).map(|(number, _)| *number)?;
+            if let Some(state) = places.taken.remove(&oldest) {
                 // `notify_one` is remembered until the connection waits the next time.
                 state.evicted.notify_one();
             }
         }
-        let number = self.next.get();
-        self.next.set(number + 1);
-        let state = Rc::new(State::default());
-        taken.insert(number, Rc::clone(&state));
-        Some(Place { doorway: Rc::clone(self), number, state })
+        let number = places.next;
+        places.next += 1;
+        let state = Arc::new(State::default());
+        places.taken.insert(number, Arc::clone(&state));
+        Some(Place { doorway: Arc::clone(self), number, state })
     }
 }
 
@@ -70,20 +82,20 @@ impl Place {
     }
 
     pub(super) fn busy(&self) -> Busy<'_> {
-        self.state.is_busy.set(true);
+        self.state.is_busy.store(true, Relaxed);
         Busy(&self.state)
     }
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.is_busy.set(false);
+        self.0.is_busy.store(false, Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.doorway.taken.borrow_mut().remove(&self.number);
+        self.doorway.places().taken.remove(&self.number);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Accepting connections on a unix socket.
 
 use super::{Server, serve_connection};
-use crate::{Exports, PeerProcess};
+use crate::{Exports, Peer, PeerProcess};
 use std::{rc::Rc, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 /// After `accept` failed (too many open files, most likely) it is left alone for so long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves every connection that `listener` accepts, each as a local task, until `stop` is cancelled; then stops
 /// accepting, drains all of them, and returns. Call inside a `LocalSet`.
@@ -32,7 +32,7 @@ pub async fn serve_unix<E: Exports>(
             Some(ended) = connections.join_next() => log_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let peer = peer_process(&stream);
+                    let peer = peer_process(&stream).map(Peer::Process);
                     let (server, exports, stop) = (Rc::clone(&server), Rc::clone(&exports), stop.clone());
                     connections.spawn_local(serve_connection(server, stream, peer, exports, stop));
                 }
@@ -50,7 +50,7 @@ pub async fn serve_unix<E: Exports>(
 }
 
 /// A connection that broke an invariant of ours ends alone.
-fn log_panic(ended: Result<(), JoinError>) {
+pub(super) fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         error!(%error, "NBD connection ended by a defect");
     }

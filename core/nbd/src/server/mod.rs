@@ -1,31 +1,41 @@
-//! The server: what all its connections share, and the two ways to serve one.
+//! The server: what all its connections share, and the ways to serve one.
 //!
 //! ```text
-//! serve_unix ── accept ──▶ serve_connection ──▶ doorway ──▶ negotiation ──▶ transmission ──▶ Device::released
-//!                                                             └─ session: one connection at a time
+//! serve_unix ──────── accept ──────▶ serve_connection ──▶ doorway ──▶ negotiation ──▶ transmission ──▶ Device::released
+//! accept_tcp ─▶ TlsGate ─▶ serve_secured ────┘                          └─ session: one connection at a time
 //! ```
 //!
-//! Everything runs on one thread, in the caller's `LocalSet`.
+//! Everything runs on one thread, in the caller's `LocalSet`; but what happens before TLS, on any other.
 
 mod command;
 mod doorway;
 mod listener;
 mod negotiation;
+mod secure;
 mod session;
+mod talk;
 mod transmission;
 
 pub use listener::serve_unix;
+pub use secure::{Secured, TlsConfigs, TlsGate, accept_tcp, serve_secured, serve_secured_connection};
 
-use crate::{Device, Exports, PeerProcess};
+use crate::{Device, Exports, Peer};
 use doorway::{Doorway, Place};
-use negotiation::{Failed, Opened, Parties, negotiate};
+use negotiation::{Opened, Parties, negotiate};
 use ovs_units::ByteCount;
 use session::{SessionGuard, Sessions};
-use std::{cell::RefCell, rc::Rc, time::Duration};
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use talk::{ClientFlags, Failed, Talk};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use transmission::{Ending, transmit};
+
+/// For the last words to a client over TLS.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bounds and times of a server; the defaults are meant to stay.
 #[derive(Debug, Clone)]
@@ -82,7 +92,7 @@ pub struct ServerStats {
 pub struct Server {
     options: ServerOptions,
     sessions: Rc<Sessions>,
-    doorway: Rc<Doorway>,
+    doorway: Arc<Doorway>,
     stats: RefCell<ServerStats>,
 }
 
@@ -129,8 +139,22 @@ impl Drop for Connected {
 /// requests are read, what is in flight is completed and answered, then it hangs up.
 pub async fn serve_connection<S, E>(
     server: Rc<Server>,
+    stream: S,
+    peer: Option<Peer>,
+    exports: Rc<E>,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    E: Exports,
+{
+    serve(server, stream, peer, None, exports, stop).await;
+}
+
+async fn serve<S, E>(
+    server: Rc<Server>,
     mut stream: S,
-    peer: Option<PeerProcess>,
+    peer: Option<Peer>,
+    secured: Option<ClientFlags>,
     exports: Rc<E>,
     stop: CancellationToken,
 ) where
@@ -144,18 +168,22 @@ pub async fn serve_connection<S, E>(
         server.count(|stats| stats.dropped += 1);
         return debug!("connection refused: too many are being opened");
     };
+    let parties = Parties { exports: &exports, sessions: &server.sessions, peer, secured };
     // On the heap while it lasts: the task of a connection in transmission does not carry its state.
-    let opened = Box::pin(meet(&server, &mut stream, peer, &exports, &stop, place)).await;
+    let opened = Box::pin(meet(&server, &mut stream, &parties, &stop, place)).await;
     if let Some(opened) = opened {
         serve_opened(&server, &mut stream, opened, &stop).await;
+    }
+    if secured.is_some() {
+        // TLS tells a goodbye from a cut; whether it arrives or not, nothing depends on it.
+        let _ = timeout(GOODBYE_TIMEOUT, stream.shutdown()).await;
     }
 }
 
 async fn meet<S, E>(
     server: &Server,
     stream: &mut S,
-    peer: Option<PeerProcess>,
-    exports: &Rc<E>,
+    parties: &Parties<'_, E>,
     stop: &CancellationToken,
     place: Place,
 ) -> Option<Opened<E::Device>>
@@ -163,9 +191,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
 {
-    let timeout = server.options.negotiation_timeout;
-    let parties = Parties { exports, sessions: &server.sessions, peer, stop, place: &place, timeout };
-    let failed = match negotiate(stream, &parties).await {
+    let peer = parties.peer;
+    let talk = Talk::new(stream, &place, stop, server.options.negotiation_timeout);
+    let failed = match negotiate(talk, parties).await {
         Ok(opened) => return Some(opened),
         Err(failed) => failed,
     };

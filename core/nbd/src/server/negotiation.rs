@@ -4,37 +4,27 @@
 //! greeting ⇄ client flags ──▶ option, reply, option, reply … ──▶ GO / EXPORT_NAME: admit the session, open ──▶ Opened
 //! ```
 //!
-//! Invariants: an option's data is read into memory only up to a bound; the time that the client takes is bounded in
-//! all; `Exports` is never interrupted in the middle of a call; what was opened is released again if the client is gone
-//! before it was told.
+//! Invariants: `Exports` is never interrupted in the middle of a call; what was opened is released again if the client
+//! is gone before it was told. The bounds in bytes and time are `talk`'s.
 //!
-//! Not here: TLS, answered with a policy error; extended headers, answered as unknown.
+//! Not here: TLS, which comes before (`secure`) or not at all; extended headers, answered as unknown.
 
 use super::{
-    doorway::Place,
     session::{SessionGuard, Sessions, Superseded},
+    talk::{ClientFlags, Failed, Talk, put_reply},
 };
 use crate::{
-    ClientInfo, Device, ExportInfo, Exports, OpenError, PeerProcess, Session,
+    ClientInfo, Device, ExportInfo, Exports, OpenError, Peer, Session,
     proto::{
         ProtoError,
-        handshake::{
-            Greeting, InfoReply, InfoRequest, ListReply, MetaContextReply, MetaContextRequest,
-            OPTION_BYTES_MAX, OPTION_HEADER_BYTES, OptionHeader, OptionReplyHeader, bounded_text,
-        },
-        numbers::{TEXT_BYTES_MAX, allocation, export_flag, handshake_flag, info, option, option_reply},
+        handshake::{InfoReply, InfoRequest, ListReply, MetaContextReply, MetaContextRequest, bounded_text},
+        numbers::{TEXT_BYTES_MAX, allocation, export_flag, info, option, option_reply},
     },
 };
 use bytes::BufMut as _;
-use std::{future::Future, io, rc::Rc, time::Duration};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    time::{Instant, timeout_at},
-};
-use tokio_util::sync::CancellationToken;
+use std::rc::Rc;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-/// An option with more data than is read into memory is skipped up to here, and hung up on beyond.
-const SKIPPED_BYTES_MAX: u32 = 1 << 20;
 /// The number of `base:allocation` in block status replies.
 const ALLOCATION_ID: u32 = 1;
 /// The number of the session's context in block status replies.
@@ -65,30 +55,13 @@ pub(super) struct Opened<D> {
     pub(super) session: Option<SessionGuard>,
 }
 
-/// Why negotiation led to nothing.
-pub(super) enum Failed {
-    /// The client said goodbye, or closed its end between two options.
-    Left,
-    /// It was hung up on.
-    Dropped(&'static str),
-    Io(io::Error),
-    Proto(ProtoError),
-}
-
-impl From<ProtoError> for Failed {
-    fn from(error: ProtoError) -> Failed {
-        Failed::Proto(error)
-    }
-}
-
-/// What negotiation needs to know besides the stream.
+/// What negotiation needs to know besides the client's stream.
 pub(super) struct Parties<'a, E> {
     pub(super) exports: &'a Rc<E>,
     pub(super) sessions: &'a Rc<Sessions>,
-    pub(super) peer: Option<PeerProcess>,
-    pub(super) stop: &'a CancellationToken,
-    pub(super) place: &'a Place,
-    pub(super) timeout: Duration,
+    pub(super) peer: Option<Peer>,
+    /// Set when the greeting is behind the connection, and all that is said goes through TLS.
+    pub(super) secured: Option<ClientFlags>,
 }
 
 /// The contexts that were selected, and for which export.
@@ -100,51 +73,49 @@ struct Selected {
 }
 
 struct Negotiation<'a, S, E> {
-    stream: &'a mut S,
+    talk: Talk<'a, S>,
     parties: &'a Parties<'a, E>,
-    deadline: Instant,
     structured: bool,
     no_zeroes: bool,
     selected: Selected,
 }
 
 /// Negotiates to the end.
-pub(super) async fn negotiate<S, E>(
-    stream: &mut S,
-    parties: &Parties<'_, E>,
+pub(super) async fn negotiate<'a, S, E>(
+    mut talk: Talk<'a, S>,
+    parties: &'a Parties<'a, E>,
 ) -> Result<Opened<E::Device>, Failed>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
 {
-    let deadline = Instant::now() + parties.timeout;
-    let selected = Selected::default();
-    let mut talk = Negotiation { stream, parties, deadline, structured: false, no_zeroes: false, selected };
-    talk.greet().await?;
+    let ClientFlags { no_zeroes } = match parties.secured {
+        Some(flags) => flags,
+        None => talk.greet().await?,
+    };
+    let mut it = Negotiation { talk, parties, structured: false, no_zeroes, selected: Selected::default() };
     loop {
-        let header = talk.option_header().await?;
-        let Some(data) = talk.option_data(header).await? else { continue };
+        let header = it.talk.option_header().await?;
+        let Some(data) = it.talk.option_data(header).await? else { continue };
         match header.option {
-            option::EXPORT_NAME => return talk.export_name(&data).await,
+            option::EXPORT_NAME => return it.export_name(&data).await,
             option::GO => {
-                if let Some(opened) = talk.go(&data).await? {
+                if let Some(opened) = it.go(&data).await? {
                     return Ok(opened);
                 }
             }
             option::ABORT => {
                 // The client need not wait for it (proto.md, "NBD_OPT_ABORT").
-                let _ = talk.reply(header.option, option_reply::ACK, &[]).await;
+                let _ = it.talk.reply(header.option, option_reply::ACK, &[]).await;
                 return Err(Failed::Left);
             }
-            option::INFO => talk.info(&data).await?,
-            option::LIST => talk.list(&data).await?,
-            option::STRUCTURED_REPLY => talk.structured_reply(&data).await?,
-            option::LIST_META_CONTEXT => talk.meta_context(option::LIST_META_CONTEXT, &data).await?,
-            option::SET_META_CONTEXT => talk.meta_context(option::SET_META_CONTEXT, &data).await?,
-            option::STARTTLS => {
-                talk.refuse(header.option, option_reply::ERR_POLICY, "no TLS on this socket").await?
-            }
-            other => talk.refuse(other, option_reply::ERR_UNSUP, "this option is not known").await?,
+            option::INFO => it.info(&data).await?,
+            option::LIST => it.list(&data).await?,
+            option::STRUCTURED_REPLY => it.structured_reply(&data).await?,
+            option::LIST_META_CONTEXT => it.meta_context(option::LIST_META_CONTEXT, &data).await?,
+            option::SET_META_CONTEXT => it.meta_context(option::SET_META_CONTEXT, &data).await?,
+            option::STARTTLS => it.start_tls().await?,
+            other => it.refuse(other, option_reply::ERR_UNSUP, "this option is not known").await?,
         }
     }
 }
@@ -154,53 +125,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
 {
-    /// proto.md, "Newstyle negotiation".
-    async fn greet(&mut self) -> Result<(), Failed> {
-        let ours = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
-        let mut greeting = Vec::new();
-        Greeting { flags: ours }.format(&mut greeting);
-        self.write(&greeting).await?;
-        let mut flags = [0; 4];
-        self.read(&mut flags).await?;
-        let flags = u32::from_be_bytes(flags);
-        if flags & !u32::from(ours) != 0 {
-            return Err(Failed::Proto(ProtoError::Unexpected("client flags that were not offered")));
+    /// proto.md, "NBD_OPT_STARTTLS".
+    async fn start_tls(&mut self) -> Result<(), Failed> {
+        match self.parties.secured {
+            None => self.refuse(option::STARTTLS, option_reply::ERR_POLICY, "no TLS on this socket").await,
+            Some(_) => self.refuse(option::STARTTLS, option_reply::ERR_INVALID, "TLS is there already").await,
         }
-        self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
-        Ok(())
-    }
-
-    async fn option_header(&mut self) -> Result<OptionHeader, Failed> {
-        let mut header = [0; OPTION_HEADER_BYTES];
-        match self.read(&mut header).await {
-            Err(Failed::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Failed::Left),
-            result => result.and_then(|()| Ok(OptionHeader::parse(&header)?)),
-        }
-    }
-
-    /// The option's data; `None` when it was too large, and was skipped and answered.
-    async fn option_data(&mut self, header: OptionHeader) -> Result<Option<Vec<u8>>, Failed> {
-        let is_name = header.option == option::EXPORT_NAME;
-        let max = if is_name { TEXT_BYTES_MAX as u32 } else { OPTION_BYTES_MAX };
-        if header.length <= max {
-            let mut data = vec![0; header.length as usize];
-            self.read(&mut data).await?;
-            return Ok(Some(data));
-        }
-        // To EXPORT_NAME nothing but hanging up says no.
-        if is_name || header.length > SKIPPED_BYTES_MAX {
-            let (given, max) = (header.length.into(), max.into());
-            return Err(Failed::Proto(ProtoError::TooLong { given, max }));
-        }
-        let mut left = header.length as usize;
-        let mut skipped = [0; 4096];
-        while left > 0 {
-            let now = left.min(skipped.len());
-            self.read(&mut skipped[..now]).await?;
-            left -= now;
-        }
-        self.refuse(header.option, option_reply::ERR_TOO_BIG, "the option's data is too long").await?;
-        Ok(None)
     }
 
     /// proto.md, "NBD_OPT_EXPORT_NAME": refusing is hanging up.
@@ -257,12 +187,12 @@ where
             let device = exports.open(name, ClientInfo { session, peer }).await?;
             Ok(Opened { device, agreed, name: name.to_owned(), session: guard })
         };
-        self.undisturbed(opening).await
+        self.talk.undisturbed(opening).await
     }
 
     /// Sends the last reply; the device is released again if the client is gone.
     async fn told(&mut self, opened: Opened<E::Device>, reply: &[u8]) -> Result<Opened<E::Device>, Failed> {
-        match self.write(reply).await {
+        match self.talk.write(reply).await {
             Ok(()) => Ok(opened),
             Err(error) => {
                 opened.device.released().await;
@@ -278,11 +208,11 @@ where
             Err(error) => return self.refuse_data(option::INFO, &error).await,
         };
         let exports = Rc::clone(self.parties.exports);
-        match self.undisturbed(exports.info(&request.name)).await {
+        match self.talk.undisturbed(exports.info(&request.name)).await {
             Ok(export) => {
                 let mut reply = self.info_replies(option::INFO, &request, &export);
                 put_reply(&mut reply, option::INFO, option_reply::ACK, &[]);
-                self.write(&reply).await
+                self.talk.write(&reply).await
             }
             Err(error) => self.refuse_open(option::INFO, &error).await,
         }
@@ -336,7 +266,7 @@ where
             return self.refuse(option::LIST, option_reply::ERR_INVALID, "a list takes no data").await;
         }
         let exports = Rc::clone(self.parties.exports);
-        let names = self.undisturbed(exports.list()).await;
+        let names = self.talk.undisturbed(exports.list()).await;
         let mut reply = Vec::new();
         for name in names.into_iter().filter(|name| name.len() <= TEXT_BYTES_MAX) {
             let mut data = Vec::new();
@@ -344,7 +274,7 @@ where
             put_reply(&mut reply, option::LIST, option_reply::SERVER, &data);
         }
         put_reply(&mut reply, option::LIST, option_reply::ACK, &[]);
-        self.write(&reply).await
+        self.talk.write(&reply).await
     }
 
     /// proto.md, "NBD_OPT_STRUCTURED_REPLY".
@@ -353,7 +283,7 @@ where
             return self.refuse(option::STRUCTURED_REPLY, option_reply::ERR_INVALID, "takes no data").await;
         }
         self.structured = true;
-        self.reply(option::STRUCTURED_REPLY, option_reply::ACK, &[]).await
+        self.talk.reply(option::STRUCTURED_REPLY, option_reply::ACK, &[]).await
     }
 
     /// proto.md, "NBD_OPT_LIST_META_CONTEXT" and "NBD_OPT_SET_META_CONTEXT". A session is selected like a context, and
@@ -378,7 +308,7 @@ where
             Err(error) => return self.refuse_data(option, &error).await,
         };
         let exports = Rc::clone(self.parties.exports);
-        if let Err(error) = self.undisturbed(exports.info(&request.name)).await {
+        if let Err(error) = self.talk.undisturbed(exports.info(&request.name)).await {
             return self.refuse_open(option, &error).await;
         }
         let mut sessions = request.queries.iter().filter_map(|query| Session::from_query(query));
@@ -405,7 +335,7 @@ where
         if sets {
             self.selected = Selected { export: request.name, allocation, session };
         }
-        self.write(&reply).await
+        self.talk.write(&reply).await
     }
 
     async fn refuse_open(&mut self, option: u32, error: &OpenError) -> Result<(), Failed> {
@@ -426,35 +356,7 @@ where
     }
 
     async fn refuse(&mut self, option: u32, reply: u32, text: &str) -> Result<(), Failed> {
-        self.reply(option, reply, bounded_text(text).as_bytes()).await
-    }
-
-    async fn reply(&mut self, option: u32, reply: u32, data: &[u8]) -> Result<(), Failed> {
-        let mut message = Vec::new();
-        put_reply(&mut message, option, reply, data);
-        self.write(&message).await
-    }
-
-    /// Awaits something of our own: it is not interrupted, and the client does not pay for the time.
-    async fn undisturbed<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let _busy = self.parties.place.busy();
-        let begun = Instant::now();
-        let result = work.await;
-        self.deadline += begun.elapsed();
-        result
-    }
-
-    async fn read(&mut self, buffer: &mut [u8]) -> Result<(), Failed> {
-        let reading = self.stream.read_exact(buffer);
-        patiently(self.parties, self.deadline, reading).await.map(|_| ())
-    }
-
-    async fn write(&mut self, message: &[u8]) -> Result<(), Failed> {
-        let writing = async {
-            self.stream.write_all(message).await?;
-            self.stream.flush().await
-        };
-        patiently(self.parties, self.deadline, writing).await
+        self.talk.refuse(option, reply, text).await
     }
 }
 
@@ -467,26 +369,4 @@ impl ExportInfo {
             description: device.description(),
         }
     }
-}
-
-/// The socket's part of negotiation: up to the deadline, and only as long as nobody wants the place or the end.
-async fn patiently<T, E>(
-    parties: &Parties<'_, E>,
-    deadline: Instant,
-    io: impl Future<Output = io::Result<T>>,
-) -> Result<T, Failed> {
-    tokio::select! {
-        biased;
-        result = timeout_at(deadline, io) => match result {
-            Ok(result) => result.map_err(Failed::Io),
-            Err(_) => Err(Failed::Dropped("negotiation took too long")),
-        },
-        () = parties.place.evicted() => Err(Failed::Dropped("too many connections negotiate")),
-        () = parties.stop.cancelled() => Err(Failed::Dropped("the server is stopping")),
-    }
-}
-
-fn put_reply(out: &mut Vec<u8>, option: u32, reply: u32, data: &[u8]) {
-    OptionReplyHeader { option, reply, length: data.len() as u32 }.format(out);
-    out.put_slice(data);
 }

@@ -24,6 +24,8 @@ pub(crate) struct Output {
     tail: BytesMut,
     queued: u64,
     written: u64,
+    /// The stream may hold some of what was written (TLS does).
+    unflushed: bool,
 }
 
 impl Output {
@@ -66,8 +68,9 @@ impl Output {
         self.written
     }
 
+    /// True when nothing is left, here or in the stream.
     pub(crate) fn is_empty(&self) -> bool {
-        self.queued == self.written
+        self.queued == self.written && !self.unflushed
     }
 
     /// Forgets what is not written.
@@ -75,14 +78,15 @@ impl Output {
         self.pieces.clear();
         self.tail.clear();
         self.written = self.queued;
+        self.unflushed = false;
     }
 
-    /// Writes until nothing is left, or the socket takes no more.
+    /// Writes and flushes until nothing is left, or the socket takes no more.
     pub(crate) fn poll_write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         S: AsyncWrite + Unpin,
     {
-        while !self.is_empty() {
+        while self.queued != self.written {
             let count = if self.pieces.is_empty() {
                 ready!(Pin::new(&mut *stream).poll_write(cx, &self.tail))?
             } else {
@@ -103,11 +107,16 @@ impl Output {
             }
             self.advance(count);
         }
+        if self.unflushed {
+            ready!(Pin::new(stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
         Poll::Ready(Ok(()))
     }
 
     fn advance(&mut self, mut count: usize) {
         self.written += count as u64;
+        self.unflushed = true;
         while let Some(piece) = self.pieces.front_mut() {
             if count < piece.len() {
                 piece.advance(count);

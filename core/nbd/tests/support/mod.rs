@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::UnixStream,
     sync::{Semaphore, watch},
     task::{JoinHandle, LocalSet},
@@ -309,8 +309,8 @@ impl World {
 }
 
 /// A client without any cleverness.
-pub struct Raw {
-    pub stream: UnixStream,
+pub struct Raw<S = UnixStream> {
+    pub stream: S,
 }
 
 /// One reply to a request.
@@ -321,13 +321,23 @@ pub enum Got {
 }
 
 impl Raw {
+    pub fn info_request(name: &str, wanted: &[u16]) -> Vec<u8> {
+        let mut data = Vec::new();
+        InfoRequest { name: name.into(), wanted: wanted.to_vec() }.format(&mut data);
+        data
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// Sends what may not be taken any more.
     pub async fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
+        let _ = self.stream.flush().await;
     }
 
     pub async fn take(&mut self, count: usize) -> Vec<u8> {
@@ -393,10 +403,13 @@ impl Raw {
         replies.into_iter().map(|(_, data)| String::from_utf8(data[4..].to_vec()).unwrap()).collect()
     }
 
-    pub fn info_request(name: &str, wanted: &[u16]) -> Vec<u8> {
-        let mut data = Vec::new();
-        InfoRequest { name: name.into(), wanted: wanted.to_vec() }.format(&mut data);
-        data
+    /// Asks for an export where the answer may be the end of the connection.
+    pub async fn try_go(&mut self, name: &str) {
+        let data = Raw::info_request(name, &[]);
+        let mut message = Vec::new();
+        OptionHeader { option: option::GO, length: data.len() as u32 }.format(&mut message);
+        message.extend_from_slice(&data);
+        self.try_send(&message).await;
     }
 
     pub async fn go(&mut self, name: &str) -> Result<Vec<InfoReply>, u32> {

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use warp::Reply as _;
-use warp::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, RETRY_AFTER};
+use warp::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 use warp::sse;
@@ -94,6 +94,9 @@ pub(super) fn problem_response(problem: &Problem, allow: &[&str]) -> Response {
     let retry_after = problem.extra.get("retry_after_s").and_then(Value::as_u64);
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if problem.kind() == ProblemKind::Unauthorized {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ovs\""));
     }
     if let Ok(allow) = HeaderValue::from_str(&allow.join(", "))
         && !allow.is_empty()

@@ -1,25 +1,24 @@
 //! A client's socket that does not wait for ever for a client that does not read.
 
+use super::entrance::Stream;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::time::{Sleep, sleep};
 
 /// Passes everything on; fails a write that makes no progress for so long.
-#[derive(Debug)]
 pub(super) struct Connection {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     write_timeout: Duration,
     /// Runs while a write waits for the client.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, write_timeout: Duration) -> Connection {
+    pub(super) fn new(stream: Box<dyn Stream>, write_timeout: Duration) -> Connection {
         Connection { stream, write_timeout, waiting: None }
     }
 

@@ -1,9 +1,9 @@
 //! The HTTP door of ovsd.
 //!
 //! ```text
-//!  accept ─▶ connection: time-outs, sizes ─▶ route: the table's row ─▶ call: typed parameters, query, body, headers
-//!  (serve)                                                               │
-//!  answer ◀── reply or problem ◀── Core::<operation id> ◀── dispatch ◀───┘
+//!  entrance (unix, TLS) ─▶ connection: time-outs, sizes ─▶ access ─▶ route: the table's row
+//!                                                                        ▼
+//!  answer ◀── reply or problem ◀── Core::<operation id> ◀── dispatch ◀── call: typed parameters, query, body, headers
 //! ```
 //!
 //! Invariants: what reaches an operation has passed its types and its `check`; a change that has begun runs to its end
@@ -15,11 +15,15 @@
 mod answer;
 mod call;
 mod connection;
+mod entrance;
 mod route;
 mod serve;
+mod tokens;
 
 pub use call::{Call, RequestContext};
+pub use entrance::{Entrance, TlsEntrance};
 pub use serve::serve;
+pub use tokens::Tokens;
 
 pub(crate) use answer::Answer;
 

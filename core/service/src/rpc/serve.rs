@@ -4,6 +4,7 @@ use super::Dispatch;
 use super::answer::{Answer, problem_response};
 use super::call::{Call, context, is_read};
 use super::connection::Connection;
+use super::entrance::{Access, Arrival, Entrance};
 use super::route::{NoRoute, route};
 use futures_util::{Stream, StreamExt};
 use hyper::server::conn::http1;
@@ -14,16 +15,15 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use warp::http::header::CONTENT_LENGTH;
+use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use warp::http::{HeaderMap, Method};
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Buf, Filter};
 
-/// Connections at once; the next ones wait in the listener's queue.
+/// Connections of one entrance at once; the next ones wait in the listener's queue.
 const CONNECTION_COUNT_MAX: usize = 1024;
 /// All headers of a request, with its first line.
 const HEADERS_BYTES_MAX: usize = 32 << 10;
@@ -34,6 +34,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
+    /// For the handshake of TLS.
+    pub tls: Duration,
     /// For all headers, from the moment that the connection waits for a request.
     pub headers: Duration,
     /// For the whole body.
@@ -45,6 +47,7 @@ pub(super) struct Patience {
 }
 
 pub(super) const PATIENCE: Patience = Patience {
+    tls: Duration::from_secs(5),
     headers: Duration::from_secs(10),
     body: Duration::from_secs(30),
     write: Duration::from_secs(30),
@@ -52,12 +55,12 @@ pub(super) const PATIENCE: Patience = Patience {
 };
 
 /// Serves until `stop` comes back and what is in flight then is answered (five seconds at most).
-pub async fn serve<D: Dispatch>(listener: UnixListener, dispatch: Arc<D>, stop: impl Future<Output = ()>) {
-    serve_with(listener, dispatch, stop, PATIENCE).await;
+pub async fn serve<D: Dispatch>(entrance: Entrance, dispatch: Arc<D>, stop: impl Future<Output = ()>) {
+    serve_with(entrance, dispatch, stop, PATIENCE).await;
 }
 
 pub(super) async fn serve_with<D: Dispatch>(
-    listener: UnixListener,
+    entrance: Entrance,
     dispatch: Arc<D>,
     stop: impl Future<Output = ()>,
     patience: Patience,
@@ -70,14 +73,14 @@ pub(super) async fn serve_with<D: Dispatch>(
         let accepted = async {
             // The semaphore is never closed.
             let slot = Arc::clone(&slots).acquire_owned().await.ok();
-            (slot, listener.accept().await)
+            (slot, entrance.accept().await)
         };
         tokio::select! {
             () = &mut stop => break,
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    let served = connection(stream, Arc::clone(&dispatch), stop_receiver.clone(), patience);
+                Ok(arrival) => {
+                    let served = connection(arrival, Arc::clone(&dispatch), stop_receiver.clone(), patience);
                     connections.spawn(async move {
                         served.await;
                         drop(slot);
@@ -91,7 +94,7 @@ pub(super) async fn serve_with<D: Dispatch>(
             },
         }
     }
-    drop(listener);
+    drop(entrance);
     stop_sender.send_replace(true);
     let all_done = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(patience.stop, all_done).await.is_err() {
@@ -101,11 +104,16 @@ pub(super) async fn serve_with<D: Dispatch>(
 }
 
 async fn connection<D: Dispatch>(
-    stream: UnixStream,
+    arrival: Arrival,
     dispatch: Arc<D>,
     mut stop: watch::Receiver<bool>,
     patience: Patience,
 ) {
+    let entered = tokio::select! {
+        entered = arrival.enter(patience.tls) => entered,
+        () = stopped(&mut stop) => None,
+    };
+    let Some((stream, access)) = entered else { return };
     let stopping = stop.clone();
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let filter = warp::method()
@@ -114,9 +122,10 @@ async fn connection<D: Dispatch>(
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
         .then(move |method: Method, path: FullPath, query: String, headers: HeaderMap, body| {
-            let (dispatch, stopping) = (Arc::clone(&dispatch), stopping.clone());
+            let (dispatch, stopping, access) = (Arc::clone(&dispatch), stopping.clone(), access.clone());
             async move {
-                let request = Incoming { method, path, query, headers, body, body_patience: patience.body };
+                let body_patience = patience.body;
+                let request = Incoming { access, method, path, query, headers, body, body_patience };
                 request.answer(dispatch, stopping).await
             }
         });
@@ -149,6 +158,7 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// A request as HTTP brings it.
 struct Incoming<B> {
+    access: Access,
     method: Method,
     path: FullPath,
     query: String,
@@ -163,6 +173,12 @@ where
     C: Buf,
 {
     async fn answer<D: Dispatch>(self, dispatch: Arc<D>, stop: watch::Receiver<bool>) -> Response {
+        // Before anything is told, and before the body is read.
+        if let Err(problem) = self.access.check(self.headers.get(AUTHORIZATION).map(|value| value.as_bytes()))
+        {
+            tracing::debug!(detail = %problem, "refused");
+            return problem_response(&problem, &[]);
+        }
         let route = match route(self.method.as_str(), self.path.as_str()) {
             Ok(route) => route,
             Err(NoRoute { problem, allow }) => return problem_response(&problem, &allow),

@@ -16,6 +16,7 @@ use uuid::Uuid;
 mod double;
 mod hostile;
 mod ordinary;
+mod remote;
 
 use double::Double;
 
@@ -30,6 +31,7 @@ struct Door {
 
 /// For tests of time-outs alone: on a busy machine an honest client may need longer.
 const QUICK: Patience = Patience {
+    tls: Duration::from_millis(300),
     headers: Duration::from_millis(300),
     body: Duration::from_millis(300),
     write: Duration::from_millis(300),
@@ -50,7 +52,7 @@ impl Door {
             runtime.block_on(async move {
                 let listener = tokio::net::UnixListener::bind(path).unwrap();
                 ready.send(()).unwrap();
-                serve_with(listener, served, async { drop(stopped.await) }, patience).await;
+                serve_with(Entrance::Unix(listener), served, async { drop(stopped.await) }, patience).await;
             });
         });
         is_ready.recv().unwrap();

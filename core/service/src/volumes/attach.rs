@@ -20,7 +20,7 @@ use ovs_api::{
     EventKind, Page, Problem, ProblemKind, Timestamp,
 };
 use ovs_cluster::catalogue::{AttachmentRecord, CatalogueError, FORMAT, VdiskRecord};
-use ovs_nbd::{ClientInfo, OpenError};
+use ovs_nbd::{ClientInfo, OpenError, Peer, PeerProcess};
 use ovs_units::{Name, SnapshotId, VdiskId};
 use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
@@ -342,6 +342,10 @@ impl Volumes {
                 }
             }
         };
+        // Whoever comes from elsewhere does not lose power when we do: what it was told is written must be on stable
+        // storage, whatever the attachment was made for (docs/failure-model.md).
+        let write_through = holder.write_through || matches!(client.peer, Some(Peer::Remote(_)));
+        let holder = Holder { write_through, ..holder };
         let uuid = holder.uuid;
         let what = format!("vDisk {}", record.name);
         self.attachments.attach(holder.clone()).map_err(|busy| match busy {
@@ -364,12 +368,16 @@ impl Volumes {
         mode: AttachmentMode,
         client: &ClientInfo,
     ) -> Holder {
-        let pid = client.peer.as_ref().and_then(|peer| peer.pid);
-        let uid = client.peer.as_ref().map(|peer| peer.uid);
-        let client = match (pid, uid) {
-            (Some(pid), Some(uid)) => format!("process {pid} of user {uid}"),
-            (None, Some(uid)) => format!("a process of user {uid}"),
-            _ => "an NBD client".to_owned(),
+        let here = self.settings.host_name.clone();
+        let (client, host) = match client.peer {
+            Some(Peer::Process(PeerProcess { uid, pid: Some(pid), .. })) => {
+                (format!("process {pid} of user {uid}"), here)
+            }
+            Some(Peer::Process(PeerProcess { uid, pid: None, .. })) => {
+                (format!("a process of user {uid}"), here)
+            }
+            Some(Peer::Remote(address)) => (format!("NBD client at {address}"), address.ip().to_string()),
+            None => ("an NBD client".to_owned(), here),
         };
         Holder {
             uuid,
@@ -377,7 +385,7 @@ impl Volumes {
             snapshot,
             client,
             door: Door::Nbd,
-            host: self.settings.host_name.clone(),
+            host,
             mode: if reads_only { AttachmentMode::ReadOnly } else { mode },
             generation: 0,
             write_through: false,

@@ -92,6 +92,8 @@ pub struct Settings {
     pub socket_group: String,
     /// Permission bits of a vDisk's own socket.
     pub socket_mode: u32,
+    /// `HOST:PORT` of NBD over TCP, where it is served.
+    pub nbd_authority: Option<String>,
 }
 
 /// All vDisks of this host. One thread.

@@ -96,6 +96,12 @@ impl Volumes {
             host: self.settings.host_name.clone(),
             nbd_socket: paths.nbd_vdisk_socket(record.id).to_string_lossy().into_owned(),
             nbd_uri: paths.nbd_uri(record.id),
+            // Names need no escape in a path.
+            nbd_tls_uri: self
+                .settings
+                .nbd_authority
+                .as_ref()
+                .map(|authority| format!("nbds://{authority}/{vpool}/{}", record.name)),
             qemu_filename: paths.qemu_filename(record.id),
             fuse_path: paths.fuse_file(&vpool, &record.name).to_string_lossy().into_owned(),
             vpool,

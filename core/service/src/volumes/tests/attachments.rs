@@ -6,7 +6,7 @@ use ovs_api::{
     AttachmentMode, AttachmentQuery, CreateAttachment, DeleteAttachmentQuery, DeleteVdiskQuery, Door,
     RollbackVdisk, SnapshotRef,
 };
-use ovs_nbd::{ClientInfo, Device, Exports, Generation, OpenError, Session, SessionId};
+use ovs_nbd::{ClientInfo, Device, Exports, Generation, OpenError, Peer, Session, SessionId};
 use uuid::Uuid;
 
 fn attach(vdisk: &str, client: &str, mode: AttachmentMode) -> CreateAttachment {
@@ -37,6 +37,41 @@ async fn with_vdisk(volumes: &Rc<Volumes>) -> NbdDoor {
 
 fn denied<T>(result: Result<T, OpenError>) -> bool {
     matches!(result, Err(OpenError::Denied(_)))
+}
+
+#[test]
+fn who_comes_over_tcp_is_written_through() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let door = with_vdisk(&volumes).await;
+        let peer = Some(Peer::Remote(([192, 0, 2, 7], 4242).into()));
+        let shown = async || {
+            let mut page = volumes.list_attachments(AttachmentQuery::default()).await.unwrap();
+            assert_eq!(page.items.len(), 1);
+            page.items.remove(0)
+        };
+        let anonymous = door.open("default/a", ClientInfo { session: None, peer }).await.unwrap();
+        let attachment = shown().await;
+        assert!(attachment.write_through);
+        assert_eq!(
+            (attachment.client.as_str(), attachment.host.as_str()),
+            ("NBD client at 192.0.2.7:4242", "192.0.2.7")
+        );
+        anonymous.released().await;
+
+        // Whatever its attachment was made for, and for good: it may have been handed from here to there.
+        let made =
+            volumes.create_attachment(attach("a", "c", AttachmentMode::Exclusive)).await.unwrap().value;
+        let local = door.open("default/a", session(made.uuid, made.generation)).await.unwrap();
+        assert!(!shown().await.write_through);
+        local.released().await;
+        let named = ClientInfo { peer, ..session(made.uuid, made.generation + 1) };
+        let remote = door.open("default/a", named).await.unwrap();
+        assert!(shown().await.write_through);
+        remote.released().await;
+        let local = door.open("default/a", session(made.uuid, made.generation + 2)).await.unwrap();
+        assert!(shown().await.write_through);
+        local.released().await;
+    });
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl World {
             stall_timeout: None,
             socket_group: "no such group".into(),
             socket_mode: 0o660,
+            nbd_authority: None,
         };
         let tasks = Arc::new(Tasks::default());
         let parts = VolumesParts { engine, registry, clock, chance: Rc::new(SystemChance), settings, tasks };
