@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test]      (all three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [fuzz]      (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -15,7 +15,8 @@ declare -A packages=(
     [build]="gcc g++ make pkg-config librocksdb-dev clang-14 libclang-14-dev"
     [demo]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps"
     [test]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps
-            fio libnbd-bin nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
+            fio libnbd-bin nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout python3-venv"
+    [fuzz]=g++
 )
 
 fail() {
@@ -68,13 +69,24 @@ install_fsx() { # the file system exerciser, from crates.io; kept outside the re
     rm -rf "$cache/fsx-target"
 }
 
+install_fuzz() { # cargo-fuzz, from crates.io, beside fsx; a toolchain is its owner's business
+    local version=0.13.2
+    command -v rustup >/dev/null && rustup toolchain list | grep -q '^nightly' ||
+        fail "fuzzing needs a nightly toolchain beside the stable one. With rustup: rustup toolchain install nightly --profile minimal"
+    grep -q "cargo-fuzz $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
+    echo "setup: building cargo-fuzz $version (once)"
+    CARGO_TARGET_DIR=$cache/cargo-fuzz-target cargo install -q cargo-fuzz --version "$version" --locked --root "$cache/tools"
+    rm -rf "$cache/cargo-fuzz-target"
+}
+
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, fuzz)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done
 install_packages "${names[@]}"
 case " $* " in *" build "*) check_rust ;; esac
 case " $* " in *" test "*) install_fsx ;; esac
+case " $* " in *" fuzz "*) install_fuzz ;; esac

@@ -14,6 +14,8 @@ mod events;
 
 pub use error::ApiError;
 pub use events::Events;
+#[doc(hidden)]
+pub use events::LineReader;
 
 use crate::paths::percent_encode;
 use crate::reply::{Accepted, Created, JsonReply, NoContent};

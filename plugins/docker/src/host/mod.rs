@@ -16,7 +16,8 @@ mod mounts;
 mod program;
 mod superblock;
 
-pub use superblock::Contents;
+pub use mounts::parse as mount_table;
+pub use superblock::{Contents, HEAD_BYTES};
 
 use crate::{
     filesystem_options::{MkfsOptions, MountOptions},
