@@ -69,6 +69,16 @@ install_fsx() { # the file system exerciser, from crates.io; kept outside the re
     rm -rf "$cache/fsx-target"
 }
 
+install_schemathesis() { # requests out of an OpenAPI document, from PyPI; Debian has none
+    local version=4.32.5
+    [ -x "$cache/schemathesis/bin/st" ] && [ "$(cat "$cache/schemathesis/version" 2>/dev/null)" = $version ] && return 0
+    echo "setup: installing schemathesis $version (once)"
+    rm -rf "$cache/schemathesis"
+    /usr/bin/python3 -m venv "$cache/schemathesis"
+    "$cache/schemathesis/bin/pip" install -q --disable-pip-version-check "schemathesis==$version"
+    echo $version >"$cache/schemathesis/version"
+}
+
 install_fuzz() { # cargo-fuzz, from crates.io, beside fsx; a toolchain is its owner's business
     local version=0.13.2
     command -v rustup >/dev/null && rustup toolchain list | grep -q '^nightly' ||
@@ -88,5 +98,5 @@ for set in "$@"; do
 done
 install_packages "${names[@]}"
 case " $* " in *" build "*) check_rust ;; esac
-case " $* " in *" test "*) install_fsx ;; esac
+case " $* " in *" test "*) install_fsx; install_schemathesis ;; esac
 case " $* " in *" fuzz "*) install_fuzz ;; esac
