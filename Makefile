@@ -79,8 +79,8 @@ test-%: setup build ## one area of the integration tests, e.g. make test-nbd (1 
 .PHONY: fuzz
 fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs a nightly toolchain (20 min)
 	@packaging/setup.sh fuzz
-	export PATH="$(OVS_CACHE)/tools/bin:$$PATH" CARGO_TARGET_DIR=$(TARGET_DIR)/fuzz
 	cargo run -q -p ovs-decoders --example seeds --locked -- fuzz/corpus
+	export PATH="$(OVS_CACHE)/tools/bin:$$PATH" CARGO_TARGET_DIR=$(TARGET_DIR)/fuzz
 	for target in $(FUZZ_TARGETS); do
 	    mkdir -p fuzz/cases/$$target
 	    echo "--- $$target, $(FUZZ_SECONDS) s"

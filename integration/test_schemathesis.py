@@ -59,9 +59,7 @@ def check(ovs, tmp_path, *options):
     log = tmp_path / "schemathesis.log"
     argv = [PROGRAM, "--config-file", HERE / "schemathesis.toml", "run", f"{url}/openapi.json", "--url", url, "--seed", SEED,
             # A stream has no end.
-            "--exclude-path", "/v1/events", "--request-timeout", "30", "--continue-on-failure", "--no-color",
-            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-                        "response_schema_conformance,positive_data_acceptance", *options]
+            "--exclude-path", "/v1/events", "--request-timeout", "30", "--continue-on-failure", "--no-color", *options]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE),
                    "PYTHONDONTWRITEBYTECODE": "1", "OVS_TEST_ROOT": str(ovs.root)}
     print(f"seed: OVS_SEED={SEED}")
@@ -89,9 +87,9 @@ def full(ovs):
 
 @pytest.mark.timeout(400)
 def test_single_requests(full, tmp_path):
-    check(full, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--max-time", "75")
+    check(full, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "20")
 
 
 @pytest.mark.timeout(400)
 def test_sequences_of_requests(full, tmp_path):
-    check(full, tmp_path, "--phases", "stateful", "--max-examples", "20", "--max-time", "45", "--mode", "positive")
+    check(full, tmp_path, "--phases", "stateful", "--max-examples", "50", "--mode", "positive")

@@ -4,6 +4,7 @@
 
 use crate::{Method, OPERATIONS, Operation, PROTOCOL, Problem, ProblemKind};
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -48,8 +49,21 @@ fn generator() -> SchemaGenerator {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
+        settings.transforms.push(Box::new(RecursiveTransform(bound_integers)));
     });
     settings.into_generator()
+}
+
+/// The type of an integer bounds it: `format` alone is a remark.
+fn bound_integers(schema: &mut Schema) {
+    let maximum = match schema.get("format").and_then(Value::as_str) {
+        Some("uint64") => u64::MAX,
+        Some("uint32") => u64::from(u32::MAX),
+        _ => return,
+    };
+    if schema.get("maximum").is_none() {
+        schema.insert("maximum".to_owned(), maximum.into());
+    }
 }
 
 fn properties(schema: &Schema) -> impl Iterator<Item = (&String, &Value)> {
@@ -102,7 +116,7 @@ fn header_parameters() -> Value {
         "IfMatch": {
             "name": "If-Match", "in": "header",
             "description": "The revision that the object must have, as its ETag says it; 412 when it has another one.",
-            "schema": { "type": "string", "pattern": "^(\\*|\"?[0-9]{1,20}\"?)$", "examples": ["\"7\""] },
+            "schema": { "type": "string", "pattern": "^(\\*|[0-9]{1,18}|\"[0-9]{1,18}\")$", "examples": ["\"7\""] },
         },
         "IdempotencyKey": {
             "name": "Idempotency-Key", "in": "header",

@@ -1,4 +1,5 @@
 //! Whatever can be written is read back the same.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ovs_format::journal::{Position, Record, Target, TlogEntry};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
