@@ -10,6 +10,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export OVS_CACHE ?= /var/cache/ovs-build
 export OVS_BIN ?= $(TARGET_DIR)/release
 TOTALS := $(TARGET_DIR)/totals.txt
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Debian's own python3: that is where python3-pytest is.
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider
 
@@ -73,6 +75,19 @@ test-full: ## as test, with larger data (4 GiB where test writes 1) (40 min)
 
 test-%: setup build ## one area of the integration tests, e.g. make test-nbd (1 to 3 min)
 	@$(PYTEST) integration/test_$*.py
+
+.PHONY: fuzz
+fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs a nightly toolchain (20 min)
+	@packaging/setup.sh fuzz
+	cargo run -q -p ovs-decoders --example seeds --locked -- fuzz/corpus
+	export PATH="$(OVS_CACHE)/tools/bin:$$PATH" CARGO_TARGET_DIR=$(TARGET_DIR)/fuzz
+	for target in $(FUZZ_TARGETS); do
+	    mkdir -p fuzz/cases/$$target
+	    echo "--- $$target, $(FUZZ_SECONDS) s"
+	    cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/cases/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+	        -max_len=65536 -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -verbosity=0 -print_final_stats=1
+	    rmdir --ignore-fail-on-non-empty fuzz/cases/$$target
+	done
 
 .PHONY: demo
 demo: ## PostgreSQL in a container on ovs, ovsd killed under load, a clone beside it (8 min / 1 min)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test] [vm]     (the first three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [vm] [fuzz]     (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -15,9 +15,10 @@ declare -A packages=(
     [build]="gcc g++ make pkg-config librocksdb-dev clang-14 libclang-14-dev"
     [demo]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps"
     [test]="docker.io iptables e2fsprogs xfsprogs fuse3 util-linux mount procps
-            fio libnbd-bin python3-libnbd openssl curl nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout"
+            fio libnbd-bin python3-libnbd openssl curl nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout python3-venv"
     # A guest with a kernel of Debian's, for what the kernel of this machine may lack (integration/guest.py).
     [vm]="cpio kmod busybox-static curl e2fsprogs"
+    [fuzz]=g++
 )
 
 fail() {
@@ -62,7 +63,7 @@ check_rust() {
         fail "Rust $have is too old: $rust_min or newer is needed. With rustup: rustup update stable"
 }
 
-install_fsx() { # the file system exerciser, from crates.io; kept outside the repository
+install_fsx() { # the file system exerciser; kept outside the repository
     local version=0.3.2
     [ -x "$cache/tools/bin/fsx" ] && grep -q "fsx $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
     echo "setup: building fsx $version (once)"
@@ -83,8 +84,11 @@ install_qemu() { # from where the machine's other parts of QEMU are, so that non
     [ "$(id -u)" = 0 ] || fail "needs root to install: qemu-system-x86"
     echo "setup: installing qemu-system-x86 from bookworm-backports"
     mkdir -p "$dir/lists/partial"
-    # Lists of its own: the machine's are left as they are.
-    printf 'deb http://deb.debian.org/debian %s main\n' bookworm bookworm-backports >"$dir/sources.list"
+    # Lists of its own, from where the machine's are: those are left as they are.
+    local mirror
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' | head -1)
+    [ -n "$mirror" ] || fail "apt knows no source of bookworm"
+    printf "deb $mirror %s main\\n" bookworm bookworm-backports >"$dir/sources.list"
     apt+=(-o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$dir/lists")
     "${apt[@]}" update
     "${apt[@]}" install -y --no-install-recommends -t bookworm-backports qemu-system-x86 >/dev/null
@@ -108,19 +112,45 @@ fetch_kernel() { # the cloud kernel of Debian 12, unpacked and not installed: $c
     touch "$cache/kernel/complete"
 }
 
+install_schemathesis() { # requests out of an OpenAPI document; Debian has none
+    local version=4.32.5
+    [ -x "$cache/schemathesis/bin/st" ] && [ "$(cat "$cache/schemathesis/version" 2>/dev/null)" = $version ] && return 0
+    echo "setup: installing schemathesis $version (once)"
+    rm -rf "$cache/schemathesis"
+    /usr/bin/python3 -m venv "$cache/schemathesis"
+    "$cache/schemathesis/bin/pip" install -q --disable-pip-version-check "schemathesis==$version"
+    echo $version >"$cache/schemathesis/version"
+}
+
+install_fuzz() { # cargo-fuzz, beside fsx; a toolchain is its owner's business
+    local version=0.13.2
+    command -v rustup >/dev/null && rustup toolchain list | grep -q '^nightly' ||
+        fail "fuzzing needs a nightly toolchain beside the stable one. With rustup: rustup toolchain install nightly --profile minimal"
+    grep -q "cargo-fuzz $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
+    echo "setup: building cargo-fuzz $version (once)"
+    CARGO_TARGET_DIR=$cache/cargo-fuzz-target cargo install -q cargo-fuzz --version "$version" --locked --root "$cache/tools"
+    rm -rf "$cache/cargo-fuzz-target"
+}
+
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, fuzz)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done
 install_packages "${names[@]}"
 case " $* " in *" build "*) check_rust ;; esac
-case " $* " in *" test "*) install_fsx ;; esac
+case " $* " in
+    *" test "*)
+        install_fsx
+        install_schemathesis
+        ;;
+esac
 case " $* " in
     *" vm "*)
         install_qemu
         fetch_kernel
         ;;
 esac
+case " $* " in *" fuzz "*) install_fuzz ;; esac

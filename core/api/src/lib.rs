@@ -34,3 +34,9 @@ pub use reply::{
     OpenApiDocument, Reply, ReplyDoc, Resource,
 };
 pub use types::*;
+
+/// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
+#[doc(hidden)]
+pub mod decoders {
+    pub use crate::client::LineReader;
+}

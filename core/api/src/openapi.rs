@@ -2,8 +2,9 @@
 //!
 //! Not here: anything that the table and the types do not say already; a document that is written twice is wrong once.
 
-use crate::{OPERATIONS, Operation, Problem, ProblemKind};
+use crate::{Method, OPERATIONS, Operation, PROTOCOL, Problem, ProblemKind};
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -48,8 +49,21 @@ fn generator() -> SchemaGenerator {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
+        settings.transforms.push(Box::new(RecursiveTransform(bound_integers)));
     });
     settings.into_generator()
+}
+
+/// The type of an integer bounds it: `format` alone is a remark.
+fn bound_integers(schema: &mut Schema) {
+    let maximum = match schema.get("format").and_then(Value::as_str) {
+        Some("uint64") => u64::MAX,
+        Some("uint32") => u64::from(u32::MAX),
+        _ => return,
+    };
+    if schema.get("maximum").is_none() {
+        schema.insert("maximum".to_owned(), maximum.into());
+    }
 }
 
 fn properties(schema: &Schema) -> impl Iterator<Item = (&String, &Value)> {
@@ -120,7 +134,7 @@ fn header_parameters() -> Value {
         "IfMatch": {
             "name": "If-Match", "in": "header",
             "description": "The revision that the object must have, as its ETag says it; 412 when it has another one.",
-            "schema": { "type": "string", "pattern": "^(\\*|\"?[0-9]{1,20}\"?)$", "examples": ["\"7\""] },
+            "schema": { "type": "string", "pattern": "^(\\*|[0-9]{1,18}|\"[0-9]{1,18}\")$", "examples": ["\"7\""] },
         },
         "IdempotencyKey": {
             "name": "Idempotency-Key", "in": "header",
@@ -135,7 +149,7 @@ fn header_parameters() -> Value {
         "Protocol": {
             "name": "Ovs-Protocol", "in": "header",
             "description": "The version of the protocol that the client speaks; 400 when it is not served.",
-            "schema": { "type": "integer", "minimum": 1 },
+            "schema": { "type": "integer", "minimum": PROTOCOL.min, "maximum": PROTOCOL.max },
         },
     })
 }
@@ -219,6 +233,10 @@ fn responses(operation: &Operation, problem: &Value, generator: &mut SchemaGener
             let etag = json!({ "description": "the object's revision", "schema": { "type": "string" } });
             response["headers"] = json!({ "ETag": etag });
         }
+        let links = links(operation, reply.status);
+        if !links.is_empty() {
+            response["links"] = links.into();
+        }
         responses.insert(reply.status.to_string(), response);
     }
     for (status, kinds) in problem_statuses(operation) {
@@ -227,6 +245,36 @@ fn responses(operation: &Operation, problem: &Value, generator: &mut SchemaGener
         responses.insert(status.to_string(), json!({ "description": description, "content": content }));
     }
     responses
+}
+
+/// From what a request made to the operations on it: those whose path is its own with one parameter more, or those on
+/// the task that it began.
+fn links(operation: &Operation, status: u16) -> Map<String, Value> {
+    let (collection, given) = match (operation.method, status) {
+        (Method::POST, 200 | 201) => (operation.path, operation.path_params),
+        (_, 202) => ("/v1/tasks", &[][..]),
+        _ => return Map::new(),
+    };
+    let on_one = |other: &&Operation| {
+        let one = other.path.strip_prefix(collection).and_then(|rest| rest.strip_prefix("/{"));
+        one.is_some() && other.path_params.len() == given.len() + 1
+    };
+    OPERATIONS
+        .iter()
+        .filter(on_one)
+        .map(|other| {
+            let made = other.path_params.last().map_or("", |(name, _)| name);
+            // What is named by its name alone has no other way to be named; all else has a UUID.
+            let member =
+                if ["vpool", "backend", "preset", "vmachine"].contains(&made) { "name" } else { "uuid" };
+            let mut parameters: Map<String, Value> = given
+                .iter()
+                .map(|(name, _)| ((*name).to_owned(), format!("$request.path.{name}").into()))
+                .collect();
+            parameters.insert(made.to_owned(), format!("$response.body#/{member}").into());
+            (other.id.to_owned(), json!({ "operationId": other.id, "parameters": parameters }))
+        })
+        .collect()
 }
 
 fn problem_statuses(operation: &Operation) -> BTreeMap<u16, Vec<&'static str>> {

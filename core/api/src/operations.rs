@@ -46,7 +46,7 @@ macro_rules! for_each_operation {
                 create_vdisk: POST "/v1/vdisks" body(CreateVdisk) -> Created<Vdisk>,
                     may [NotFound, Conflict, Exists, NoSpace, Offline, Damaged];
                 /// The vDisks, by vPool and name.
-                list_vdisks: GET "/v1/vdisks" query(VdiskQuery) -> Page<Vdisk>, may [];
+                list_vdisks: GET "/v1/vdisks" query(VdiskQuery) -> Page<Vdisk>, may [NotFound];
                 /// One vDisk.
                 get_vdisk: GET "/v1/vdisks/{vdisk}" path(vdisk: VdiskRef) -> Vdisk, may [NotFound];
                 /// Renames, resizes, protects or labels a vDisk.
@@ -94,9 +94,9 @@ macro_rules! for_each_operation {
                     -> NoContent, may [NotFound, InUse, PreconditionFailed];
 
                 /// Deleted vDisks that can be had back, the oldest first.
-                list_trash: GET "/v1/trash" query(TrashQuery) -> Page<TrashEntry>, may [];
+                list_trash: GET "/v1/trash" query(TrashQuery) -> Page<TrashEntry>, may [NotFound];
                 /// Empties the trash. A task `trash.empty`.
-                empty_trash: DELETE "/v1/trash" query(TrashQuery) -> Accepted<Task>, may [];
+                empty_trash: DELETE "/v1/trash" query(TrashQuery) -> Accepted<Task>, may [NotFound];
                 /// Gives a deleted vDisk back.
                 restore_trash: POST "/v1/trash/{vdisk}/restore" path(vdisk: VdiskRef) body(RestoreTrash) -> Vdisk,
                     may [NotFound, Conflict, Exists, PreconditionFailed];

@@ -88,7 +88,7 @@ impl fmt::Display for SnapshotRef {
 }
 
 macro_rules! as_text {
-    ($name:ident, $description:literal, $example:literal) => {
+    ($name:ident, $pattern:expr, $description:literal, $example:literal) => {
         impl TryFrom<String> for $name {
             type Error = RefError;
             fn try_from(text: String) -> Result<$name, RefError> {
@@ -109,15 +109,20 @@ macro_rules! as_text {
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 json_schema!({
-                    "type": "string", "maxLength": 300, "description": $description, "examples": [$example],
+                    "type": "string", "pattern": $pattern, "description": $description, "examples": [$example],
                 })
             }
         }
     };
 }
 
-as_text!(VdiskRef, "A vDisk: its UUID, or POOL:NAME", "default:web-1");
-as_text!(SnapshotRef, "A snapshot: its UUID or its name", "monday");
+const VDISK_PATTERN: &str = "^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\
+    [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}[:/][a-zA-Z0-9][a-zA-Z0-9_.-]{0,127})$";
+// A UUID is of the form of a name.
+const SNAPSHOT_PATTERN: &str = "^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$";
+
+as_text!(VdiskRef, VDISK_PATTERN, "A vDisk: its UUID, or POOL:NAME", "default:web-1");
+as_text!(SnapshotRef, SNAPSHOT_PATTERN, "A snapshot: its UUID or its name", "monday");
 
 impl From<VdiskId> for VdiskRef {
     fn from(id: VdiskId) -> VdiskRef {

@@ -12,3 +12,10 @@ pub mod catalogue;
 mod rocks;
 
 pub use rocks::{OpenFailure, RocksPages, RocksRegistry, RocksStore};
+
+/// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
+#[doc(hidden)]
+pub mod decoders {
+    pub use crate::catalogue::pointer;
+    pub use crate::rocks::decode_entry;
+}

@@ -32,7 +32,7 @@ mod tests;
 
 pub use database::OpenFailure;
 pub use pages::RocksPages;
-pub use registry::RocksRegistry;
+pub use registry::{RocksRegistry, decode as decode_entry};
 
 use database::Database;
 use std::{

@@ -50,3 +50,11 @@ mod watchdog;
 
 pub use options::Options;
 pub use service::{Edge, run};
+
+/// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
+#[doc(hidden)]
+pub mod decoders {
+    pub use crate::attributes::Ownership;
+    pub use crate::file_name::{FILE_NAME_LENGTH_MAX, FileName, file_name};
+    pub use crate::mount_table::parse as mount_table;
+}

@@ -58,7 +58,7 @@ pub fn unmount_if_idle(mount_point: &Path) -> io::Result<()> {
 }
 
 /// proc_pid_mountinfo(5): `id parent major:minor root mount-point options [tags] - kind source super-options`.
-fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
+pub fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
     mountinfo.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 

@@ -1,6 +1,7 @@
 //! Little-endian fields, one after the other.
 
 use crate::FormatError;
+use ovs_units::{ByteCount, COUNTER_MAX, VDISK_SIZE_BYTES_MAX};
 use uuid::Uuid;
 
 /// Reads fields from hostile bytes.
@@ -44,6 +45,22 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A counter, which has a successor.
+    pub(crate) fn counter(&mut self, field: &'static str) -> Result<u64, FormatError> {
+        match self.u64()? {
+            counter if counter < COUNTER_MAX => Ok(counter),
+            other => Err(self.field(field, other)),
+        }
+    }
+
+    /// The size of a vDisk.
+    pub(crate) fn size(&mut self, field: &'static str) -> Result<ByteCount, FormatError> {
+        match self.u64()? {
+            size if size <= VDISK_SIZE_BYTES_MAX => Ok(ByteCount(size)),
+            other => Err(self.field(field, other)),
+        }
     }
 
     pub(crate) fn uuid(&mut self) -> Result<Uuid, FormatError> {

@@ -207,7 +207,7 @@ impl Record {
         if found != expected {
             return Err(FormatError::Checksum { what: WHAT, expected, found });
         }
-        let identity = (VdiskId(r.uuid()?), Epoch(r.u64()?), JournalIndex(r.u64()?));
+        let identity = (VdiskId(r.uuid()?), Epoch(r.counter("epoch")?), JournalIndex(r.counter("index")?));
         if identity != (vdisk, position.epoch, position.index) {
             return Err(r.field("identity", identity.2.0));
         }
@@ -220,8 +220,9 @@ impl Record {
         Ok(match kind {
             1 => {
                 let continues = r.u8()? != 0;
-                let at = Position { epoch: Epoch(r.u64()?), index: JournalIndex(r.u64()?) };
-                let (starts_after, size) = (Sequence(r.u64()?), ByteCount(r.u64()?));
+                let at =
+                    Position { epoch: Epoch(r.counter("epoch")?), index: JournalIndex(r.counter("index")?) };
+                let (starts_after, size) = (Sequence(r.counter("sequence")?), r.size("size")?);
                 let base = match r.u8()? {
                     0 => None,
                     _ => Some((VdiskId(r.uuid()?), SnapshotId(r.uuid()?))),
@@ -230,7 +231,7 @@ impl Record {
                 Record::Start { continues: continues.then_some(at), starts_after, size, base, properties }
             }
             2 => {
-                let sequence = Sequence(r.u64()?);
+                let sequence = Sequence(r.counter("sequence")?);
                 let count = r.count("SCOs", SCO_BYTES)?;
                 let scos = (0..count).map(|_| read_sco(r)).collect::<Result<Vec<_>, _>>()?;
                 let count = r.count("entries", 24)?;
@@ -246,13 +247,13 @@ impl Record {
                     id,
                     name,
                     created_ms: r.u64()?,
-                    sequence: Sequence(r.u64()?),
-                    size: ByteCount(r.u64()?),
+                    sequence: Sequence(r.counter("sequence")?),
+                    size: r.size("size")?,
                 }
             }
             4 => Record::SnapshotDelete { id: SnapshotId(r.uuid()?) },
-            5 => Record::Rollback { id: SnapshotId(r.uuid()?), sequence: Sequence(r.u64()?) },
-            6 => Record::Resize { size: ByteCount(r.u64()?) },
+            5 => Record::Rollback { id: SnapshotId(r.uuid()?), sequence: Sequence(r.counter("sequence")?) },
+            6 => Record::Resize { size: r.size("size")? },
             7 => Record::Properties { properties: read_bytes(r)? },
             other => return Err(r.field("kind", u64::from(other))),
         })

@@ -92,14 +92,15 @@ impl SegmentHeader {
         check_version(WHAT, r.u16()?)?;
         r.u16()?;
         check_seal(WHAT, block, 12, r.u32()?)?;
-        let (log, generation, start_lsn, synced_lsn) = (r.uuid()?, r.u64()?, r.u64()?, r.u64()?);
+        let (log, generation) = (r.uuid()?, r.counter("generation")?);
+        let (start_lsn, synced_lsn) = (r.counter("start LSN")?, r.counter("synced LSN")?);
         let count = r.count("void ranges", 16)?;
         if count > VOIDS_MAX {
             return Err(r.field("void ranges", count as u64));
         }
         let mut voids = Vec::with_capacity(count);
         for _ in 0..count {
-            voids.push(VoidRange { from_lsn: r.u64()?, to_lsn: r.u64()? });
+            voids.push(VoidRange { from_lsn: r.counter("void LSN")?, to_lsn: r.counter("void LSN")? });
         }
         Ok(SegmentHeader { log, generation, start_lsn, synced_lsn, voids })
     }
@@ -235,12 +236,14 @@ impl BatchHeader {
         r.take(10)?;
         let is_seal = r.u16()? != 0;
         check_seal(WHAT, header, 12, r.u32()?)?;
-        let (generation, lsn, synced_lsn, floor_lsn) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
+        let (generation, lsn) = (r.counter("generation")?, r.counter("LSN")?);
+        let (synced_lsn, floor_lsn) = (r.counter("synced LSN")?, r.counter("floor LSN")?);
         let (count, clusters) = (r.u32()? as usize, r.u32()? as usize);
         r.u64()?;
         let mut records = Vec::with_capacity(count);
         for _ in 0..count {
-            let (vdisk, epoch, sequence) = (VdiskId(r.uuid()?), Epoch(r.u64()?), Sequence(r.u64()?));
+            let (vdisk, epoch) = (VdiskId(r.uuid()?), Epoch(r.counter("epoch")?));
+            let sequence = Sequence(r.counter("sequence")?);
             let (cluster, cluster_count, kind) = (Cluster(r.u64()?), r.u64()?, r.u8()?);
             r.take(7)?;
             let kind = match kind {

@@ -120,8 +120,8 @@ pub(crate) fn write_sco(w: &mut Writer, sco: &ScoRef) {
 pub(crate) fn read_sco(r: &mut Reader<'_>) -> Result<ScoRef, FormatError> {
     let sco = ScoRef {
         vdisk: VdiskId(r.uuid()?),
-        epoch: Epoch(r.u64()?),
-        number: ScoNumber(r.u64()?),
+        epoch: Epoch(r.counter("epoch")?),
+        number: ScoNumber(r.counter("number")?),
         put: PutId(r.uuid()?),
         cluster_count: r.u32()?,
         header_checksum: r.u32()?,
@@ -182,7 +182,8 @@ impl CheckpointRecord {
     pub fn decode(bytes: &[u8]) -> Result<CheckpointRecord, FormatError> {
         const WHAT: &str = "checkpoint record";
         let mut r = check(WHAT, RECORD, bytes)?;
-        let (epoch, index, sequence) = (Epoch(r.u64()?), JournalIndex(r.u64()?), Sequence(r.u64()?));
+        let (epoch, index, sequence) =
+            (Epoch(r.counter("epoch")?), JournalIndex(r.counter("index")?), Sequence(r.counter("sequence")?));
         let root = RootEntry { page: r.u64()?, mapped: r.u64()? };
         let count = r.count("table pages", 8)?;
         let table_pages = (0..count).map(|_| r.u64()).collect::<Result<_, _>>()?;

@@ -18,5 +18,9 @@ pub use name::{Name, NameError, VdiskPath, VdiskPathError};
 pub use planted::planted;
 pub use size::{SizeError, format_size, parse_size};
 
+/// No counter of ours (an epoch, a sequence, a number in a log) gets here, at a million a second in 146,000 years. One that
+/// is stored and says more is damage; all others have a successor.
+pub const COUNTER_MAX: u64 = 1 << 62;
+
 /// The largest vDisk: 64 TiB.
 pub const VDISK_SIZE_BYTES_MAX: u64 = 64 << 40;

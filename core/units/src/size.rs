@@ -39,11 +39,13 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let whole: u128 = whole.parse().map_err(|_| form())?;
     let scale = 10u128.pow(fraction.len() as u32);
     let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| form())? };
-    let scaled = (whole * scale + fraction) * factor;
+    let too_large = || SizeError::TooLarge(text.chars().take(40).collect());
+    // Twenty digits, twelve behind the point and a factor of 2^40 are more than 128 bits.
+    let scaled = (whole * scale + fraction).checked_mul(factor).ok_or_else(too_large)?;
     if !scaled.is_multiple_of(scale) {
         return Err(form());
     }
-    u64::try_from(scaled / scale).map_err(|_| SizeError::TooLarge(text.chars().take(40).collect()))
+    u64::try_from(scaled / scale).map_err(|_| too_large())
 }
 
 /// Bytes as people read them: `1.5GiB`, `10GiB`, `0B`; one decimal at most, rounded down.
@@ -80,6 +82,7 @@ mod tests {
             check(bad, None);
         }
         check("99999999999TiB", None);
+        check("99999999999999999999.999999999999TiB", None);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use crate::map::copy::CopyId;
 use crate::{Revision, VolumeError};
 use ovs_format::journal::Position;
-use ovs_units::{ByteCount, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId, VpoolId, planted};
+use ovs_units::{
+    ByteCount, COUNTER_MAX, Epoch, JournalIndex, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId,
+    VpoolId, planted,
+};
 use serde::{Deserialize, Serialize};
 
 /// The registry key under which a vDisk's head is.
@@ -96,7 +99,23 @@ impl Head {
                 head.format
             )));
         }
+        if !head.is_possible() {
+            return Err(VolumeError::Damaged(format!(
+                "the head of vDisk {vdisk} has numbers that cannot be"
+            )));
+        }
         Ok(head)
+    }
+
+    /// Counters have successors, sizes are those of vDisks.
+    fn is_possible(&self) -> bool {
+        let epochs = self.epochs.iter().flat_map(|(epoch, after)| [epoch.0, after.0]);
+        let position = self.position.iter().flat_map(|(epoch, index)| [epoch.0, index.0]);
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.sequence.0);
+        let mut counters =
+            [self.epoch.0, self.sequence.0].into_iter().chain(epochs).chain(position).chain(snapshots);
+        let mut sizes = self.snapshots.iter().map(|snapshot| snapshot.size).chain([self.size]);
+        counters.all(|counter| counter < COUNTER_MAX) && sizes.all(|size| size.0 <= VDISK_SIZE_BYTES_MAX)
     }
 
     pub(crate) fn position(&self) -> Option<Position> {

@@ -4,10 +4,10 @@ use crate::VolumeError;
 use crate::sco::{object_name, vdisk_prefix};
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::{Position, Record};
-use ovs_units::{Epoch, JournalIndex, VdiskId, planted};
+use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, VdiskId, planted};
 
 /// The name of a record.
-pub(crate) fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
+pub fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
     object_name(format!("{}j/{:016x}-{:016x}", vdisk_prefix(vdisk), position.epoch.0, position.index.0))
 }
 
@@ -185,9 +185,12 @@ fn prefix(vdisk: VdiskId) -> String {
     format!("{}j/", vdisk_prefix(vdisk))
 }
 
-fn position_of(name: &ObjectName, prefix: &str) -> Option<Position> {
+/// Which record an object of this name is; none for a name that [`record_name`] does not give.
+pub fn position_of(name: &ObjectName, prefix: &str) -> Option<Position> {
     let (epoch, index) = name.as_str().strip_prefix(prefix)?.split_once('-')?;
-    let number = |text| u64::from_str_radix(text, 16).ok();
+    // Sixteen digits as we write them: "7" and "+7" are numbers, but no names of ours.
+    let number =
+        |text: &str| u64::from_str_radix(text, 16).ok().filter(|n| *n < COUNTER_MAX && text.len() == 16);
     Some(Position { epoch: Epoch(number(epoch)?), index: JournalIndex(number(index)?) })
 }
 

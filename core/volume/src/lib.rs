@@ -34,3 +34,16 @@ pub use log::{FileDevice, LogDevice};
 pub use pages::{MemoryPages, PageId, PageStore};
 pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};
 pub use vdisk::Vdisk;
+
+/// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
+#[doc(hidden)]
+pub mod decoders {
+    use ovs_units::VdiskId;
+
+    /// A head from its JSON, as its JSON again.
+    pub fn head(vdisk: VdiskId, bytes: &[u8]) -> Option<Vec<u8>> {
+        crate::head::Head::decode(vdisk, bytes).ok().map(|head| head.encode())
+    }
+
+    pub use crate::journal::{position_of, record_name};
+}

@@ -24,3 +24,9 @@ pub mod refs;
 pub mod rpc;
 pub mod server;
 pub mod socket;
+
+/// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
+#[doc(hidden)]
+pub mod decoders {
+    pub use crate::host::{HEAD_BYTES, mount_table};
+}

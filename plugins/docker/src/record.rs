@@ -100,6 +100,20 @@ impl Record {
             refs: Refs::default(),
         }
     }
+
+    /// From a file's bytes, which must be that vDisk's.
+    pub fn decode(bytes: &[u8], vdisk: VdiskId) -> Result<Record, String> {
+        let record: Record = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if record.version != VERSION || record.vdisk != vdisk {
+            return Err(format!("version {} of vDisk {}", record.version, record.vdisk));
+        }
+        Ok(record)
+    }
+
+    /// A file's bytes.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
 }
 
 /// Where records are kept.
@@ -140,10 +154,7 @@ impl RecordFiles {
             return Err(format!("{size} bytes are too many"));
         }
         let bytes = fs::read(path).map_err(|e| e.to_string())?;
-        let mut record: Record = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
-        if record.version != VERSION || record.vdisk != vdisk {
-            return Err(format!("version {} of vDisk {}", record.version, record.vdisk));
-        }
+        let mut record = Record::decode(&bytes, vdisk)?;
         if record.boot_id != self.boot_id {
             record.boot_id.clone_from(&self.boot_id);
             record.device = None;
@@ -172,7 +183,7 @@ impl Records for RecordFiles {
     }
 
     fn save(&self, record: &Record) -> io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(record)?;
+        let bytes = record.encode()?;
         let new = self.directory.join(format!(".{}.json.new", record.vdisk));
         let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         io::Write::write_all(&mut &file, &bytes)?;

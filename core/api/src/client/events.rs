@@ -66,20 +66,22 @@ fn not_understood(error: impl ToString) -> ApiError {
 
 /// Bytes in, lines out.
 #[derive(Debug, Default)]
-struct LineReader {
+pub struct LineReader {
     buffered: Vec<u8>,
     /// What of `buffered` has been given out.
     taken: usize,
 }
 
 impl LineReader {
-    fn push(&mut self, bytes: Bytes) {
+    /// Takes what has arrived.
+    pub fn push(&mut self, bytes: Bytes) {
         self.buffered.drain(..self.taken);
         self.taken = 0;
         self.buffered.extend_from_slice(&bytes);
     }
 
-    fn line(&mut self) -> Result<Option<String>, ApiError> {
+    /// The next whole line; `None` when more must arrive first.
+    pub fn line(&mut self) -> Result<Option<String>, ApiError> {
         let rest = &self.buffered[self.taken..];
         let Some(length) = rest.iter().position(|byte| *byte == b'\n') else {
             return if rest.len() > LINE_BYTES_MAX {

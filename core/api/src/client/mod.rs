@@ -17,6 +17,8 @@ mod place;
 pub use edge::EdgeClient;
 pub use error::ApiError;
 pub use events::Events;
+#[doc(hidden)]
+pub use events::LineReader;
 pub use place::{Remote, Token};
 
 use crate::paths::percent_encode;

@@ -51,6 +51,7 @@ pub enum Door {
     Nfs,
     /// One that this client is too old to know.
     #[serde(other)]
+    #[schemars(skip)]
     Other,
 }
 
@@ -101,7 +102,7 @@ pub struct CreateAttachment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotRef>,
     /// Who will use it; stable over restarts of the client.
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"), length(min = 1, max = 512))]
     pub client: String,
     /// Which door.
     pub door: Door,

@@ -52,7 +52,11 @@ pub struct CreateBackend {
     /// What it is made of.
     #[serde(rename = "type")]
     pub kind: BackendKind,
-    /// An absolute path on this host; made when it does not exist.
+    /// An absolute path on this host, without '..'; made when it does not exist.
+    #[schemars(
+        regex(pattern = r"^/([^/\x00-\x1f\x7f-\x9f]+(/[^/\x00-\x1f\x7f-\x9f]+)*/?)?$"),
+        length(max = 4000)
+    )]
     pub path: String,
 }
 

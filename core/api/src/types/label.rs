@@ -16,17 +16,19 @@ const TOTAL_BYTES_MAX: usize = 32 << 10;
 /// Labels of an object, stored verbatim.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" }, "maxProperties" = 64))]
 pub struct Labels(pub BTreeMap<String, String>);
 
 /// A change to labels: a value sets, null removes, a key that is not named stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" }, "maxProperties" = 128))]
 pub struct LabelsPatch(pub BTreeMap<String, Option<String>>);
 
 /// `KEY` (has the label) or `KEY=VALUE` (has it with that value).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("pattern" = "^[a-zA-Z0-9._/:-]{1,128}(=[^\\x00]*)?$"))]
 pub struct LabelSelector {
     /// The label's key.
     pub key: String,

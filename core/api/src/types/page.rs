@@ -25,7 +25,10 @@ pub struct Page<T> {
 /// Where a page starts: opaque to clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Cursor(#[schemars(length(max = 1024))] pub String);
+pub struct Cursor(
+    // Keys are made of names, which are ASCII.
+    #[schemars(regex(pattern = r"^([0-7][0-9a-f])*$"), length(max = 1024))] pub String,
+);
 
 impl Cursor {
     /// The page after the item with this key.

@@ -45,6 +45,7 @@ pub struct CreateSnapshot {
     pub name: Name,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
     pub description: String,
     /// What doors keep with it.
     #[serde(default)]

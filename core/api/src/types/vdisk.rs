@@ -142,7 +142,7 @@ pub struct CreateVdisk {
     /// A multiple of 4096 unless `byte_exact`; not given: that of the source, or the vPool's default. A clone may be
     /// larger than its source, not smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 70_368_744_177_664_u64))]
+    #[schemars(range(min = 1, max = 70_368_744_177_664_u64))]
     pub size_bytes: Option<u64>,
     /// The size is a file's, of any number of bytes.
     #[serde(default)]
@@ -164,6 +164,7 @@ pub struct CreateVdisk {
     pub protected: bool,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
     pub description: String,
     /// What doors keep with it.
     #[serde(default)]
@@ -198,7 +199,7 @@ pub struct PatchVdisk {
     pub name: Option<Name>,
     /// A multiple of 4096 unless `byte_exact`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 70_368_744_177_664_u64))]
+    #[schemars(range(min = 1, max = 70_368_744_177_664_u64))]
     pub size_bytes: Option<u64>,
     /// The size is a file's, of any number of bytes.
     #[serde(default)]
@@ -220,6 +221,7 @@ pub struct PatchVdisk {
     pub stall_timeout_ms: Option<u64>,
     /// Empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
     pub description: Option<String>,
     /// A value sets, null removes.
     #[serde(default)]

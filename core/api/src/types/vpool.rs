@@ -89,12 +89,14 @@ pub struct CreateVpool {
     pub stall_timeout_ms: Option<u64>,
     /// 10 GiB when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4096, max = 70_368_744_177_664_u64), extend("multipleOf" = 4096))]
     pub default_size_bytes: Option<u64>,
     /// A day when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash_retention_s: Option<u64>,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
     pub description: String,
     /// What doors keep with it.
     #[serde(default)]
@@ -113,12 +115,14 @@ pub struct PatchVpool {
     pub stall_timeout_ms: Option<u64>,
     /// The size of a vDisk that is created without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4096, max = 70_368_744_177_664_u64), extend("multipleOf" = 4096))]
     pub default_size_bytes: Option<u64>,
     /// For vDisks deleted from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash_retention_s: Option<u64>,
     /// Empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
     pub description: Option<String>,
     /// A value sets, null removes.
     #[serde(default)]

@@ -80,6 +80,11 @@ pub trait Record: Serialize + DeserializeOwned + Clone {
     /// The format number in its bytes.
     fn format(&self) -> u32;
 
+    /// What cannot be, if anything: a record is also read from backends, where anybody may have written it.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The key of the record with this UUID.
     fn key_of(uuid: Uuid) -> String {
         format!("{}/{}", Self::KIND, uuid.hyphenated())
@@ -251,7 +256,8 @@ fn pointer_value(uuid: Uuid) -> Vec<u8> {
     uuid.hyphenated().to_string().into_bytes()
 }
 
-fn pointer(key: &str, value: &[u8]) -> Result<Uuid, CatalogueError> {
+/// The UUID that an index key points to.
+pub fn pointer(key: &str, value: &[u8]) -> Result<Uuid, CatalogueError> {
     Uuid::try_parse_ascii(value)
         .map_err(|error| CatalogueError::Damaged { key: key.to_owned(), reason: error.to_string() })
 }
@@ -271,6 +277,7 @@ pub fn decode<T: Record>(key: &str, value: &[u8]) -> Result<T, CatalogueError> {
             record.format()
         )));
     }
+    record.check().map_err(damaged)?;
     Ok(record)
 }
 

@@ -2,7 +2,7 @@
 //! that a record of an older program still reads.
 
 use super::Record;
-use ovs_units::{ByteCount, Name, SnapshotId, VdiskId, VpoolId};
+use ovs_units::{ByteCount, COUNTER_MAX, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -10,6 +10,14 @@ use uuid::Uuid;
 
 /// The newest format of records that this program writes and reads.
 pub const FORMAT: u32 = 1;
+
+fn check_counter(field: &str, value: u64) -> Result<(), String> {
+    if value < COUNTER_MAX { Ok(()) } else { Err(format!("{field} cannot be {value}")) }
+}
+
+fn check_size(field: &str, value: u64) -> Result<(), String> {
+    if value <= VDISK_SIZE_BYTES_MAX { Ok(()) } else { Err(format!("{field} cannot be {value}")) }
+}
 
 /// Where a two-step operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +70,10 @@ impl Record for BackendRecord {
 
     fn format(&self) -> u32 {
         self.format
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_counter("version", self.version)
     }
 }
 
@@ -146,6 +158,10 @@ impl Record for VpoolRecord {
 
     fn format(&self) -> u32 {
         self.format
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_counter("version", self.version)
     }
 }
 
@@ -296,6 +312,20 @@ impl Record for VdiskRecord {
     fn format(&self) -> u32 {
         self.format
     }
+
+    fn check(&self) -> Result<(), String> {
+        check_counter("version", self.version)?;
+        check_counter("generation", self.generation)?;
+        check_size("size_bytes", self.size_bytes)?;
+        if let Some(Pending::ZeroTail(from)) = self.pending {
+            check_size("pending", from)?;
+        }
+        for snapshot in self.snapshots.values() {
+            check_counter("version", snapshot.version)?;
+            check_size("size_bytes", snapshot.size_bytes)?;
+        }
+        Ok(())
+    }
 }
 
 impl VdiskRecord {
@@ -360,6 +390,10 @@ impl Record for AttachmentRecord {
 
     fn format(&self) -> u32 {
         self.format
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_counter("version", self.version)
     }
 }
 
@@ -437,5 +471,9 @@ impl Record for Counter {
 
     fn format(&self) -> u32 {
         self.format
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_counter("value", self.value)
     }
 }

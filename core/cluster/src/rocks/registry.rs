@@ -77,7 +77,8 @@ fn revision_of(bytes: &[u8]) -> Option<Revision> {
     bytes.first_chunk().map(|revision| Revision(u64::from_be_bytes(*revision)))
 }
 
-fn decode(key: Vec<u8>, mut bytes: Vec<u8>) -> Result<Entry, VolumeError> {
+/// A key and its value as RocksDB holds them: the revision, 8 bytes big-endian, then the value.
+pub fn decode(key: Vec<u8>, mut bytes: Vec<u8>) -> Result<Entry, VolumeError> {
     let damaged = |what: &str| VolumeError::Damaged(format!("the registry holds {what}"));
     let key = String::from_utf8(key).map_err(|_| damaged("a key that is no text"))?;
     let revision = revision_of(&bytes).ok_or_else(|| damaged(&format!("no revision for {key}")))?;

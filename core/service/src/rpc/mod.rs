@@ -15,6 +15,8 @@
 mod answer;
 mod call;
 mod connection;
+#[doc(hidden)]
+pub mod decoders;
 mod entrance;
 mod route;
 mod serve;

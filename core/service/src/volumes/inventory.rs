@@ -69,12 +69,16 @@ impl Inventory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let inventory: Inventory =
-            serde_json::from_slice(&text).map_err(|error| invalid(path, &error.to_string()))?;
+        Inventory::decode(&text).map(Some).map_err(|reason| invalid(path, &reason))
+    }
+
+    /// From the file's bytes, or what is wrong with them.
+    pub fn decode(text: &[u8]) -> Result<Inventory, String> {
+        let inventory: Inventory = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if inventory.format != FORMAT {
-            return Err(invalid(path, &format!("format {} is not known", inventory.format)));
+            return Err(format!("format {} is not known", inventory.format));
         }
-        Ok(Some(inventory))
+        Ok(inventory)
     }
 
     /// Replaces the file. Crash order: the new contents are stable before the name points to them; the name is stable

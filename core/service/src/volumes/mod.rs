@@ -18,7 +18,8 @@ pub mod attachments;
 mod background;
 mod create;
 mod idempotency;
-mod inventory;
+#[doc(hidden)]
+pub mod inventory;
 mod locks;
 mod open;
 mod pools;

@@ -719,8 +719,12 @@ async fn newest_version(store: &dyn Backend) -> Result<Option<u64>, Problem> {
     loop {
         let found = store.list("pool/config-", after.as_ref(), 1000).await.map_err(from_backend)?;
         let Some(last) = found.last() else { return Ok(newest) };
-        let versions =
-            found.iter().filter_map(|info| info.name.as_str().strip_prefix("pool/config-")?.parse().ok());
+        // Another object's name may be a number too: only a name that we would give is a version of ours.
+        let version = |name: &ObjectName| {
+            let version = name.as_str().strip_prefix("pool/config-")?.parse().ok()?;
+            (config_name(version) == *name).then_some(version)
+        };
+        let versions = found.iter().filter_map(|info| version(&info.name));
         newest = versions.max().max(newest);
         after = Some(last.name.clone());
     }

@@ -21,7 +21,8 @@ mod nbd_device;
 mod program;
 mod superblock;
 
-pub use superblock::Contents;
+pub use mounts::parse as mount_table;
+pub use superblock::{Contents, HEAD_BYTES};
 
 use crate::{
     filesystem_options::{MkfsOptions, MountOptions},

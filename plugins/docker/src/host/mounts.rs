@@ -32,7 +32,8 @@ fn read(path: &Path) -> io::Result<Vec<Mount>> {
     Ok(parse(&bytes))
 }
 
-fn parse(table: &[u8]) -> Vec<Mount> {
+/// The lines of a table that are mounts; other lines are passed over.
+pub fn parse(table: &[u8]) -> Vec<Mount> {
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| {

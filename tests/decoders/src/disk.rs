@@ -1,0 +1,246 @@
+//! The write buffer, SCOs, the journal, map pages and checkpoints: `docs/ondisk.md`.
+
+use crate::Family;
+use ovs_format::{
+    FormatError, checksum,
+    journal::{Position, Record, Target, TlogEntry},
+    log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange},
+    page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry},
+    sco::{self, ScoRef},
+};
+use ovs_units::{
+    ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
+};
+use std::fmt::Debug;
+use uuid::Uuid;
+
+const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
+const AT: Position = Position { epoch: Epoch(3), index: JournalIndex(9) };
+
+/// Headers of the write buffer.
+pub(crate) const BUFFER: Family = Family {
+    name: "buffer",
+    check: |bytes| {
+        let segment = with_right_checksum(bytes, 12, 12).map(|bytes| {
+            round_trip(SegmentHeader::decode(&bytes), SegmentHeader::encode, SegmentHeader::decode)
+        });
+        // Its checksum covers the bytes that it claims, and no others.
+        let claimed = BatchHeader::claimed_bytes(bytes).ok().and_then(|length| bytes.get(..length));
+        let batch = claimed
+            .and_then(|bytes| with_right_checksum(bytes, 12, 12))
+            .map(|bytes| round_trip(BatchHeader::decode(&bytes), BatchHeader::encode, BatchHeader::decode));
+        let as_it_is = [
+            round_trip(SegmentHeader::decode(bytes), SegmentHeader::encode, SegmentHeader::decode),
+            round_trip(BatchHeader::decode(bytes), BatchHeader::encode, BatchHeader::decode),
+        ];
+        as_it_is.contains(&true) || segment == Some(true) || batch == Some(true)
+    },
+    seeds: || {
+        let mut seeds: Vec<Vec<u8>> = batches().iter().map(BatchHeader::encode).collect();
+        seeds.push(segment().encode());
+        seeds
+    },
+    memory_bytes: 256 << 10,
+    memory_per_byte: 8,
+};
+
+/// Headers of SCOs.
+pub(crate) const SCO: Family = Family {
+    name: "sco",
+    check: |bytes| {
+        let (_, sealed) = sco_header();
+        let stranger = sco::decode_header(bytes, &sealed).is_ok();
+        // Whoever points to an SCO knows what its header must say: here it is whatever it does say.
+        let Some(expected) = described(bytes) else { return stranger };
+        let Ok(checksums) = sco::decode_header(bytes, &expected) else { return stranger };
+        let (header, again) =
+            sco::encode_header(expected.vdisk, expected.epoch, expected.number, expected.put, &checksums);
+        assert_eq!(sco::decode_header(&header, &again), Ok(checksums));
+        true
+    },
+    seeds: || {
+        let many: Vec<u32> = (0..1024).collect();
+        let large = sco::encode_header(VDISK, Epoch(3), ScoNumber(7), PutId(Uuid::from_u128(42)), &many).0;
+        vec![sco_header().0, large]
+    },
+    memory_bytes: 64 << 10,
+    memory_per_byte: 4,
+};
+
+/// Journal records.
+pub(crate) const JOURNAL: Family = Family {
+    name: "journal",
+    check: |bytes| {
+        let (vdisk, at) = identity(bytes).unwrap_or((VDISK, AT));
+        let encode = |record: &Record| record.encode(vdisk, at);
+        let decode = |bytes: &[u8]| Record::decode(bytes, vdisk, at);
+        let sealed = with_right_checksum(bytes, 12, 12);
+        [Some(bytes.to_vec()), sealed]
+            .into_iter()
+            .flatten()
+            .any(|bytes| round_trip(decode(&bytes), encode, decode))
+    },
+    seeds: || records().iter().map(|record| record.encode(VDISK, AT)).collect(),
+    memory_bytes: 64 << 10,
+    memory_per_byte: 8,
+};
+
+/// Map pages and checkpoint records.
+pub(crate) const MAP: Family = Family {
+    name: "map",
+    check: |bytes| {
+        let sealed = with_right_checksum(bytes, 4, 0);
+        [Some(bytes.to_vec()), sealed].into_iter().flatten().any(|bytes| {
+            round_trip(page::decode_leaf(&bytes), |leaf| page::encode_leaf(leaf), page::decode_leaf)
+                | round_trip(
+                    page::decode_inner(&bytes),
+                    |inner| page::encode_inner(inner),
+                    page::decode_inner,
+                )
+                | round_trip(
+                    page::decode_table(&bytes),
+                    |table| page::encode_table(table),
+                    page::decode_table,
+                )
+                | round_trip(
+                    CheckpointRecord::decode(&bytes),
+                    CheckpointRecord::encode,
+                    CheckpointRecord::decode,
+                )
+        })
+    },
+    seeds: || {
+        let mut places = [0; FANOUT];
+        (places[3], places[511]) = (0x10001, 0x20002);
+        let mut children = [ChildEntry::default(); FANOUT];
+        children[8] = ChildEntry { page: 12, mapped: 34 };
+        let reference = sco_header().1;
+        let checkpoint = CheckpointRecord {
+            epoch: Epoch(3),
+            index: JournalIndex(9),
+            sequence: Sequence(60),
+            root: RootEntry { page: 12, mapped: 34 },
+            table_pages: vec![13, 14],
+            snapshots: vec![(SnapshotId(Uuid::from_u128(77)), RootEntry { page: 15, mapped: 16 })],
+        };
+        vec![
+            page::encode_leaf(&places),
+            page::encode_leaf(&[7; FANOUT]),
+            page::encode_inner(&children),
+            page::encode_table(&[reference, reference]),
+            checkpoint.encode(),
+        ]
+    },
+    memory_bytes: 64 << 10,
+    memory_per_byte: 8,
+};
+
+/// What was taken is encoded, and the encoding taken as the same; true when something was taken.
+fn round_trip<T: Debug + PartialEq>(
+    decoded: Result<T, FormatError>,
+    encode: impl Fn(&T) -> Vec<u8>,
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+) -> bool {
+    let Ok(value) = decoded else { return false };
+    assert_eq!(decode(&encode(&value)).as_ref(), Ok(&value));
+    true
+}
+
+/// The bytes with the right checksum of themselves at `at`: of the first `from` bytes, and of those behind it.
+fn with_right_checksum(bytes: &[u8], at: usize, from: usize) -> Option<Vec<u8>> {
+    let mut bytes = bytes.to_vec();
+    let covered = [&bytes[..from.min(bytes.len())], bytes.get(at + 4..)?].concat();
+    bytes[at..at + 4].copy_from_slice(&checksum(&covered).to_le_bytes());
+    Some(bytes)
+}
+
+/// The vDisk and the position that a journal record says to be.
+fn identity(bytes: &[u8]) -> Option<(VdiskId, Position)> {
+    let vdisk = Uuid::from_bytes(*bytes.get(16..)?.first_chunk()?);
+    let at = Position { epoch: Epoch(u64_at(bytes, 32)?), index: JournalIndex(u64_at(bytes, 40)?) };
+    Some((VdiskId(vdisk), at))
+}
+
+/// The reference to the SCO that a header says to be.
+fn described(bytes: &[u8]) -> Option<ScoRef> {
+    Some(ScoRef {
+        vdisk: VdiskId(Uuid::from_bytes(*bytes.get(16..)?.first_chunk()?)),
+        epoch: Epoch(u64_at(bytes, 32)?),
+        number: ScoNumber(u64_at(bytes, 40)?),
+        put: PutId(Uuid::from_bytes(*bytes.get(48..)?.first_chunk()?)),
+        cluster_count: u32::from_le_bytes(*bytes.get(64..)?.first_chunk()?),
+        header_checksum: checksum(bytes),
+    })
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn sco_header() -> (Vec<u8>, ScoRef) {
+    sco::encode_header(VDISK, Epoch(3), ScoNumber(7), PutId(Uuid::from_u128(42)), &[1, 2, 3])
+}
+
+pub(crate) fn segment() -> SegmentHeader {
+    SegmentHeader {
+        log: Uuid::from_u128(5),
+        generation: 6,
+        start_lsn: 7,
+        synced_lsn: 8,
+        voids: vec![VoidRange { from_lsn: 9, to_lsn: 10 }],
+    }
+}
+
+pub(crate) fn batches() -> [BatchHeader; 2] {
+    let record = |kind, count| RecordHeader {
+        vdisk: VDISK,
+        epoch: Epoch(3),
+        sequence: Sequence(99),
+        cluster: Cluster(1000),
+        count,
+        kind,
+    };
+    let data = RecordKind::Data(vec![checksum(&[1; 4096]), checksum(&[2; 4096])]);
+    let header = BatchHeader {
+        generation: 6,
+        lsn: 7,
+        synced_lsn: 5,
+        floor_lsn: 1,
+        is_seal: false,
+        records: vec![record(data, 2), record(RecordKind::Zero, 1 << 30)],
+    };
+    let seal = BatchHeader { lsn: 8, synced_lsn: 8, is_seal: true, records: Vec::new(), ..header };
+    [header, seal]
+}
+
+fn records() -> [Record; 7] {
+    let snapshot = SnapshotId(Uuid::from_u128(77));
+    [
+        Record::Start {
+            continues: Some(Position { epoch: Epoch(2), index: JournalIndex(4) }),
+            starts_after: Sequence(50),
+            size: ByteCount(1 << 30),
+            base: Some((VDISK, snapshot)),
+            properties: "{}".into(),
+        },
+        Record::Tlog {
+            sequence: Sequence(60),
+            scos: vec![sco_header().1],
+            entries: vec![
+                TlogEntry { cluster: Cluster(5), count: 2, target: Target::Sco { sco: 0, offset: 1 } },
+                TlogEntry { cluster: Cluster(9), count: 1 << 30, target: Target::Zero },
+            ],
+        },
+        Record::Snapshot {
+            id: snapshot,
+            name: Name::new("daily.1").expect("a name"),
+            created_ms: 1_700_000_000_000,
+            sequence: Sequence(60),
+            size: ByteCount(1 << 30),
+        },
+        Record::SnapshotDelete { id: snapshot },
+        Record::Rollback { id: snapshot, sequence: Sequence(61) },
+        Record::Resize { size: ByteCount(2 << 30) },
+        Record::Properties { properties: "{\"name\":\"x\"}".into() },
+    ]
+}
