@@ -6,6 +6,7 @@ schemathesis makes requests out of the document, good ones and bad ones, single 
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import threading
@@ -70,7 +71,8 @@ def check(ovs, tmp_path, *options):
     text = log.read_text(errors="replace")
     assert code == 0, text[-20000:]
     # It has met the document and ovsd, and not passed them by.
-    assert "52 selected / 53 total" in text and "test cases" in text.lower(), text[-3000:]
+    selected, total = map(int, re.search(r"(\d+) selected / (\d+) total", text).groups())
+    assert selected == total - 1 >= 50 and "test cases" in text.lower(), text[-3000:]
     assert ovs.rpc("GET", "/v1/status")[0] == 200
     name = unique()
     ovs.create(name, "16MiB")

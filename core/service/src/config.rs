@@ -260,6 +260,14 @@ impl Config {
         }
         check_listen("nbd", &self.nbd.listen, self.nbd.tls.as_ref())?;
         check_listen("rpc", &self.rpc.listen, self.rpc.tls.as_ref())?;
+        if let (Some(address), Some(TlsConfig { client_ca: None, .. })) =
+            (self.nbd.listen.first(), self.nbd.tls.as_ref())
+        {
+            bail!(
+                "nbd.listen has {address}, where anybody could read and write every vDisk: give nbd.tls.client_ca, \
+                 the authority of the clients that may"
+            );
+        }
         let knows_clients = self.rpc.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if let Some(address) = self.rpc.listen.first()
             && !knows_clients
@@ -381,6 +389,7 @@ mod tests {
         refused("nbd:\n  listen: [\"[::]:10809\"]\n", "nbd.tls is missing");
         refused("nbd:\n  tls: off\n", "tls");
         refused("nbd:\n  tls: {certificate: /c}\n", "key");
+        refused("nbd:\n  listen: [\"[::]:10809\"]\n  tls: {certificate: /c, key: /k}\n", "nbd.tls.client_ca");
         refused("nbd:\n  tls: {certificate: /c, key: /k, ca: /a}\n", "ca");
         refused("rpc:\n  listen: [\"0.0.0.0:8443\"]\n", "rpc.tls is missing");
         let tls = "  tls: {certificate: /c, key: /k}\n";

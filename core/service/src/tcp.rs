@@ -43,12 +43,8 @@ impl NbdDoor {
         let Some(tls) = config.nbd.tls.as_ref().filter(|_| !config.nbd.listen.is_empty()) else {
             return Ok(None);
         };
-        let admission = tls.client_ca.clone().map_or(Admission::Any, Admission::Certificate);
-        if admission == Admission::Any {
-            tracing::warn!(
-                "nbd.tls.client_ca is not given: whoever reaches nbd.listen can read and write every vDisk"
-            );
-        }
+        let authority = tls.client_ca.clone().context("nbd.tls.client_ca is missing")?;
+        let admission = Admission::Certificate(authority);
         let certificates = DoorTls::load("nbd.tls", identity(tls), admission, &[])?;
         let listeners = bind("nbd.listen", &config.nbd.listen).await?;
         let gate = TlsGate::new(options, Box::new(move || certificates.current()));

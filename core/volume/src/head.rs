@@ -112,8 +112,13 @@ impl Head {
         let epochs = self.epochs.iter().flat_map(|(epoch, after)| [epoch.0, after.0]);
         let position = self.position.iter().flat_map(|(epoch, index)| [epoch.0, index.0]);
         let snapshots = self.snapshots.iter().map(|snapshot| snapshot.sequence.0);
-        let mut counters =
-            [self.epoch.0, self.sequence.0].into_iter().chain(epochs).chain(position).chain(snapshots);
+        let copies = self.copies.iter().map(CopyId::position).flat_map(|at| [at.epoch.0, at.index.0]);
+        let mut counters = [self.epoch.0, self.sequence.0]
+            .into_iter()
+            .chain(epochs)
+            .chain(position)
+            .chain(snapshots)
+            .chain(copies);
         let mut sizes = self.snapshots.iter().map(|snapshot| snapshot.size).chain([self.size]);
         counters.all(|counter| counter < COUNTER_MAX) && sizes.all(|size| size.0 <= VDISK_SIZE_BYTES_MAX)
     }

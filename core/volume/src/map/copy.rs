@@ -10,7 +10,7 @@ use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::Position;
 use ovs_format::map_copy::{MapCopy, PartWriter, decode_part, relabel};
 use ovs_format::page::{CheckpointRecord, RootEntry, decode_inner};
-use ovs_units::{Epoch, JournalIndex, PutId, VdiskId};
+use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, PutId, VdiskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
@@ -53,7 +53,11 @@ impl CopyId {
     /// From a name behind the prefix: a root's, or a part's.
     fn parse(name: &str) -> Option<(CopyId, bool)> {
         let mut fields = name.split('-');
-        let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
+        // As we write them, and with successors: anything else is no name of ours.
+        let mut number = || {
+            let text = fields.next().filter(|text| text.len() == 16)?;
+            u64::from_str_radix(text, 16).ok().filter(|number| *number < COUNTER_MAX)
+        };
         let (epoch, index) = (Epoch(number()?), JournalIndex(number()?));
         let put = PutId(uuid::Uuid::try_parse(fields.next()?).ok()?);
         Some((CopyId { epoch, index, put }, fields.next().is_none()))
