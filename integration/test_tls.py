@@ -292,14 +292,16 @@ def test_a_configuration_that_would_let_anybody_in_is_refused(make_stack, tmp_pa
     loose.write_text("0123456789abcdef0123456789abcdef\n")
     loose.chmod(0o644)
     tls = f"tls: {{certificate: {certificate}, key: {key}}}"
+    ca = f"client_ca: {servers.ca}"
     listen = 'listen: ["127.0.0.1:0"]'
     cases = {
         f"nbd: {{{listen}}}": "nbd.tls is missing",
         f"nbd: {{{listen}, tls: off}}": "tls",
         f"nbd: {{{listen}, tls: {{certificate: {certificate}}}}}": "key",
-        f"nbd: {{{listen}, tls: {{certificate: /absent, key: {key}}}}}": "nbd.tls.certificate: /absent",
-        f"nbd: {{{listen}, tls: {{certificate: {servers.ca}, key: {key}}}}}": "nbd.tls.key",
-        f'nbd: {{listen: ["192.0.2.1:1"], {tls}}}': "nbd.listen: 192.0.2.1:1",
+        f"nbd: {{{listen}, tls: {{certificate: /absent, key: {key}, {ca}}}}}": "nbd.tls.certificate: /absent",
+        f"nbd: {{{listen}, tls: {{certificate: {servers.ca}, key: {key}, {ca}}}}}": "nbd.tls.key",
+        f"nbd: {{{listen}, {tls}}}": "nbd.tls.client_ca",
+        f'nbd: {{listen: ["192.0.2.1:1"], {tls[:-1]}, {ca}}}}}': "nbd.listen: 192.0.2.1:1",
         f'nbd: {{listen: ["localhost"], {tls}}}': "listen",
         f"rpc: {{{listen}, {tls}}}": "rpc.tls.client_ca",
         f"rpc: {{{listen}, {tls}, tokens_file: {loose}}}": "mode is 0644",
