@@ -89,6 +89,10 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 	    rmdir --ignore-fail-on-non-empty fuzz/cases/$$target
 	done
 
+.PHONY: planted
+planted: setup-build ## shows that the tests find each planted defect, and who finds it (20 min)
+	@/usr/bin/python3 -B tests/planted/run.py
+
 .PHONY: demo
 demo: ## PostgreSQL in a container on ovs, ovsd killed under load, a clone beside it (8 min / 1 min)
 	@packaging/setup.sh build demo
