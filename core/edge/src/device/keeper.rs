@@ -143,22 +143,13 @@ impl Keeper {
         }
     }
 
-    /// The attachment, with a generation above all that was sent before. An attachment that has ended is not made anew.
+    /// The attachment, with a generation above all that was sent before. One that has ended is not made anew; one that
+    /// ovsd lost with its registry is.
     async fn next_generation(&self) -> Result<Result<Attachment, ApiError>, Lost> {
-        let (rpc, ours) = (&self.devices.rpc, self.kept.attachment.uuid);
-        match rpc.attachment(ours).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Err(Lost::Over("its attachment was ended".to_owned())),
-            Err(error) => return Ok(Err(error)),
-        }
-        match rpc.attach_device(self.kept.kernel.vdisk).await {
-            Ok(attachment) if attachment.uuid == ours => Ok(Ok(attachment)),
-            Ok(other) => {
-                rpc.detach(other.uuid).await;
-                Err(Lost::Over("its attachment was ended".to_owned()))
-            }
+        let ours = &self.kept.attachment;
+        match self.devices.rpc.attach_device(ours.vdisk, Some(ours.uuid)).await {
             Err(error) if is_final(&error) => Err(Lost::Over(error.to_string())),
-            Err(error) => Ok(Err(error)),
+            answer => Ok(answer),
         }
     }
 

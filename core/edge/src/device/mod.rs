@@ -298,7 +298,7 @@ impl Devices {
             let detail = format!("{} bytes are not whole blocks of {block_size_bytes}", vdisk.size_bytes);
             return Err(problem(ProblemKind::Conflict, detail));
         }
-        let attachment = self.rpc.attach_device(vdisk.uuid).await.map_err(of_api)?;
+        let attachment = self.rpc.attach_device(vdisk.uuid, None).await.map_err(of_api)?;
         match self.connect(vdisk, block_size_bytes, &attachment).await {
             Ok((device, link)) => {
                 tracing::info!(vdisk = %vdisk.uuid, nbd = device.index, size = vdisk.size_bytes, "device made");
