@@ -240,6 +240,18 @@ same "$(cat /sys/block/nbd0/queue/logical_block_size)" 512 "block size"
 curl -sS --unix-socket $R/run/ovs/edge.sock -X DELETE "http://x/v1/devices/$V"
 within 20 "it stays" no_devices
 
+step "a device that cannot be opened is not left behind"
+mv /dev/nbd0 /dev/nbd0.away
+ln -s /nowhere /dev/nbd0
+curl -sS --unix-socket $R/run/ovs/edge.sock -X PUT -d '{"block_size_bytes":512}' "http://x/v1/devices/$V" | grep -q '"was_there"' && fail "PUT"
+no_devices || fail "it stays"
+attached && fail "the attachment stays"
+mount_volume v1 e
+carries /dev/loop0 || fail "not on a loop device"
+unmount_volume v1 e
+rm /dev/nbd0
+mv /dev/nbd0.away /dev/nbd0
+
 step "loop devices on request, and no change under a user"
 kill9 ovsd-docker
 start_plugin --device loop

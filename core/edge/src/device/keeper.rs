@@ -1,9 +1,14 @@
 //! What looks after one device for as long as the kernel has it.
 
-use super::{Devices, Kept, blocking, kernel, negotiate};
+use super::{Devices, Kept, blocking, disconnect, kernel, negotiate, open_hold};
 use ovs_api::{ApiError, Attachment, ProblemKind};
 use ovs_nbd::ClientError;
-use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     select,
@@ -100,8 +105,11 @@ impl Keeper {
                 Err(_) => return,
             }
         }
-        match self.devices.hold(&self.kept).await {
-            Ok(()) => _ = self.kept.let_go(),
+        match open_hold(&self.kept.kernel).await {
+            Ok(hold) => {
+                self.kept.hold(hold);
+                self.kept.let_go();
+            }
             Err(error) => {
                 let vdisk = self.kept.kernel.vdisk;
                 tracing::warn!(%vdisk, %error, "a device that was taken over is not left to its users");
@@ -156,7 +164,7 @@ impl Keeper {
     async fn hand_over(&self, stream: UnixStream) -> Result<Link, Lost> {
         let device = self.kept.kernel.clone();
         let given = blocking(move || {
-            kernel::replace_socket(&device, &stream)?;
+            kernel::replace_socket(&device, stream.as_fd())?;
             Ok(stream)
         });
         match given.await.and_then(Link::new) {
@@ -173,14 +181,12 @@ impl Keeper {
     async fn end(self, lost: Lost) {
         let Keeper { devices, kept, link } = self;
         drop(link);
-        let device = kept.kernel.clone();
+        let device = &kept.kernel;
         match lost {
             Lost::Gone => tracing::info!(vdisk = %device.vdisk, nbd = device.index, "device gone"),
             Lost::Over(reason) => {
                 tracing::error!(vdisk = %device.vdisk, nbd = device.index, reason, "the device is disconnected");
-                if let Err(error) = blocking(move || kernel::disconnect(&device)).await {
-                    tracing::error!(%error, "it was not disconnected");
-                }
+                disconnect(device).await;
             }
         }
         kept.let_go();
