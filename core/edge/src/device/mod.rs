@@ -5,7 +5,8 @@
 //!                                         │
 //!  keeper, one per device: ◀── hang-up ───┘ (seen on our own descriptor of the same socket)
 //!     the device is gone (last close)  ─▶ detach
-//!     ovsd went away                   ─▶ attach again: next generation ─▶ negotiate ─▶ the kernel gets the new socket
+//!     ovsd went away                   ─▶ attach again: next generation ─▶ negotiate ─▶ the kernel gets the new socket,
+//!                                         and again now and then: it does not say whether it took it
 //!     fenced                           ─▶ disconnect: who uses it gets errors, never a fresh connection
 //! ```
 //!
