@@ -59,6 +59,10 @@ no_devices() { [ "$(devices)" = 0 ]; }
 lists() { edge http://x/v1/devices | grep -q "$1"; }
 carries() { grep -q "^$1 $(dirname "$M") " /proc/mounts; }
 
+# No search: it would go into mounts that hang.
+lose_registry() { [ -f $R/var/lib/ovs/registry/CURRENT ] && rm -rf $R/var/lib/ovs/registry || fail "no registry"; }
+attached() { core "http://x/v1/attachments?client=edge-device@$(cat /proc/sys/kernel/hostname)" | grep -q uuid; }
+
 # Files with their sums elsewhere, each synced, one after the other: what /sums says is acknowledged.
 writer() {
     local i=0
@@ -153,6 +157,21 @@ start_ovsd
 writes_go_on "$before"
 same "$(devices)" 1 "devices"
 
+step "the registry is lost under writes"
+kill9 ovsd
+before=$(written)
+lose_registry
+start_ovsd
+writes_go_on "$before"
+same "$(devices)" 1 "devices"
+# The attachment is in the new registry: also for the next ovsd and the next ovsd-edge.
+kill9 ovsd
+kill9 ovsd-edge
+before=$(written)
+start_ovsd
+start_edge
+writes_go_on "$before"
+
 step "kill -9 the plugin under writes"
 kill9 ovsd-docker
 start_plugin
@@ -197,11 +216,41 @@ unmount_volume v1 c
 unmount_volume v1 d
 within 30 "devices stay" no_devices
 
+step "fenced, and the registry lost before ovsd-edge hears of it"
+mount_volume v1 c
+kill -STOP "$(cat /tmp/ovsd-edge.pid)"
+A=$(core "http://x/v1/attachments?client=edge-device@$(cat /proc/sys/kernel/hostname)" | field uuid)
+core -X DELETE "http://x/v1/attachments/$A?force=true" || fail "fence"
+kill9 ovsd
+lose_registry
+start_ovsd
+kill -CONT "$(cat /tmp/ovsd-edge.pid)"
+within 60 "the fenced device still reads" refused
+lists "$V" && fail "a fenced device is kept"
+unmount_volume v1 c
+within 30 "devices stay" no_devices
+mount_volume v1 d
+check_written
+unmount_volume v1 d
+within 30 "devices stay" no_devices
+
 step "what nobody opens goes by itself"
 curl -sS --unix-socket $R/run/ovs/edge.sock -X PUT -d '{"block_size_bytes":512}' "http://x/v1/devices/$V" | grep -q '"was_there":false' || fail "PUT"
 same "$(cat /sys/block/nbd0/queue/logical_block_size)" 512 "block size"
 curl -sS --unix-socket $R/run/ovs/edge.sock -X DELETE "http://x/v1/devices/$V"
 within 20 "it stays" no_devices
+
+step "a device that cannot be opened is not left behind"
+mv /dev/nbd0 /dev/nbd0.away
+ln -s /nowhere /dev/nbd0
+curl -sS --unix-socket $R/run/ovs/edge.sock -X PUT -d '{"block_size_bytes":512}' "http://x/v1/devices/$V" | grep -q '"was_there"' && fail "PUT"
+no_devices || fail "it stays"
+attached && fail "the attachment stays"
+mount_volume v1 e
+carries /dev/loop0 || fail "not on a loop device"
+unmount_volume v1 e
+rm /dev/nbd0
+mv /dev/nbd0.away /dev/nbd0
 
 step "loop devices on request, and no change under a user"
 kill9 ovsd-docker

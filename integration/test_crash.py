@@ -1,5 +1,6 @@
 """kill -9 of ovsd: no client that lives on loses an acknowledged write, flushed or not. And every local file lost."""
 
+import os
 import random
 import shutil
 import threading
@@ -170,6 +171,25 @@ def test_the_registry_can_be_lost(ovs, chance):
         writer.check(connection)
     assert ovs.show("w")["size_bytes"] == 32 * MIB
     assert [s["name"] for s in items(ovs.ovs("snapshot", "list", "default/v"))] == ["s"]
+
+
+def test_an_open_file_outlives_a_lost_registry(edge):
+    """It names its session again: the attachment that went with the registry is not missed."""
+    ovs = edge
+    ovs.create("v", "64MiB")
+    file = os.open(ovs.root / "mnt/ovs/default/v.raw", os.O_RDWR)
+    os.pwrite(file, b"a" * 8192, 0)
+    os.fsync(file)
+    ovs.ovsd.kill9()
+    shutil.rmtree(ovs.state / "registry")
+    ovs.restart()
+    os.pwrite(file, b"b" * 8192, 8192)
+    os.fsync(file)
+    kill_and_restart(ovs)
+    os.pwrite(file, b"c" * 4096, 4096)
+    os.fsync(file)
+    assert os.pread(file, 16384, 0) == b"a" * 4096 + b"c" * 4096 + b"b" * 8192
+    os.close(file)
 
 
 def backend_of(ovs, vpool="default"):

@@ -172,6 +172,7 @@ impl Rpc {
             write_through: false,
             // It must outlast a restart of ovsd: nobody else may slip in before our client has reconnected.
             persistent: true,
+            uuid: None,
         };
         let attached = self.insist(|_| self.client.create_attachment(&request)).await;
         attached.map(|attached| attached.value).map_err(|error| refused(&error))
@@ -216,9 +217,9 @@ impl Rpc {
         found(self.impatient().get_attachment(&uuid).await)
     }
 
-    /// Attaches this host's kernel to a vDisk, or gives the attachment that it has the next generation. Once: who
-    /// reconnects looks at the device before it tries again.
-    pub async fn attach_device(&self, id: VdiskId) -> Result<Attachment, ApiError> {
+    /// Attaches this host's kernel to a vDisk, or gives the attachment that it has the next generation: with `had` this one
+    /// and no other. Once: who reconnects looks at the device before it tries again.
+    pub async fn attach_device(&self, id: VdiskId, had: Option<Uuid>) -> Result<Attachment, ApiError> {
         let request = CreateAttachment {
             vdisk: VdiskRef::Id(id),
             snapshot: None,
@@ -229,6 +230,7 @@ impl Rpc {
             write_through: false,
             // Over a restart of ovsd, and of this process.
             persistent: true,
+            uuid: had,
         };
         Ok(self.impatient().create_attachment(&request).await?.value)
     }

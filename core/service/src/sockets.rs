@@ -73,11 +73,14 @@ impl VdiskSockets {
         &self.server
     }
 
-    /// Removes what a dead ovsd left: some of its vDisks may be gone. Nobody else serves there while we have the registry.
+    /// Removes what a dead ovsd left: some of its vDisks may be gone. Nobody else serves there while we have the registry;
+    /// we do so already where a registry was rebuilt.
     pub fn remove_dead(&self, folder: &Path) -> std::io::Result<()> {
+        let open = self.open.borrow();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "sock") {
+            let is_ours = open.values().any(|socket| socket.path == path);
+            if !is_ours && path.extension().is_some_and(|extension| extension == "sock") {
                 remove(&path);
             }
         }

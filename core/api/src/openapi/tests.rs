@@ -254,6 +254,7 @@ fn requests_are_as_the_document_says() {
         host: None,
         write_through: false,
         persistent: true,
+        uuid: None,
     };
     check("CreateAttachment", &attachment);
     let backend = CreateBackend { name: name("b"), kind: BackendKind::Dir, path: "/srv/b".into() };

@@ -117,6 +117,10 @@ pub struct CreateAttachment {
     /// Keep it while the client is not connected.
     #[serde(default)]
     pub persistent: bool,
+    /// The attachment that the client has had, and no other: once it has ended, that is `not-found`. One that went with a
+    /// lost registry is made again under its UUID, unless it was fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
 }
 
 /// Which attachments.

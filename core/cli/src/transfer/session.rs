@@ -39,6 +39,7 @@ impl Session {
             host: None,
             write_through: false,
             persistent: false,
+            uuid: None,
         };
         let attachment = context.client.create_attachment(&request).await?.value;
         match connect(&attachment, wanted.endpoint, wanted.export).await {

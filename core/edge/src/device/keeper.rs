@@ -1,42 +1,73 @@
 //! What looks after one device for as long as the kernel has it.
 
-use super::{Devices, Kept, blocking, kernel, negotiate};
+use super::{Devices, Kept, blocking, disconnect, kernel, negotiate, open_hold};
 use ovs_api::{ApiError, Attachment, ProblemKind};
 use ovs_nbd::ClientError;
-use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     select,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 /// How often the kernel is looked at, and for a device that was taken over, ovsd is asked about its connection.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// Between two attempts to connect.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// After a hang-up, until the kernel itself has seen it: it replaces only a connection that it knows to be dead, and
-/// says nothing if it does not.
+/// After a hang-up, until the kernel itself has most likely seen it.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 
 /// Our own descriptor of the socket that the kernel speaks on. Never read or written: it tells of the hang-up, whoever
 /// hung up.
-pub struct Link(AsyncFd<UnixStream>);
+pub struct Link {
+    socket: AsyncFd<UnixStream>,
+    offers: Offers,
+}
 
 impl Link {
     /// Only hang-ups wake us; the kernel's traffic does not.
     pub fn new(stream: UnixStream) -> io::Result<Link> {
         // SAFETY: the stream owns its descriptor, names the same one every time, and is dropped with the registration.
         let registered = unsafe { AsyncFd::register_with_interest(stream, Interest::PRIORITY) };
-        Ok(Link(registered?))
+        Ok(Link { socket: registered?, offers: Offers::after(Instant::now()) })
     }
 
     async fn hung_up(&self) {
         loop {
-            match self.0.ready(Interest::PRIORITY).await {
+            match self.socket.ready(Interest::PRIORITY).await {
                 Ok(mut ready) if !ready.ready().is_read_closed() => ready.clear_ready(),
                 _ => return,
             }
         }
+    }
+}
+
+/// When the kernel is offered the same socket once more. It replaces only a connection that it knows to be dead, which it
+/// learns from a worker of its own, however late that runs; and of a socket that it did not take it says nothing. So the
+/// offers never end, but grow rare: I/O waits at most about twice as long as the worker.
+#[derive(Debug)]
+struct Offers {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Offers {
+    fn after(first: Instant) -> Offers {
+        Offers { next: first + LOOK_PERIOD, pause: LOOK_PERIOD }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.next <= now;
+        if is_due {
+            self.next = now + self.pause;
+            self.pause *= 2;
+        }
+        is_due
     }
 }
 
@@ -85,6 +116,8 @@ impl Keeper {
                     Ok(link) => self.link = Some(link),
                     Err(lost) => break lost,
                 }
+            } else {
+                self.offer_again().await;
             }
         };
         self.end(lost).await;
@@ -100,8 +133,11 @@ impl Keeper {
                 Err(_) => return,
             }
         }
-        match self.devices.hold(&self.kept).await {
-            Ok(()) => _ = self.kept.let_go(),
+        match open_hold(&self.kept.kernel).await {
+            Ok(hold) => {
+                self.kept.hold(hold);
+                self.kept.let_go();
+            }
             Err(error) => {
                 let vdisk = self.kept.kernel.vdisk;
                 tracing::warn!(%vdisk, %error, "a device that was taken over is not left to its users");
@@ -143,29 +179,20 @@ impl Keeper {
         }
     }
 
-    /// The attachment, with a generation above all that was sent before. An attachment that has ended is not made anew.
+    /// The attachment, with a generation above all that was sent before. One that has ended is not made anew; one that
+    /// ovsd lost with its registry is.
     async fn next_generation(&self) -> Result<Result<Attachment, ApiError>, Lost> {
-        let (rpc, ours) = (&self.devices.rpc, self.kept.attachment.uuid);
-        match rpc.attachment(ours).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Err(Lost::Over("its attachment was ended".to_owned())),
-            Err(error) => return Ok(Err(error)),
-        }
-        match rpc.attach_device(self.kept.kernel.vdisk).await {
-            Ok(attachment) if attachment.uuid == ours => Ok(Ok(attachment)),
-            Ok(other) => {
-                rpc.detach(other.uuid).await;
-                Err(Lost::Over("its attachment was ended".to_owned()))
-            }
+        let ours = &self.kept.attachment;
+        match self.devices.rpc.attach_device(ours.vdisk, Some(ours.uuid)).await {
             Err(error) if is_final(&error) => Err(Lost::Over(error.to_string())),
-            Err(error) => Ok(Err(error)),
+            answer => Ok(answer),
         }
     }
 
     async fn hand_over(&self, stream: UnixStream) -> Result<Link, Lost> {
         let device = self.kept.kernel.clone();
         let given = blocking(move || {
-            kernel::replace_socket(&device, &stream)?;
+            kernel::replace_socket(&device, stream.as_fd())?;
             Ok(stream)
         });
         match given.await.and_then(Link::new) {
@@ -179,17 +206,28 @@ impl Keeper {
         }
     }
 
+    /// For the case that the kernel did not take the socket. Given a second time it changes nothing.
+    async fn offer_again(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        if !link.offers.is_due(Instant::now()) {
+            return;
+        }
+        let (device, socket) = (self.kept.kernel.clone(), link.socket.get_ref().try_clone());
+        if let Err(error) = blocking(move || kernel::replace_socket(&device, socket?.as_fd())).await {
+            // If it is gone or disconnected, the next look tells.
+            tracing::debug!(vdisk = %self.kept.kernel.vdisk, %error, "the socket was not offered again");
+        }
+    }
+
     async fn end(self, lost: Lost) {
         let Keeper { devices, kept, link } = self;
         drop(link);
-        let device = kept.kernel.clone();
+        let device = &kept.kernel;
         match lost {
             Lost::Gone => tracing::info!(vdisk = %device.vdisk, nbd = device.index, "device gone"),
             Lost::Over(reason) => {
                 tracing::error!(vdisk = %device.vdisk, nbd = device.index, reason, "the device is disconnected");
-                if let Err(error) = blocking(move || kernel::disconnect(&device)).await {
-                    tracing::error!(%error, "it was not disconnected");
-                }
+                disconnect(device).await;
             }
         }
         kept.let_go();
@@ -201,4 +239,36 @@ impl Keeper {
 /// True when asking again changes nothing.
 fn is_final(error: &ApiError) -> bool {
     [ProblemKind::NotFound, ProblemKind::InUse, ProblemKind::Conflict].into_iter().any(|kind| error.is(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_api::Problem;
+
+    #[test]
+    fn a_socket_is_offered_again_for_ever_but_ever_less_often() {
+        let start = Instant::now();
+        let mut offers = Offers::after(start);
+        let looks = (0..=2000).map(|look| LOOK_PERIOD * look);
+        let offered: Vec<u32> = looks
+            .filter(|since| offers.is_due(start + *since))
+            .map(|since| (since.as_millis() / LOOK_PERIOD.as_millis()) as u32)
+            .collect();
+        assert_eq!(offered, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
+    }
+
+    #[test]
+    fn only_an_answer_that_stays_the_same_ends_a_device() {
+        let check = |error: ApiError, expected: bool| assert_eq!(is_final(&error), expected, "{error}");
+        let refused = |kind| ApiError::Refused(Box::new(Problem::new(kind, "x")));
+        // Ended or fenced; somebody else is in; a template now.
+        for kind in [ProblemKind::NotFound, ProblemKind::InUse, ProblemKind::Conflict] {
+            check(refused(kind), true);
+        }
+        for kind in [ProblemKind::Unavailable, ProblemKind::Internal, ProblemKind::Invalid] {
+            check(refused(kind), false);
+        }
+        check(ApiError::Broken { operation: "create_attachment", reason: "it went".into() }, false);
+    }
 }

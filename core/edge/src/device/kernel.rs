@@ -3,7 +3,10 @@
 //!
 //! All of it may block in the kernel; the callers are on threads that may.
 
-use super::generic_netlink::{Attributes, Family, Socket, find_u32};
+use super::{
+    generic_netlink::{Attributes, Family, Socket, find_u32},
+    locked,
+};
 use ovs_nbd::proto::numbers::export_flag;
 use ovs_units::VdiskId;
 use rustix::{
@@ -15,10 +18,11 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsRawFd, BorrowedFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -52,6 +56,11 @@ const FLAGS_PASSED_ON: u16 = export_flag::HAS_FLAGS
 /// How soon a request that was in flight when its connection died is sent on the next one. The kernel looks at requests
 /// of this age and not before; one that is merely slow costs a line in its log.
 const REQUEST_AGE_MS: u64 = 5000;
+
+/// Held while an index is taken or named alone. The kernel compares no identifier in DISCONNECT, and gives an index that is
+/// free to the next who connects: this way never to another device of ours. A program that does the same beside us can
+/// still come between the last look and the message.
+static INDEXES: Mutex<()> = Mutex::new(());
 
 /// A device that carries a vDisk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,14 +108,19 @@ pub fn unavailable() -> Option<String> {
     }
 }
 
-fn call(command: u8, attributes: &Attributes) -> io::Result<Vec<u8>> {
+fn family() -> io::Result<(Socket, Family)> {
     let mut socket = Socket::open()?;
-    let family: Family = socket.family("nbd")?;
-    socket.call(family, command, attributes)
+    let family = socket.family("nbd")?;
+    Ok((socket, family))
 }
 
-/// Makes a device that speaks on `socket`; the kernel keeps that open for itself.
-pub fn connect(socket: impl AsFd, new: &NewDevice) -> io::Result<KernelDevice> {
+fn reconfigure(attributes: &Attributes) -> io::Result<()> {
+    let (mut socket, family) = family()?;
+    socket.call(family, RECONFIGURE, attributes).map(drop)
+}
+
+/// Makes a device that speaks on `socket`; the kernel keeps that open for itself. An error leaves none.
+pub fn connect(socket: BorrowedFd<'_>, new: &NewDevice) -> io::Result<KernelDevice> {
     let attributes = Attributes::default()
         .u64(SIZE_BYTES, new.size_bytes)
         .u64(BLOCK_SIZE_BYTES, new.block_size_bytes.into())
@@ -116,18 +130,38 @@ pub fn connect(socket: impl AsFd, new: &NewDevice) -> io::Result<KernelDevice> {
         .u64(SERVER_FLAGS, (new.flags & FLAGS_PASSED_ON).into())
         .text(BACKEND_IDENTIFIER, &new.vdisk.to_string())
         .nested(SOCKETS, &sockets(socket)?);
-    let answer = call(CONNECT, &attributes)?;
-    let index = find_u32(&answer, INDEX)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a connected device without a number"))?;
-    if let Err(error) = fs::write(block(index).join("queue/io_timeout"), REQUEST_AGE_MS.to_string()) {
+    let (mut netlink, family) = family()?;
+    let _indexes = locked(&INDEXES);
+    let answer = netlink.call(family, CONNECT, &attributes)?;
+    let told = find_u32(&answer, INDEX);
+    let Some(made) = told.and_then(at).filter(|made| made.vdisk == new.vdisk) else {
+        for index in made_in_vain(told, &list(), new.vdisk) {
+            netlink.call(family, DISCONNECT, &Attributes::default().u32(INDEX, index))?;
+        }
+        let what = format!("a device was made ({told:?}) that is not in /sys/block");
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
+    };
+    if let Err(error) = fs::write(block(made.index).join("queue/io_timeout"), REQUEST_AGE_MS.to_string()) {
         tracing::warn!(%error, "requests in flight when ovsd dies will be sent again after 30 s");
     }
-    let made = at(index).filter(|made| made.vdisk == new.vdisk);
-    made.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("nbd{index} is not in /sys/block")))
+    Ok(made)
 }
 
-fn sockets(socket: impl AsFd) -> io::Result<Attributes> {
-    let fd = u32::try_from(socket.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+/// What to disconnect after a connect whose device is not seen where it was told to be, or that told nothing. The vDisk has
+/// no other device that is connected.
+fn made_in_vain(told: Option<u32>, seen: &[KernelDevice], vdisk: VdiskId) -> Vec<u32> {
+    let of_vdisk = seen.iter().filter(|device| device.vdisk == vdisk).map(|device| device.index);
+    match told {
+        None => of_vdisk.collect(),
+        // Another vDisk's by now.
+        Some(index) if seen.iter().any(|device| device.index == index && device.vdisk != vdisk) => Vec::new(),
+        Some(index) => vec![index],
+    }
+}
+
+/// The kernel takes the number, not the descriptor: it must be open until the message is answered.
+fn sockets(socket: BorrowedFd<'_>) -> io::Result<Attributes> {
+    let fd = u32::try_from(socket.as_raw_fd()).map_err(io::Error::other)?;
     Ok(Attributes::default().nested(SOCK_ITEM, &Attributes::default().u32(SOCK_FD, fd)))
 }
 
@@ -136,27 +170,31 @@ fn named(device: &KernelDevice) -> Attributes {
     Attributes::default().u32(INDEX, device.index).text(BACKEND_IDENTIFIER, &device.vdisk.to_string())
 }
 
-/// Gives the device a connection in the place of its dead one. One that the kernel takes for alive stays, silently.
-pub fn replace_socket(device: &KernelDevice, socket: impl AsFd) -> io::Result<()> {
-    call(RECONFIGURE, &named(device).nested(SOCKETS, &sockets(socket)?)).map(|_| ())
+/// Gives the device a connection in the place of its dead one. One that the kernel takes for alive stays, silently; so the
+/// same socket may be given again, and is taken once: where it was taken, nothing is dead unless it hung up.
+pub fn replace_socket(device: &KernelDevice, socket: BorrowedFd<'_>) -> io::Result<()> {
+    reconfigure(&named(device).nested(SOCKETS, &sockets(socket)?))
 }
 
 /// The device has this size from now on.
 pub fn resize(device: &KernelDevice, size_bytes: u64) -> io::Result<()> {
-    call(RECONFIGURE, &named(device).u64(SIZE_BYTES, size_bytes)).map(|_| ())
+    reconfigure(&named(device).u64(SIZE_BYTES, size_bytes))
 }
 
 /// From now on the device goes with its last user: who opens it, or has it mounted, in whatever namespace.
 pub fn leave_to_users(device: &KernelDevice) -> io::Result<()> {
-    call(RECONFIGURE, &named(device).u64(CLIENT_FLAGS, DISCONNECT_ON_CLOSE)).map(|_| ())
+    reconfigure(&named(device).u64(CLIENT_FLAGS, DISCONNECT_ON_CLOSE))
 }
 
 /// Ends the device; whoever uses it gets errors.
 pub fn disconnect(device: &KernelDevice) -> io::Result<()> {
+    let (mut netlink, family) = family()?;
+    let _indexes = locked(&INDEXES);
+    // The last thing before the message, which has room for no more than the index.
     if !is_there(device) {
         return Ok(());
     }
-    call(DISCONNECT, &Attributes::default().u32(INDEX, device.index)).map(|_| ())
+    netlink.call(family, DISCONNECT, &Attributes::default().u32(INDEX, device.index)).map(drop)
 }
 
 fn block(index: u32) -> PathBuf {
@@ -216,5 +254,26 @@ fn make_node(device: &KernelDevice, path: &Path) -> io::Result<()> {
     match mknodat(CWD, path, FileType::BlockDevice, Mode::from_raw_mode(0o660), number) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_made_in_vain_is_found_and_no_other() {
+        let vdisk = |n| VdiskId(uuid::Uuid::from_u128(n));
+        let device = |index, n| KernelDevice { index, vdisk: vdisk(n), sequence: 7 };
+        let check = |told, seen: &[KernelDevice], expected: &[u32]| {
+            assert_eq!(made_in_vain(told, seen, vdisk(1)), expected, "{told:?} {seen:?}");
+        };
+        // Nothing is seen where there is no sysfs.
+        check(Some(3), &[], &[3]);
+        check(Some(3), &[device(0, 2)], &[3]);
+        check(Some(3), &[device(3, 2)], &[]);
+        check(Some(3), &[device(3, 2), device(4, 1)], &[]);
+        check(None, &[], &[]);
+        check(None, &[device(0, 2), device(1, 1)], &[1]);
     }
 }

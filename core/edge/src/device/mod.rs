@@ -5,7 +5,8 @@
 //!                                         │
 //!  keeper, one per device: ◀── hang-up ───┘ (seen on our own descriptor of the same socket)
 //!     the device is gone (last close)  ─▶ detach
-//!     ovsd went away                   ─▶ attach again: next generation ─▶ negotiate ─▶ the kernel gets the new socket
+//!     ovsd went away                   ─▶ attach again: next generation ─▶ negotiate ─▶ the kernel gets the new socket,
+//!                                         and again now and then: it does not say whether it took it
 //!     fenced                           ─▶ disconnect: who uses it gets errors, never a fresh connection
 //! ```
 //!
@@ -37,6 +38,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -174,10 +176,14 @@ impl Devices {
         let facts = self.rpc.vdisk_now(vdisk).await.map_err(of_api)?;
         let facts = facts.ok_or_else(|| problem(ProblemKind::NotFound, format!("no vDisk {vdisk}")))?;
         let (kept, was_there) = match self.living(vdisk).await? {
-            Some(kept) => (kept, true),
+            Some(kept) => {
+                // It stays, with the vDisk attached to it: there is no other way to the vDisk now.
+                let hold = open_hold(&kept.kernel).await;
+                kept.hold(hold.map_err(|error| problem(ProblemKind::Unavailable, error))?);
+                (kept, true)
+            }
             None => (self.make(&facts, put.block_size_bytes).await?, false),
         };
-        self.hold(&kept).await.map_err(|error| of_kernel(&error))?;
         self.take_size_of(&kept.kernel, facts.size_bytes).await;
         show(&kept.kernel, was_there)
             .ok_or_else(|| problem(ProblemKind::Unavailable, "the device has just gone: ask again"))
@@ -285,24 +291,24 @@ impl Devices {
     async fn disown(&self, device: &KernelDevice) -> Result<(), ApiError> {
         if self.rpc.vdisk_now(device.vdisk).await?.is_some() {
             tracing::warn!(vdisk = %device.vdisk, nbd = device.index, "a device without an attachment is disconnected");
-            let device = device.clone();
-            if let Err(error) = blocking(move || kernel::disconnect(&device)).await {
-                tracing::error!(%error, "it was not disconnected");
-            }
+            disconnect(device).await;
         }
         Ok(())
     }
 
+    /// A new device, attached and held; or an error, and nothing is left of either.
     async fn make(self: &Arc<Self>, vdisk: &Vdisk, block_size_bytes: u32) -> Result<Arc<Kept>, Problem> {
         if vdisk.size_bytes == 0 || !vdisk.size_bytes.is_multiple_of(u64::from(block_size_bytes)) {
             let detail = format!("{} bytes are not whole blocks of {block_size_bytes}", vdisk.size_bytes);
             return Err(problem(ProblemKind::Conflict, detail));
         }
-        let attachment = self.rpc.attach_device(vdisk.uuid).await.map_err(of_api)?;
+        let attachment = self.rpc.attach_device(vdisk.uuid, None).await.map_err(of_api)?;
         match self.connect(vdisk, block_size_bytes, &attachment).await {
-            Ok((device, link)) => {
+            Ok((device, link, hold)) => {
                 tracing::info!(vdisk = %vdisk.uuid, nbd = device.index, size = vdisk.size_bytes, "device made");
-                Ok(self.keep(device, attachment, Some(link)))
+                let kept = self.keep(device, attachment, Some(link));
+                kept.hold(hold);
+                Ok(kept)
             }
             Err(problem) => {
                 self.rpc.detach(attachment.uuid).await;
@@ -316,7 +322,7 @@ impl Devices {
         vdisk: &Vdisk,
         block_size_bytes: u32,
         attachment: &Attachment,
-    ) -> Result<(KernelDevice, Link), Problem> {
+    ) -> Result<(KernelDevice, Link, Hold), Problem> {
         let negotiated = negotiate(&self.rpc, attachment).await;
         let negotiated = negotiated.map_err(|error| problem(ProblemKind::Unavailable, error))?;
         let new = NewDevice {
@@ -327,12 +333,18 @@ impl Devices {
             patience: self.rpc.patience().unwrap_or(PATIENCE_MAX),
         };
         let made = blocking(move || {
-            let device = kernel::connect(&negotiated.stream, &new)?;
+            let device = kernel::connect(negotiated.stream.as_fd(), &new)?;
             Ok((device, negotiated.stream))
         });
         let (device, stream) = made.await.map_err(|error| of_kernel(&error))?;
-        let link = Link::new(stream).map_err(|error| of_kernel(&error))?;
-        Ok((device, link))
+        // Held before a keeper has it: until somebody opens it, nobody has any use for a new connection.
+        match finish(&device, stream).await {
+            Ok((link, hold)) => Ok((device, link, hold)),
+            Err(error) => {
+                disconnect(&device).await;
+                Err(of_kernel(&error))
+            }
+        }
     }
 
     /// From here on a keeper looks after it.
@@ -355,19 +367,6 @@ impl Devices {
         }
     }
 
-    /// Keeps the device for a while, and lets it go with its last user after that. In this order: a device with that
-    /// wish goes when udev, which looks at every new device, closes it.
-    async fn hold(&self, kept: &Arc<Kept>) -> io::Result<()> {
-        let holding = Arc::clone(kept);
-        let work = blocking(move || {
-            let device = kernel::open(&holding.kernel)?;
-            kernel::leave_to_users(&holding.kernel)?;
-            holding.hold(Hold { _device: device, until: Instant::now() + HOLD_TIME });
-            Ok(())
-        });
-        timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
-
     async fn take_size_of(&self, device: &KernelDevice, size_bytes: u64) {
         if kernel::size_bytes(device).is_none_or(|have| have == size_bytes) {
             return;
@@ -377,6 +376,30 @@ impl Devices {
             Ok(()) => tracing::info!(vdisk = %device.vdisk, nbd = device.index, size_bytes, "device resized"),
             Err(error) => tracing::warn!(vdisk = %device.vdisk, %error, "the device keeps its size for now"),
         }
+    }
+}
+
+async fn finish(device: &KernelDevice, stream: UnixStream) -> io::Result<(Link, Hold)> {
+    Ok((Link::new(stream)?, open_hold(device).await?))
+}
+
+/// Keeps the device for a while, and lets it go with its last user after that. In this order: a device with that wish goes
+/// when udev, which looks at every new device, closes it.
+async fn open_hold(device: &KernelDevice) -> io::Result<Hold> {
+    let device = device.clone();
+    let work = blocking(move || {
+        let file = kernel::open(&device)?;
+        kernel::leave_to_users(&device)?;
+        Ok(Hold { _device: file, until: Instant::now() + HOLD_TIME })
+    });
+    timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Ends a device; whoever uses it gets errors.
+async fn disconnect(device: &KernelDevice) {
+    let same = device.clone();
+    if let Err(error) = blocking(move || kernel::disconnect(&same)).await {
+        tracing::error!(vdisk = %device.vdisk, nbd = device.index, %error, "it was not disconnected");
     }
 }
 

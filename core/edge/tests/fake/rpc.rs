@@ -219,6 +219,7 @@ pub fn attach_as(state: &mut State, vdisk: VdiskId, client: &str) {
         host: None,
         write_through: false,
         persistent: true,
+        uuid: None,
     };
     attach(state, &request).unwrap();
 }

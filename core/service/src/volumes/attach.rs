@@ -46,7 +46,7 @@ impl Volumes {
         };
         // A lock of its own: a rollback or delete that holds the vDisk's must be seen as such, not waited for.
         let _locked = self.locks.lock(format!("attach/{id}")).await;
-        let record = self.live_record(id).await?.record;
+        let record = self.record_for(id, &request).await?;
         if record.template.is_some() && request.mode.writes() {
             let detail = format!("vDisk {} is a template and cannot be written", record.name);
             return Err(Problem::new(ProblemKind::Conflict, detail));
@@ -64,6 +64,12 @@ impl Volumes {
             return Err(Problem::new(ProblemKind::Conflict, detail).with("uuid", known.uuid.to_string()));
         }
         let is_new = known.is_none();
+        if let Some(had) = request.uuid {
+            let is_it = known.as_ref().map_or_else(|| self.was_lost(had, &record), |known| known.uuid == had);
+            if !is_it {
+                return Err(not_found("attachment", had));
+            }
+        }
         let holder = match known {
             Some(known) => Holder {
                 generation: (known.generation / GENERATION_STEP + 1) * GENERATION_STEP,
@@ -73,7 +79,7 @@ impl Volumes {
                 ..known
             },
             None => Holder {
-                uuid: self.chance.uuid(),
+                uuid: request.uuid.unwrap_or_else(|| self.chance.uuid()),
                 vdisk: id,
                 snapshot,
                 client: request.client,
@@ -101,6 +107,27 @@ impl Volumes {
         let kind = if is_new { EventKind::AttachmentCreated } else { EventKind::AttachmentUpdated };
         self.publish_attachment(kind, &record, &holder);
         Ok(Created { value: self.show_attachment(&holder).await?, is_new })
+    }
+
+    /// The vDisk's record. One that a rebuilt registry does not have may still come, for who was attached to it before.
+    async fn record_for(&self, id: VdiskId, request: &CreateAttachment) -> Result<VdiskRecord, Problem> {
+        match self.live_record(id).await {
+            Ok(stored) => Ok(stored.record),
+            Err(problem)
+                if problem.kind() == ProblemKind::NotFound
+                    && request.uuid.is_some()
+                    && !self.is_all_known() =>
+            {
+                Err(Problem::new(ProblemKind::Unavailable, format!("{}, so far", problem.detail)))
+            }
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Whether an attachment that is not known may have gone with the registry. Fences did not: they are in the vDisk's
+    /// properties too.
+    fn was_lost(&self, uuid: Uuid, record: &VdiskRecord) -> bool {
+        self.is_rebuilt.get() && !record.fenced.contains(&uuid) && self.attachments.find(uuid).is_none()
     }
 
     /// Writes a persistent attachment to the registry.

@@ -19,6 +19,7 @@ fn attach(vdisk: &str, client: &str, mode: AttachmentMode) -> CreateAttachment {
         host: None,
         write_through: false,
         persistent: true,
+        uuid: None,
     }
 }
 
@@ -275,5 +276,50 @@ fn one_that_was_asked_for_and_never_used_goes() {
         assert_eq!(volumes.attachments.list(None).len(), 1);
         volumes.clock.sleep(Duration::from_secs(20)).await;
         assert_eq!(volumes.attachments.list(None).len(), 0);
+    });
+}
+
+/// Of a client that outlives ovsd and its registry.
+#[test]
+fn an_attachment_lost_with_the_registry_is_made_again_for_who_had_it() {
+    let mut world = World::new();
+    let again = |uuid| CreateAttachment { uuid: Some(uuid), ..attach("a", "c", AttachmentMode::Exclusive) };
+    let (lost, fenced) = world.life(async |volumes: Rc<Volumes>| {
+        with_vdisk(&volumes).await;
+        let attached = async |client| {
+            let made = volumes.create_attachment(attach("a", client, AttachmentMode::Exclusive)).await;
+            made.unwrap().value.uuid
+        };
+        let fenced = attached("c").await;
+        let force = DeleteAttachmentQuery { force: true };
+        volumes.delete_attachment(fenced, force, no_terms()).await.unwrap();
+        let ended = attached("c").await;
+        volumes.delete_attachment(ended, DeleteAttachmentQuery::default(), no_terms()).await.unwrap();
+        refused(volumes.create_attachment(again(ended)).await, ProblemKind::NotFound);
+        let lost = attached("c").await;
+        refused(volumes.create_attachment(again(ended)).await, ProblemKind::NotFound);
+        assert!(!volumes.create_attachment(again(lost)).await.unwrap().is_new);
+        (lost, fenced)
+    });
+    world.lose_registry();
+    world.life(async |volumes: Rc<Volumes>| {
+        refused(volumes.create_attachment(again(fenced)).await, ProblemKind::NotFound);
+        let other = attach("a", "another", AttachmentMode::Exclusive);
+        let other = volumes.create_attachment(other).await.unwrap().value.uuid;
+        refused(volumes.create_attachment(again(lost)).await, ProblemKind::InUse);
+        volumes.delete_attachment(other, DeleteAttachmentQuery::default(), no_terms()).await.unwrap();
+        let made = volumes.create_attachment(again(lost)).await.unwrap();
+        assert!(made.is_new);
+        assert_eq!((made.value.uuid, made.value.persistent), (lost, true));
+        refused(volumes.create_attachment(again(fenced)).await, ProblemKind::NotFound);
+        // Its vPool may not be back yet.
+        let unknown = CreateAttachment { vdisk: VdiskRef::Id(VdiskId(Uuid::from_u128(1))), ..again(lost) };
+        refused(volumes.create_attachment(unknown).await, ProblemKind::Unavailable);
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        let made = volumes.create_attachment(again(lost)).await.unwrap();
+        assert!(!made.is_new);
+        let unknown = CreateAttachment { vdisk: VdiskRef::Id(VdiskId(Uuid::from_u128(1))), ..again(lost) };
+        refused(volumes.create_attachment(unknown).await, ProblemKind::NotFound);
     });
 }

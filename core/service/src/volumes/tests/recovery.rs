@@ -90,6 +90,25 @@ fn unsent_writes_survive_a_lost_registry() {
     world.life(async |volumes: Rc<Volumes>| assert_eq!(byte_at(&volumes, "a", 4096).await, 8));
 }
 
+/// The rebuild opens them before the doors are.
+#[test]
+fn after_a_lost_registry_a_vdisks_own_socket_is_served() {
+    let mut world = World::new();
+    let id = world.life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap().value.uuid
+    });
+    let (served, dead) = (world.paths().nbd_vdisk_socket(id), world.paths().nbd_dir().join("dead.sock"));
+    let is_served = || std::os::unix::net::UnixStream::connect(&served).is_ok();
+    assert!(served.exists() && !is_served(), "left by the first life");
+    std::fs::write(&dead, "").unwrap();
+    world.lose_registry();
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.open_doors().await.unwrap();
+        assert!(is_served());
+        assert!(!dead.exists());
+    });
+}
+
 #[test]
 fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
     let world = World::new();
