@@ -46,7 +46,7 @@ def planted():
 
 
 def build():
-    """Builds the test binaries; returns {(package, kind, name): path}."""
+    """Builds the test binaries; returns {(kind, name, the crate's folder): (path, folder)}."""
     packages = ["ovs-tests", "ovs-volume", "ovs-nbd", "ovs-backend", "ovs-cluster"]
     command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", "--features", "ovs-units/planted",
                *[f"-p{package}" for package in ["ovs-units", *packages]]]
@@ -55,7 +55,6 @@ def build():
     for line in built.splitlines():
         message = json.loads(line)
         if message.get("reason") == "compiler-artifact" and message.get("executable") and message["profile"]["test"]:
-            package = re.search(r"(ovs-\w+)[@#]|/([\w-]+)#", message["package_id"])
             kind, name = message["target"]["kind"][0], message["target"]["name"]
             folder = pathlib.Path(message["manifest_path"]).parent
             binaries[kind, name, str(folder)] = (message["executable"], folder)

@@ -7,13 +7,15 @@
 use crate::cursor::{Reader, Writer};
 use crate::page::{SCO_BYTES, read_sco, write_sco};
 use crate::sco::ScoRef;
-use crate::{FormatError, checksum};
+use crate::{FormatError, check_seal, seal};
 use bytes::Bytes;
 use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"OVSJRN01");
 const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 8 + 2 + 2 + 4 + 16 + 8 + 8;
+/// Where the checksum is.
+const SUM_AT: usize = 12;
 const WHAT: &str = "journal record";
 
 /// A record of the journal.
@@ -125,8 +127,7 @@ impl Record {
         w.u64(position.index.0);
         self.encode_body(&mut w);
         let mut record = w.0;
-        let sum = crc32c::crc32c_append(checksum(&record[..12]), &record[16..]);
-        record[12..16].copy_from_slice(&sum.to_le_bytes());
+        seal(&mut record, SUM_AT);
         record
     }
 
@@ -203,10 +204,7 @@ impl Record {
             found => return Err(FormatError::Version { what: WHAT, found: u64::from(found) }),
         }
         let (kind, expected) = (r.u16()?, r.u32()?);
-        let found = crc32c::crc32c_append(checksum(&bytes[..12]), &bytes[16..]);
-        if found != expected {
-            return Err(FormatError::Checksum { what: WHAT, expected, found });
-        }
+        check_seal(WHAT, bytes, SUM_AT, expected)?;
         let identity = (VdiskId(r.uuid()?), Epoch(r.counter("epoch")?), JournalIndex(r.counter("index")?));
         if identity != (vdisk, position.epoch, position.index) {
             return Err(r.field("identity", identity.2.0));

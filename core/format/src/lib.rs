@@ -24,3 +24,18 @@ pub use error::FormatError;
 pub fn checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
+
+/// Writes the checksum of everything but itself at `at`.
+fn seal(bytes: &mut [u8], at: usize) {
+    let sum = sum_around(bytes, at);
+    bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+}
+
+fn sum_around(bytes: &[u8], at: usize) -> u32 {
+    crc32c::crc32c_append(checksum(&bytes[..at]), &bytes[at + 4..])
+}
+
+fn check_seal(what: &'static str, bytes: &[u8], at: usize, expected: u32) -> Result<(), FormatError> {
+    let found = sum_around(bytes, at);
+    if found == expected { Ok(()) } else { Err(FormatError::Checksum { what, expected, found }) }
+}

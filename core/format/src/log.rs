@@ -10,7 +10,7 @@
 //! that is bad below such a number is damage, above it is the tail of a crash.
 
 use crate::cursor::{Reader, Writer};
-use crate::{FormatError, checksum};
+use crate::{FormatError, check_seal, seal};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence, VdiskId};
 use uuid::Uuid;
 
@@ -273,21 +273,6 @@ impl BatchHeader {
         }
         Ok(BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal, records })
     }
-}
-
-/// Writes the checksum of everything but itself at `at`.
-fn seal(bytes: &mut [u8], at: usize) {
-    let sum = sum_around(bytes, at);
-    bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
-}
-
-fn sum_around(bytes: &[u8], at: usize) -> u32 {
-    crc32c::crc32c_append(checksum(&bytes[..at]), &bytes[at + 4..])
-}
-
-fn check_seal(what: &'static str, bytes: &[u8], at: usize, expected: u32) -> Result<(), FormatError> {
-    let found = sum_around(bytes, at);
-    if found == expected { Ok(()) } else { Err(FormatError::Checksum { what, expected, found }) }
 }
 
 fn check_version(what: &'static str, found: u16) -> Result<(), FormatError> {

@@ -6,8 +6,8 @@
 
 use crate::cursor::{Reader, Writer};
 use crate::journal::Position;
-use crate::page::{self, CheckpointRecord, FANOUT};
-use crate::{FormatError, checksum};
+use crate::page::{self, CheckpointRecord};
+use crate::{FormatError, check_seal, checksum, seal};
 use bytes::Bytes;
 use ovs_units::{PutId, VdiskId};
 
@@ -16,6 +16,8 @@ const PART_MAGIC: u64 = u64::from_le_bytes(*b"OVSMCP01");
 const VERSION: u16 = 1;
 /// Magic, version, 0, checksum.
 const HEAD_BYTES: usize = 8 + 2 + 2 + 4;
+/// Where the checksum is.
+const SUM_AT: usize = 12;
 const ROOT: &str = "map copy";
 const PART: &str = "part of a map copy";
 
@@ -138,7 +140,7 @@ pub fn relabel(page: &[u8], mut label: impl FnMut(u64) -> u64) -> Result<Vec<u8>
         Some(&page::TABLE) => page::decode_table(page).map(|_| page.to_vec()),
         _ => {
             let mut children = page::decode_inner(page)?;
-            for child in children.iter_mut().take(FANOUT).filter(|child| child.page != 0) {
+            for child in children.iter_mut().filter(|child| child.page != 0) {
                 child.page = label(child.page);
             }
             Ok(page::encode_inner(&children))
@@ -160,15 +162,9 @@ fn open(magic: u64, vdisk: VdiskId, put: PutId) -> Writer {
 /// The object, and the checksum of all of it.
 fn close(w: Writer) -> (Vec<u8>, u32) {
     let mut object = w.0;
-    let sum = inner_checksum(&object);
-    object[12..16].copy_from_slice(&sum.to_le_bytes());
+    seal(&mut object, SUM_AT);
     let whole = checksum(&object);
     (object, whole)
-}
-
-/// Of everything but the checksum's own field.
-fn inner_checksum(bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(checksum(&bytes[..12]), &bytes[HEAD_BYTES..])
 }
 
 fn check<'a>(
@@ -190,10 +186,7 @@ fn check<'a>(
         found => return Err(FormatError::Version { what, found: u64::from(found) }),
     }
     r.u16()?;
-    let (expected, found) = (r.u32()?, inner_checksum(bytes));
-    if found != expected {
-        return Err(FormatError::Checksum { what, expected, found });
-    }
+    check_seal(what, bytes, SUM_AT, r.u32()?)?;
     if (r.uuid()?, r.uuid()?) != (vdisk.0, put.0) {
         return Err(r.field("identity", 0));
     }

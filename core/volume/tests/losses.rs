@@ -288,6 +288,13 @@ fn a_snapshot_whose_loss_was_accepted_takes_nothing_in() {
     }
 }
 
+/// The last name of a map copy's object: names are in order of epochs.
+async fn newest_copy(host: &Host) -> Option<String> {
+    let prefix = format!("v/{}/c/", DISK.0.simple());
+    let objects = host.backend.list(&prefix, None, 1000).await.unwrap();
+    objects.last().map(|object| object.name.to_string())
+}
+
 /// A host that hangs while another takes over its vDisk, and then goes on as if nothing had happened.
 #[test]
 fn a_stale_owner_neither_removes_nor_adds_anything() {
@@ -299,14 +306,20 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
             let fill = async |vdisk: &Vdisk, numbers: std::ops::Range<u64>, byte| {
                 for number in numbers {
                     put(vdisk, number, byte).await;
+                    // The stale one may learn meanwhile that it is.
                     let _ = vdisk.destage().await;
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             };
             fill(&stale, 0..30, 1).await;
+            let of_stale = newest_copy(&host).await;
+            assert_eq!(of_stale.is_some(), copies_maps);
             let new = host.take_over().await;
             fill(&new, 100..110, 2).await;
+            let of_new = newest_copy(&host).await;
+            assert_eq!(of_new > of_stale, copies_maps, "the new owner has made copies of its own");
             fill(&stale, 30..36, 1).await;
+            assert_eq!(newest_copy(&host).await, of_new);
             // The new owner loses all it has of its own.
             let newest = host.take_over().await;
             for number in 100..110 {

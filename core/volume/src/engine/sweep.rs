@@ -5,6 +5,7 @@
 //! records were read. No checkpoint is being stored at that moment, so newer records refer to marked or newer pages.
 
 use super::Engine;
+use crate::map::TOP_LEVEL;
 use crate::{PageId, VolumeError};
 use ovs_format::page::{CheckpointRecord, decode_inner};
 use std::{collections::HashSet, rc::Rc, time::Duration};
@@ -13,8 +14,6 @@ use std::{collections::HashSet, rc::Rc, time::Duration};
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Fewer new pages than this are not worth a sweep.
 const NEW_PAGES_MIN: u64 = 16 * 1024;
-/// Levels of inner pages above the leaves.
-const INNER_LEVELS: u32 = 3;
 
 impl Engine {
     /// Removes map pages that nothing refers to; returns how many. Runs by itself when many are new.
@@ -46,10 +45,10 @@ impl Engine {
     /// Breadth first; a page that was met before is not read again.
     async fn mark(&self, root: u64, live: &mut HashSet<u64>) -> Result<(), VolumeError> {
         let mut level = vec![root];
-        for depth in 0..=INNER_LEVELS {
+        for depth in 0..=TOP_LEVEL {
             let mut below = Vec::new();
             for page in level {
-                if !live.insert(page) || depth == INNER_LEVELS {
+                if !live.insert(page) || depth == TOP_LEVEL {
                     continue;
                 }
                 let Some(bytes) = self.inner.context.pages.load(PageId(page)).await? else {

@@ -2,6 +2,7 @@
 //!
 //! Order: every part, then the root that names them. A root that can be read is a whole copy, or damaged.
 
+use super::TOP_LEVEL;
 use crate::engine::Context;
 use crate::sco::{object_name, vdisk_prefix};
 use crate::{PageId, PageStore, VolumeError};
@@ -16,8 +17,6 @@ use std::collections::{HashMap, HashSet};
 
 /// A part is put when it has grown to this.
 const PART_BYTES: usize = 4 << 20;
-/// Levels of inner pages above the leaves.
-const INNER_LEVELS: u32 = 3;
 
 /// Which copy of a vDisk's map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -154,7 +153,7 @@ pub(crate) async fn put(
     let mut part = PartWriter::new(vdisk, copy.put, 0);
     let mut met: HashSet<u64> = HashSet::new();
     let roots = maps.snapshots.iter().map(|(_, root)| root.page).chain([maps.root.page]);
-    let mut waiting: Vec<(u64, u32)> = roots.map(|root| (root, INNER_LEVELS)).collect();
+    let mut waiting: Vec<(u64, u32)> = roots.map(|root| (root, TOP_LEVEL)).collect();
     waiting.extend(maps.table_pages.iter().map(|page| (*page, 0)));
     while let Some((page, level)) = waiting.pop() {
         if page == 0 || !met.insert(page) {

@@ -7,4 +7,4 @@ mod tree;
 
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use table::Table;
-pub(crate) use tree::{Place, Tree};
+pub(crate) use tree::{Place, TOP_LEVEL, Tree};

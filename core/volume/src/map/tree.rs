@@ -15,7 +15,8 @@ use std::{
     rc::Rc,
 };
 
-const TOP_LEVEL: u32 = 3;
+/// The level of a root; leaves are level 0.
+pub(crate) const TOP_LEVEL: u32 = 3;
 
 /// Where a cluster lives: the index of an SCO in the vDisk's table, and the cluster's index in the SCO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::VolumeError;
 use crate::journal;
 use crate::map::copy::{self, CopyId};
 use bytes::Bytes;
+use ovs_format::journal::Position;
 use ovs_units::{PutId, planted};
 use std::rc::Rc;
 
@@ -59,7 +60,7 @@ impl Inner {
             let Some(maps) = self.store_checkpoint().await? else { return Ok(()) };
             (maps, self.head.borrow().head.clone())
         };
-        let position = ovs_format::journal::Position { epoch: maps.epoch, index: maps.index };
+        let position = Position { epoch: maps.epoch, index: maps.index };
         let this = CopyId::new(position, PutId(self.context.chance.uuid()));
         head.note_copy(this);
         // 2.
@@ -102,17 +103,9 @@ impl Inner {
         let epoch = self.epoch();
         let is_old = |copy: CopyId| !kept.contains(&copy) && copy.position().epoch <= epoch;
         copy::remove(&*self.backend, self.id, is_old).await?;
-        if planted("copy: the journal is cut after the copy, not before it")
-            && let [.., newest] = kept[..]
-        {
-            let next = ovs_format::journal::Position {
-                index: newest.position().index.next().next(),
-                ..newest.position()
-            };
-            journal::remove_before(&*self.backend, self.id, next, &go_on).await?;
-        }
-        if let [older, _] = kept[..] {
-            journal::remove_before(&*self.backend, self.id, older.position(), &go_on).await?;
+        if let [older, newer] = kept[..] {
+            let end = if planted("copy: the journal goes up to the newer copy") { newer } else { older };
+            journal::remove_before(&*self.backend, self.id, end.position(), &go_on).await?;
         }
         Ok(())
     }

@@ -155,54 +155,6 @@ impl Vdisk {
             inner.mark(node);
         }
     }
-
-    /// Serves it as it is from now on, whatever it has lost. Returns what that may be; `None` when there is nothing to
-    /// accept.
-    pub async fn accept_loss(&self) -> Result<Option<String>, VolumeError> {
-        let vdisk = self.clone();
-        super::finish_even_if_dropped(async move {
-            let inner = &vdisk.inner;
-            inner.context.log.check_online()?;
-            let _meta = inner.meta.lock().await;
-            let head = inner.head.borrow().head.clone();
-            let reasons: Vec<String> = head.damaged.into_iter().chain(head.lost).collect();
-            if reasons.is_empty() {
-                return Ok(None);
-            }
-            let told = reasons.join("; ");
-            tracing::warn!(vdisk = %inner.id, loss = told, "a loss was accepted: the vDisk serves again");
-            inner
-                .commit(|head| {
-                    head.accepted.append(&mut head.damaged);
-                    head.lost = None;
-                })
-                .await?;
-            inner.destage_wanted.notify_one();
-            Ok(Some(told))
-        })
-        .await
-    }
-
-    /// Keeps in the head that acknowledged writes may be lost; the vDisk does not serve any more, nor after a restart.
-    pub(crate) async fn lost(&self, reason: String) -> Result<(), VolumeError> {
-        tracing::error!(vdisk = %self.inner.id, reason, "acknowledged writes may be lost; the vDisk stays offline");
-        let _meta = self.inner.meta.lock().await;
-        self.inner.commit(|head| head.lost = Some(reason)).await
-    }
-
-    /// Keeps in the head that something acknowledged is lost, unless that is known and accepted; the vDisk does not serve
-    /// any more.
-    pub(crate) async fn damaged(&self, mut reasons: Vec<String>) -> Result<(), VolumeError> {
-        let inner = &self.inner;
-        let _meta = inner.meta.lock().await;
-        let head = inner.head.borrow().head.clone();
-        reasons.retain(|reason| !head.accepted.contains(reason) && !head.damaged.contains(reason));
-        if reasons.is_empty() {
-            return Ok(());
-        }
-        tracing::error!(vdisk = %inner.id, reason = reasons.join("; "), "vDisk is damaged");
-        inner.commit(|head| head.damaged.append(&mut reasons)).await
-    }
 }
 
 /// The maps of a vDisk and its snapshots while the journal is read.
@@ -239,7 +191,6 @@ impl Maps {
         let mut first_reason = None;
         loop {
             let stored = Maps::from_checkpoint(pages, id, position).await;
-            let from = stored.as_ref().map(|(from, _)| *from);
             let next_copy = match stored {
                 None => copies.next(),
                 Some((from, start)) => {
@@ -255,7 +206,7 @@ impl Maps {
                 }
             };
             let Some(copy) = next_copy else { break };
-            tracing::info!(vdisk = %id, had_checkpoint = from.is_some(), "reading a copy of the map from the backend");
+            tracing::info!(vdisk = %id, "reading a copy of the map from the backend");
             match copy::restore(backend, id, *copy, context).await {
                 Ok(()) => {}
                 Err(VolumeError::Damaged(reason)) => {

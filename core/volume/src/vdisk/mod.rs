@@ -15,6 +15,7 @@ mod copy;
 mod destage;
 mod lifecycle;
 mod load;
+mod loss;
 mod read;
 mod snapshot;
 mod write;

@@ -181,11 +181,12 @@ impl Inner {
     /// Takes the operation into the vDisk's order. One step, without a wait, and since the epoch was last seen to be
     /// started: while one is given up and the next begins, what is accepted would be of the old one and behind its end.
     fn accept(&self, room: Room, range: ClusterRange, data: Option<Bytes>) -> Rc<Record> {
-        if planted("write: it takes no number of its own") && self.last_sequence.get().0 > 0 {
-            let sequence = self.last_sequence.get();
-            self.last_sequence.set(ovs_units::Sequence(sequence.0 - 1));
-        }
-        let sequence = self.last_sequence.get().next();
+        let last = self.last_sequence.get();
+        let sequence = if planted("write: it takes its predecessor's number") && last.0 > 0 {
+            last
+        } else {
+            last.next()
+        };
         self.last_sequence.set(sequence);
         let (vdisk, epoch) = (self.id, self.epoch());
         let append = Append { vdisk, epoch, sequence, cluster: range.start, count: range.count.0, data };
