@@ -8,6 +8,8 @@ use std::sync::Mutex;
 /// What stands behind the door in tests.
 #[derive(Debug, Default)]
 pub(super) struct Double {
+    /// Changes that began.
+    pub begun: AtomicU64,
     /// Changes that ran to their end.
     pub finished: AtomicU64,
     /// Events for the next stream.
@@ -58,6 +60,7 @@ impl Double {
             "list_hosts" => panic!("a planted defect"),
             "get_status" => Some(Problem::new(ProblemKind::Unavailable, "starting").with("retry_after_s", 1)),
             "set_template" => {
+                self.begun.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 self.finished.fetch_add(1, Ordering::SeqCst);
                 None

@@ -245,20 +245,20 @@ fn a_client_that_does_not_read_is_cut_off() {
 #[test]
 fn hang_ups_do_not_cut_a_change_in_half() {
     let door = Door::open(PATIENCE);
-    for _ in 0..20 {
+    for number in 1..=20 {
         let mut stream = door.connect();
         stream.write_all(b"POST /v1/vdisks/p:x/template HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-        std::thread::sleep(Duration::from_millis(10));
+        wait_for(&door.double.begun, number);
         drop(stream);
     }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while door.double.finished.load(Ordering::SeqCst) < 20 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "{} of 20",
-            door.double.finished.load(Ordering::SeqCst)
-        );
-        std::thread::sleep(Duration::from_millis(10));
+    wait_for(&door.double.finished, 20);
+}
+
+fn wait_for(counter: &AtomicU64, wanted: u64) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while counter.load(Ordering::SeqCst) < wanted {
+        assert!(tokio::time::Instant::now() < deadline, "{} of {wanted}", counter.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
