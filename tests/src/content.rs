@@ -74,6 +74,24 @@ impl Content {
         bytes
     }
 
+    /// Is a cluster the same in both?
+    pub fn same_at(&self, other: &Content, cluster: Cluster) -> bool {
+        let zeros = |bytes: &Vec<u8>| bytes.iter().all(|byte| *byte == 0);
+        match (self.clusters.get(&cluster.0), other.clusters.get(&cluster.0)) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Rc::ptr_eq(one, other) || one == other,
+            (Some(bytes), None) | (None, Some(bytes)) => zeros(bytes),
+        }
+    }
+
+    /// The first cluster in which they differ, but for some.
+    pub fn difference(&self, other: &Content, but_for: impl Fn(Cluster) -> bool) -> Option<Cluster> {
+        let mut all: Vec<u64> = self.clusters.keys().chain(other.clusters.keys()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().map(Cluster).find(|cluster| !but_for(*cluster) && !self.same_at(other, *cluster))
+    }
+
     /// Grows or shrinks; what is cut off is zeros if it comes back.
     pub fn resize(&mut self, size: ByteCount) {
         let end = size.0.div_ceil(CLUSTER_SIZE_BYTES);

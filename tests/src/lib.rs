@@ -16,16 +16,25 @@
 
 mod content;
 mod device;
+mod history;
 mod random;
 mod reduce;
+mod sim;
 mod step;
+mod stores;
 mod unsettled;
 mod world;
 
 pub use content::Content;
-pub use device::MemoryDevice;
+pub use device::{MemoryDevice, Taken, Unsynced};
+pub use history::{Change, Cut, History};
 pub use random::Random;
 pub use reduce::{check_seed, check_steps};
+pub use sim::{FaultClass, Points, Report, fail_every_call, simulate, sweep};
 pub use step::{InFlight, Step, generate, with_device_failures};
+pub use stores::{
+    Call, DirectedBackend, DirectedDevice, DirectedPages, DirectedRegistry, Director, Fault, Store, Stores,
+    digest,
+};
 pub use unsettled::{UnsettledPages, UnsettledRegistry};
 pub use world::World;

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// A backend that is a map. Every operation takes effect at once, when its future is first polled.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MemoryBackend {
     objects: RefCell<BTreeMap<ObjectName, Bytes>>,
     capacity: Cell<Option<MemoryCapacity>>,

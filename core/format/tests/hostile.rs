@@ -17,10 +17,10 @@ fn all_decoders(bytes: &[u8]) -> usize {
         BatchHeader::decode(bytes).is_ok(),
         Record::decode(bytes, VDISK, AT).is_ok(),
         sco::decode_header(bytes, &reference).is_ok(),
-        page::decode_leaf(bytes).is_ok(),
-        page::decode_inner(bytes).is_ok(),
-        page::decode_table(bytes).is_ok(),
-        page::CheckpointRecord::decode(bytes).is_ok(),
+        page::decode_leaf(7, bytes).is_ok(),
+        page::decode_inner(7, bytes).is_ok(),
+        page::decode_table(7, bytes).is_ok(),
+        page::CheckpointRecord::decode(VDISK, bytes).is_ok(),
     ]
     .into_iter()
     .filter(|is_ok| *is_ok)
@@ -56,9 +56,9 @@ fn encodings() -> Vec<Vec<u8>> {
         batch.encode(),
         header,
         tlog.encode(VDISK, AT),
-        page::encode_leaf(&leaf),
-        page::encode_inner(&[page::ChildEntry { page: 1, mapped: 2 }; page::FANOUT]),
-        page::encode_table(&[reference; 3]),
+        page::encode_leaf(7, &leaf),
+        page::encode_inner(7, &[page::ChildEntry { page: 1, mapped: 2 }; page::FANOUT]),
+        page::encode_table(7, &[reference; 3]),
     ]
 }
 

@@ -27,13 +27,13 @@ fn root() -> MapCopy {
 fn leaf() -> Vec<u8> {
     let mut places = [0; FANOUT];
     places[3] = 0x10001;
-    page::encode_leaf(&places)
+    page::encode_leaf(12, &places)
 }
 
 fn inner() -> Vec<u8> {
     let mut children = [ChildEntry::default(); FANOUT];
     children[8] = ChildEntry { page: 12, mapped: 34 };
-    page::encode_inner(&children)
+    page::encode_inner(11, &children)
 }
 
 fn part() -> (Vec<u8>, u32) {
@@ -80,11 +80,13 @@ fn another_s_bytes_are_refused() {
 
 #[test]
 fn pages_get_other_labels() {
-    let relabelled = page::decode_inner(&relabel(&inner(), |label| label + 100).unwrap()).unwrap();
-    assert_eq!(relabelled[8], ChildEntry { page: 112, mapped: 34 });
-    assert_eq!(relabel(&leaf(), |_| panic!("a leaf has no children")).unwrap(), leaf());
-    assert!(relabel(&[], |label| label).is_err());
-    assert!(relabel(&inner()[..20], |label| label).is_err());
+    let new = relabel(&inner(), 11, 111, |label| label + 100).unwrap();
+    assert_eq!(page::decode_inner(111, &new).unwrap()[8], ChildEntry { page: 112, mapped: 34 });
+    let new = relabel(&leaf(), 12, 112, |_| panic!("a leaf has no children")).unwrap();
+    assert_eq!(page::decode_leaf(112, &new).unwrap()[3], 0x10001);
+    assert!(relabel(&inner(), 12, 112, |label| label).is_err(), "another page");
+    assert!(relabel(&[], 1, 2, |label| label).is_err());
+    assert!(relabel(&inner()[..20], 11, 111, |label| label).is_err());
 }
 
 proptest! {
@@ -92,7 +94,7 @@ proptest! {
     fn random_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
         prop_assert!(MapCopy::decode(&bytes, VDISK, PUT).is_err());
         prop_assert!(decode_part(&bytes, VDISK, PUT, 5, checksum(&bytes)).is_err());
-        prop_assert!(relabel(&bytes, |label| label).is_err());
+        prop_assert!(relabel(&bytes, 11, 12, |label| label).is_err());
     }
 
     #[test]

@@ -157,27 +157,27 @@ proptest! {
     }
 
     #[test]
-    fn map_pages(places in vec((0..FANOUT, any::<u64>(), any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256)) {
+    fn map_pages(number in any::<u64>(), places in vec((0..FANOUT, any::<u64>(), any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256)) {
         let (mut leaf, mut inner) = ([0; FANOUT], [ChildEntry::default(); FANOUT]);
         for (index, page, mapped) in places {
             leaf[index] = page;
             inner[index] = if page == 0 { ChildEntry::default() } else { ChildEntry { page, mapped } };
         }
-        prop_assert_eq!(*page::decode_leaf(&page::encode_leaf(&leaf)).unwrap(), leaf);
-        prop_assert_eq!(*page::decode_inner(&page::encode_inner(&inner)).unwrap(), inner);
-        prop_assert_eq!(page::decode_table(&page::encode_table(&scos)), Ok(scos));
+        prop_assert_eq!(*page::decode_leaf(number, &page::encode_leaf(number, &leaf)).unwrap(), leaf);
+        prop_assert_eq!(*page::decode_inner(number, &page::encode_inner(number, &inner)).unwrap(), inner);
+        prop_assert_eq!(page::decode_table(number, &page::encode_table(number, &scos)), Ok(scos));
     }
 
     #[test]
     fn checkpoints(
-        at in position(), sequence in counter(), table_pages in vec(any::<u64>(), 0..50),
+        vdisk in uuid(), at in position(), sequence in counter(), table_pages in vec(any::<u64>(), 0..50),
         root in (any::<u64>(), any::<u64>()), snapshots in vec((uuid(), any::<u64>(), any::<u64>()), 0..20),
     ) {
         let snapshots = snapshots.into_iter()
             .map(|(id, page, mapped)| (SnapshotId(id), RootEntry { page, mapped })).collect();
         let (root, sequence) = (RootEntry { page: root.0, mapped: root.1 }, Sequence(sequence));
         let record = CheckpointRecord { epoch: at.epoch, index: at.index, sequence, root, table_pages, snapshots };
-        prop_assert_eq!(CheckpointRecord::decode(&record.encode()), Ok(record));
+        prop_assert_eq!(CheckpointRecord::decode(VdiskId(vdisk), &record.encode(VdiskId(vdisk))), Ok(record));
     }
 
     /// The first number that has no successor is refused wherever it is.

@@ -49,10 +49,29 @@ pub trait PageStore {
 }
 
 /// A page store in memory, for tests and simulations.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MemoryPages {
     state: RefCell<(BTreeMap<PageId, Bytes>, BTreeMap<String, Bytes>)>,
     highest: std::cell::Cell<u64>,
+}
+
+impl MemoryPages {
+    /// Damage: gives every page to `spoil`.
+    pub fn spoil(&self, spoil: impl Fn(&mut Vec<u8>)) {
+        let (pages, _) = &mut *self.state.borrow_mut();
+        for page in pages.values_mut() {
+            let mut bytes = page.to_vec();
+            spoil(&mut bytes);
+            *page = bytes.into();
+        }
+    }
+
+    /// Another page than this one: a store that mistakes one for the other answers with it.
+    pub fn other(&self, page: PageId, which: usize) -> Option<PageId> {
+        let (pages, _) = &*self.state.borrow();
+        let others = pages.keys().filter(|other| **other != page);
+        others.cycle().nth(which % pages.len().max(1)).copied()
+    }
 }
 
 impl PageStore for MemoryPages {

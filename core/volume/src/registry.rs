@@ -74,7 +74,7 @@ pub trait Registry {
 }
 
 /// A registry in memory, for tests and simulations.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MemoryRegistry {
     /// The last revision, and the keys with their values and revisions.
     state: RefCell<(u64, Keys)>,

@@ -359,3 +359,39 @@ fn a_registry_older_than_the_backend_is_refused() {
         });
     }
 }
+
+/// Maps on this host are a cache: a page that is damaged costs an error until the next start, and no data ever.
+#[test]
+fn a_damaged_map_page_is_made_anew_at_the_next_start() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 5, 5).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        // Leaves alone: they are not read before they are needed.
+        host.pages.spoil(|page| {
+            if page[0] == 1 {
+                *page.last_mut().unwrap() ^= 1;
+            }
+        });
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        let answer = vdisk.read(cluster(5)).await;
+        assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+        assert_eq!(byte(&vdisk, 600).await, 0, "what needs another page is read");
+        put_stable(&vdisk, 5, 6).await;
+        assert_eq!(byte(&vdisk, 5).await, 6, "what is in the write buffer is read");
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!(byte(&vdisk, 5).await, 6);
+        vdisk.destage().await.unwrap();
+        assert_eq!(byte(&vdisk, 5).await, 6);
+    });
+}

@@ -5,8 +5,10 @@ use ovs_format::{
     FormatError, checksum,
     journal::{Position, Record, Target, TlogEntry},
     log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange},
+    map_copy::{MapCopy, PartWriter, decode_part, relabel},
     page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry},
     sco::{self, ScoRef},
+    tombstone,
 };
 use ovs_units::{
     ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
@@ -91,22 +93,19 @@ pub(crate) const MAP: Family = Family {
     check: |bytes| {
         let sealed = with_right_checksum(bytes, 4, 0);
         [Some(bytes.to_vec()), sealed].into_iter().flatten().any(|bytes| {
-            round_trip(page::decode_leaf(&bytes), |leaf| page::encode_leaf(leaf), page::decode_leaf)
-                | round_trip(
-                    page::decode_inner(&bytes),
-                    |inner| page::encode_inner(inner),
-                    page::decode_inner,
-                )
-                | round_trip(
-                    page::decode_table(&bytes),
-                    |table| page::encode_table(table),
-                    page::decode_table,
-                )
-                | round_trip(
-                    CheckpointRecord::decode(&bytes),
-                    CheckpointRecord::encode,
-                    CheckpointRecord::decode,
-                )
+            // What it is told to be is what it says it is.
+            let number = bytes
+                .get(8..16)
+                .map_or(0, |number| u64::from_le_bytes(number.try_into().unwrap_or_default()));
+            let vdisk = bytes.get(8..24).and_then(|id| Uuid::from_slice(id).ok()).map_or(VDISK, VdiskId);
+            let leaf = |bytes: &[u8]| page::decode_leaf(number, bytes);
+            let inner = |bytes: &[u8]| page::decode_inner(number, bytes);
+            let table = |bytes: &[u8]| page::decode_table(number, bytes);
+            let record = |bytes: &[u8]| CheckpointRecord::decode(vdisk, bytes);
+            round_trip(leaf(&bytes), |leaf| page::encode_leaf(number, leaf), leaf)
+                | round_trip(inner(&bytes), |inner| page::encode_inner(number, inner), inner)
+                | round_trip(table(&bytes), |table| page::encode_table(number, table), table)
+                | round_trip(record(&bytes), |record| record.encode(vdisk), record)
         })
     },
     seeds: || {
@@ -115,25 +114,72 @@ pub(crate) const MAP: Family = Family {
         let mut children = [ChildEntry::default(); FANOUT];
         children[8] = ChildEntry { page: 12, mapped: 34 };
         let reference = sco_header().1;
-        let checkpoint = CheckpointRecord {
-            epoch: Epoch(3),
-            index: JournalIndex(9),
-            sequence: Sequence(60),
-            root: RootEntry { page: 12, mapped: 34 },
-            table_pages: vec![13, 14],
-            snapshots: vec![(SnapshotId(Uuid::from_u128(77)), RootEntry { page: 15, mapped: 16 })],
-        };
         vec![
-            page::encode_leaf(&places),
-            page::encode_leaf(&[7; FANOUT]),
-            page::encode_inner(&children),
-            page::encode_table(&[reference, reference]),
-            checkpoint.encode(),
+            page::encode_leaf(12, &places),
+            page::encode_leaf(12, &[7; FANOUT]),
+            page::encode_inner(12, &children),
+            page::encode_table(12, &[reference, reference]),
+            a_checkpoint().encode(VDISK),
         ]
     },
     memory_bytes: 64 << 10,
     memory_per_byte: 8,
 };
+
+/// Copies of the map: root objects, parts with their pages; tombstones.
+pub(crate) const MAP_COPY: Family = Family {
+    name: "map_copy",
+    check: |bytes| {
+        // Whose it is, which put and which part: as it says itself.
+        let id = |at: usize| bytes.get(at..at + 16).and_then(|id| Uuid::from_slice(id).ok());
+        let (vdisk, put) = (id(16).map_or(VDISK, VdiskId), id(32).map_or(PutId(Uuid::nil()), PutId));
+        let number =
+            bytes.get(48..52).map_or(0, |number| u32::from_le_bytes(number.try_into().unwrap_or_default()));
+        let root = |bytes: &[u8]| MapCopy::decode(bytes, vdisk, put);
+        let part = |bytes: &[u8]| {
+            let pages = decode_part(bytes, vdisk, put, number, checksum(bytes))?;
+            Ok(pages.into_iter().map(|(label, page)| (label, page.to_vec())).collect::<Vec<_>>())
+        };
+        let sealed = with_right_checksum(bytes, 12, 12);
+        [Some(bytes.to_vec()), sealed].into_iter().flatten().any(|bytes| {
+            let pages = part(&bytes).unwrap_or_default();
+            pages.iter().for_each(|(label, page)| drop(relabel(page, *label, 1, |label| label / 2)));
+            round_trip(root(&bytes), |copy| copy.encode(vdisk), root)
+                | round_trip(part(&bytes), |pages| a_part(vdisk, put, number, pages), part)
+                | round_trip(
+                    tombstone::decode(&bytes, vdisk),
+                    |()| tombstone::encode(vdisk),
+                    |bytes| tombstone::decode(bytes, vdisk),
+                )
+        })
+    },
+    seeds: || {
+        let put = PutId(Uuid::from_u128(42));
+        let copy = MapCopy { put, parts: vec![7, 8], maps: a_checkpoint(), head: "{\"format\":1}".into() };
+        let pages =
+            [(12, page::encode_leaf(12, &[7; FANOUT])), (11, page::encode_table(11, &[sco_header().1]))];
+        vec![copy.encode(VDISK), a_part(VDISK, put, 5, &pages), tombstone::encode(VDISK)]
+    },
+    memory_bytes: 64 << 10,
+    memory_per_byte: 16,
+};
+
+fn a_part(vdisk: VdiskId, put: PutId, number: u32, pages: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut part = PartWriter::new(vdisk, put, number);
+    pages.iter().for_each(|(label, page)| part.add(*label, page));
+    part.finish().0
+}
+
+fn a_checkpoint() -> CheckpointRecord {
+    CheckpointRecord {
+        epoch: Epoch(3),
+        index: JournalIndex(9),
+        sequence: Sequence(60),
+        root: RootEntry { page: 12, mapped: 34 },
+        table_pages: vec![13, 14],
+        snapshots: vec![(SnapshotId(Uuid::from_u128(77)), RootEntry { page: 15, mapped: 16 })],
+    }
+}
 
 /// What was taken is encoded, and the encoding taken as the same; true when something was taken.
 fn round_trip<T: Debug + PartialEq>(

@@ -39,11 +39,12 @@ pub struct Family {
 }
 
 /// All of them.
-pub static FAMILIES: [Family; 15] = [
+pub static FAMILIES: [Family; 16] = [
     disk::BUFFER,
     disk::SCO,
     disk::JOURNAL,
     disk::MAP,
+    disk::MAP_COPY,
     replay::REPLAY,
     registry::REGISTRY,
     nbd::MESSAGES,

@@ -10,7 +10,7 @@ use std::{
     rc::{Rc, Weak},
     time::Duration,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub(crate) struct Context {
     pub(crate) config: EngineConfig,
@@ -26,6 +26,9 @@ pub(crate) struct Context {
     pub(crate) checkpoint_turn: tokio::sync::Mutex<()>,
     /// How many copies of maps are being taken in: their pages have no record yet, and no sweep may begin.
     taking_in: Cell<u32>,
+    /// A page of a map could not be read: the checkpoints on this host are of no use, and none is made from them.
+    pub(crate) pages_are_damaged: Cell<bool>,
+    pub(super) pages_found_damaged: Rc<Notify>,
     /// Up to which page the last sweep went, and how many it left.
     pub(super) swept: Cell<(u64, u64)>,
     pub(crate) destage_turns: Semaphore,
@@ -56,6 +59,8 @@ impl Context {
             next_page: Cell::new(next_page),
             checkpoint_turn: tokio::sync::Mutex::new(()),
             taking_in: Cell::new(0),
+            pages_are_damaged: Cell::new(false),
+            pages_found_damaged: Rc::default(),
             swept: Cell::new((0, 0)),
             destage_turns,
             destage_moved_at: Cell::new(Duration::ZERO),
@@ -84,6 +89,21 @@ impl Context {
         let open = self.open.borrow();
         let active = open.iter().filter_map(Weak::upgrade).filter(|vdisk| vdisk.has_buffered()).count();
         (active as u64).max(1)
+    }
+
+    /// Hears of an error of reading a map. Maps are a cache: the next start makes them anew from the backend.
+    pub(crate) fn map_unreadable(&self, error: VolumeError) -> VolumeError {
+        if matches!(error, VolumeError::Damaged(_)) && !self.pages_are_damaged.replace(true) {
+            self.pages_found_damaged.notify_one();
+        }
+        error
+    }
+
+    pub(super) async fn forget_checkpoints(&self) -> Result<(), VolumeError> {
+        for (owner, _) in self.pages.records().await? {
+            self.pages.forget(&owner).await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn destage_moved(&self) {

@@ -12,8 +12,8 @@ use crate::journal;
 use crate::sco::vdisk_prefix;
 use crate::vdisk::finish_even_if_dropped;
 use crate::{Transaction, Vdisk, VolumeError};
-use bytes::Bytes;
 use ovs_backend::{Backend, Urgency};
+use ovs_format::tombstone;
 use ovs_units::{VdiskId, VpoolId, planted};
 use std::rc::Rc;
 
@@ -30,7 +30,7 @@ impl Engine {
             };
             if !planted("delete: no tombstone") {
                 backend
-                    .put(&journal::tombstone_name(id), vec![Bytes::from_static(b"deleted")], Urgency::Reserve)
+                    .put(&journal::tombstone_name(id), vec![tombstone::encode(id).into()], Urgency::Reserve)
                     .await?;
             }
             let open = engine.inner.vdisks.borrow().get(&id).cloned();

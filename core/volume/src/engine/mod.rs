@@ -24,7 +24,7 @@ use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::BTreeMap,
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -37,10 +37,10 @@ pub struct Engine {
 
 struct Inner {
     context: Rc<Context>,
-    backends: RefCell<HashMap<VpoolId, Rc<dyn Backend>>>,
-    vdisks: RefCell<HashMap<VdiskId, Vdisk>>,
+    backends: RefCell<BTreeMap<VpoolId, Rc<dyn Backend>>>,
+    vdisks: RefCell<BTreeMap<VdiskId, Vdisk>>,
     /// Records found in the write buffer whose vDisks are not open yet.
-    replayed: RefCell<HashMap<VdiskId, Vec<Rc<Record>>>>,
+    replayed: RefCell<BTreeMap<VdiskId, Vec<Rc<Record>>>>,
     /// What the log found damaged.
     damage: RefCell<Vec<(Option<VdiskId>, String)>>,
     /// One vDisk is opened, made or deleted at a time.
@@ -66,6 +66,7 @@ impl Engine {
         engine.relieve_pressure();
         engine.sweep_now_and_then();
         engine.remember_losses();
+        engine.forget_damaged_maps();
         Ok(engine)
     }
 
@@ -335,6 +336,28 @@ impl Engine {
                     }
                 }
             }
+        });
+    }
+
+    /// When a page of a map is found damaged, every checkpoint goes: another vDisk's may need the same page. Each map is
+    /// made anew from the backend when its vDisk is opened next.
+    fn forget_damaged_maps(&self) {
+        let engine = Rc::downgrade(&self.inner);
+        let found = self.inner.context.pages_found_damaged.clone();
+        tokio::task::spawn_local(async move {
+            found.notified().await;
+            let Some(inner) = Weak::upgrade(&engine) else { return };
+            let context = &inner.context;
+            let _no_checkpoint = context.checkpoint_turn.lock().await;
+            let mut attempt = 0;
+            while let Err(error) = context.forget_checkpoints().await {
+                tracing::error!(%error, "the checkpoints of damaged maps could not be forgotten; trying on");
+                context.clock.sleep(Duration::from_millis(50 << attempt.min(6))).await;
+                attempt += 1;
+            }
+            tracing::error!(
+                "a map page is damaged: what it maps cannot be read until ovsd is started again, which makes the maps anew from the backend"
+            );
         });
     }
 

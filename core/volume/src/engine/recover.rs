@@ -6,6 +6,7 @@ use crate::journal;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
+use ovs_format::tombstone;
 use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
 use std::collections::HashSet;
 use uuid::Uuid;
@@ -188,9 +189,14 @@ async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
     }
 }
 
+/// What is at the tombstone's place counts only if it is this vDisk's tombstone: everything is removed on its word.
 pub(super) async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
-    match backend.get(&journal::tombstone_name(id)).await {
-        Ok(_) => Ok(true),
+    let name = journal::tombstone_name(id);
+    match backend.get(&name).await {
+        Ok(bytes) => match tombstone::decode(&bytes, id) {
+            Ok(()) => Ok(true),
+            Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
+        },
         Err(BackendError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }

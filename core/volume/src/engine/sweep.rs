@@ -22,14 +22,15 @@ impl Engine {
         let (up_to, records) = {
             let _no_checkpoint = context.checkpoint_turn.lock().await;
             // What is taken in from now on has higher numbers.
-            if !context.may_sweep() {
+            if !context.may_sweep() || context.pages_are_damaged.get() {
                 return Ok(0);
             }
             (PageId(context.next_page.get().saturating_sub(1)), context.pages.records().await?)
         };
         let mut live = HashSet::new();
         for (owner, record) in records {
-            let record = CheckpointRecord::decode(&record)
+            let vdisk = owner.parse().map_err(|_| VolumeError::Damaged(format!("checkpoint of {owner}")))?;
+            let record = CheckpointRecord::decode(vdisk, &record)
                 .map_err(|error| VolumeError::Damaged(format!("checkpoint of {owner}: {error}")))?;
             live.extend(record.table_pages.iter().copied());
             let roots = record.snapshots.iter().map(|(_, root)| root.page).chain([record.root.page]);
@@ -56,7 +57,7 @@ impl Engine {
                         "map page {page} is missing from the local store"
                     )));
                 };
-                let children = decode_inner(&bytes)
+                let children = decode_inner(page, &bytes)
                     .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
                 below.extend(children.iter().map(|child| child.page).filter(|page| *page != 0));
             }

@@ -195,8 +195,9 @@ impl Log {
         let offset = place.offset + first * CLUSTER_SIZE_BYTES;
         let length = (count * CLUSTER_SIZE_BYTES) as usize;
         let slot = place.segment.slot;
+        // A read that fails, unlike a sync, may be tried again: it changes nothing.
         let bytes = self.state.device.read(slot, offset, length).await.map_err(|error| {
-            crate::VolumeError::Damaged(format!(
+            crate::VolumeError::Retry(format!(
                 "cannot read slot {slot} of the write buffer at {offset}: {error}"
             ))
         })?;

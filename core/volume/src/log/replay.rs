@@ -16,7 +16,7 @@ use ovs_format::log::{
 use ovs_units::{VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 use tokio::sync::Notify;
@@ -25,7 +25,7 @@ use uuid::Uuid;
 /// What a replay found.
 pub(crate) struct Replay {
     /// Records by vDisk, in the order of the log.
-    pub(crate) records: HashMap<VdiskId, Vec<Rc<Record>>>,
+    pub(crate) records: BTreeMap<VdiskId, Vec<Rc<Record>>>,
     /// vDisks with damaged records, and what is wrong; `None` as key: it cannot be told whose.
     pub(crate) damage: Vec<(Option<VdiskId>, String)>,
     /// Batches that do not count and that nothing would tell from good ones later: slots and offsets.
@@ -137,7 +137,7 @@ impl Log {
                 holes.iter().any(|hole| *hole < lsn && contains(void, *hole) && unknown(hole))
             })
         };
-        let mut replay = Replay { records: HashMap::new(), damage: Vec::new(), dropped: Vec::new() };
+        let mut replay = Replay { records: BTreeMap::new(), damage: Vec::new(), dropped: Vec::new() };
         // A number that is void never means anything again.
         let mut next_lsn = voids.iter().map(|void| void.to_lsn).max().unwrap_or(0).max(attested);
         let mut open_end = None;

@@ -41,7 +41,7 @@ impl Checkpoint {
             snapshots: self.snapshots.iter().map(|(id, tree)| (*id, pages.root(tree))).collect(),
         };
         let NewPages { pages, stored, .. } = pages;
-        store.commit(&vdisk.to_string(), pages, Bytes::from(record.encode())).await?;
+        store.commit(&vdisk.to_string(), pages, Bytes::from(record.encode(vdisk))).await?;
         for (item, id) in stored {
             match item {
                 Stored::Page(page) => page.id.set(id),
@@ -67,10 +67,10 @@ struct NewPages<'a> {
 }
 
 impl NewPages<'_> {
-    fn add(&mut self, bytes: Vec<u8>) -> u64 {
+    fn add(&mut self, encode: impl FnOnce(u64) -> Vec<u8>) -> u64 {
         let id = self.next_page.get();
         self.next_page.set(id + 1);
-        self.pages.push((PageId(id), Bytes::from(bytes)));
+        self.pages.push((PageId(id), Bytes::from(encode(id))));
         id
     }
 
@@ -84,7 +84,7 @@ impl NewPages<'_> {
         if chunk.id.get() != 0 {
             return chunk.id.get();
         }
-        let id = self.add(page::encode_table(&chunk.scos));
+        let id = self.add(|id| page::encode_table(id, &chunk.scos));
         self.stored.push((Stored::Chunk(chunk.clone()), id));
         id
     }
@@ -98,8 +98,8 @@ impl NewPages<'_> {
             return child.entry(*id);
         }
         let node = child.page.resident().expect("a page that is not stored is in memory");
-        let bytes = match &*node {
-            Node::Leaf(places) => page::encode_leaf(places),
+        let id = match &*node {
+            Node::Leaf(places) => self.add(|id| page::encode_leaf(id, places)),
             Node::Inner(children) => {
                 let mut entries = Box::new([ChildEntry::default(); FANOUT]);
                 for (entry, below) in entries.iter_mut().zip(children.iter()) {
@@ -107,10 +107,9 @@ impl NewPages<'_> {
                         *entry = self.child(below);
                     }
                 }
-                page::encode_inner(&entries)
+                self.add(|id| page::encode_inner(id, &entries))
             }
         };
-        let id = self.add(bytes);
         self.numbered.insert(Rc::as_ptr(&child.page), id);
         self.stored.push((Stored::Page(child.page.clone()), id));
         child.entry(id)

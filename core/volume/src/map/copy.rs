@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::Position;
 use ovs_format::map_copy::{MapCopy, PartWriter, decode_part, relabel};
-use ovs_format::page::{CheckpointRecord, RootEntry, decode_inner};
+use ovs_format::page::{CheckpointRecord, RootEntry, decode_inner, decode_leaf, decode_table};
 use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, PutId, VdiskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -153,18 +153,23 @@ pub(crate) async fn put(
     let mut part = PartWriter::new(vdisk, copy.put, 0);
     let mut met: HashSet<u64> = HashSet::new();
     let roots = maps.snapshots.iter().map(|(_, root)| root.page).chain([maps.root.page]);
-    let mut waiting: Vec<(u64, u32)> = roots.map(|root| (root, TOP_LEVEL)).collect();
-    waiting.extend(maps.table_pages.iter().map(|page| (*page, 0)));
-    while let Some((page, level)) = waiting.pop() {
+    let mut waiting: Vec<(u64, Kind)> = roots.map(|root| (root, Kind::Level(TOP_LEVEL))).collect();
+    waiting.extend(maps.table_pages.iter().map(|page| (*page, Kind::Table)));
+    while let Some((page, kind)) = waiting.pop() {
         if page == 0 || !met.insert(page) {
             continue;
         }
         let missing = || VolumeError::Damaged(format!("map page {page} is missing from the local store"));
         let bytes = pages.load(PageId(page)).await?.ok_or_else(missing)?;
-        if level > 0 {
-            let children = decode_inner(&bytes)
-                .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
-            waiting.extend(children.iter().map(|child| (child.page, level - 1)));
+        // A copy may become all that there is of the map: nothing unsound goes into it.
+        let damaged = |error| VolumeError::Damaged(format!("map page {page}: {error}"));
+        match kind {
+            Kind::Table => drop(decode_table(page, &bytes).map_err(damaged)?),
+            Kind::Level(0) => drop(decode_leaf(page, &bytes).map_err(damaged)?),
+            Kind::Level(level) => {
+                let children = decode_inner(page, &bytes).map_err(damaged)?;
+                waiting.extend(children.iter().map(|child| (child.page, Kind::Level(level - 1))));
+            }
         }
         part.add(page, &bytes);
         if part.len() >= PART_BYTES {
@@ -182,6 +187,12 @@ pub(crate) async fn put(
     let bytes = parts.bytes + root.len() as u64;
     backend.put(&copy.root(vdisk), vec![root.into()], Urgency::Normal).await?;
     Ok(bytes)
+}
+
+/// What a page is.
+enum Kind {
+    Table,
+    Level(u32),
 }
 
 struct Parts<'a> {
@@ -224,9 +235,10 @@ pub(crate) async fn restore(
         for (label, page) in
             decode_part(&bytes, vdisk, copy.put, index as u32, *sum).map_err(damaged(&name))?
         {
-            let page = relabel(page, &mut number).map_err(damaged(&name))?;
+            let new = number(label);
+            let page = relabel(page, label, new, &mut number).map_err(damaged(&name))?;
             stored.insert(label);
-            pages.push((PageId(number(label)), Bytes::from(page)));
+            pages.push((PageId(new), Bytes::from(page)));
         }
         context.pages.store(pages).await?;
     }
@@ -243,5 +255,5 @@ pub(crate) async fn restore(
         let name = copy.root(vdisk);
         return Err(VolumeError::Damaged(format!("object {name} lacks page {missing}")));
     }
-    context.pages.commit(&vdisk.to_string(), Vec::new(), Bytes::from(maps.encode())).await
+    context.pages.commit(&vdisk.to_string(), Vec::new(), Bytes::from(maps.encode(vdisk))).await
 }

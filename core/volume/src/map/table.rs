@@ -46,7 +46,7 @@ impl Table {
         for (index, id) in pages.iter().enumerate() {
             let damaged = |what: String| VolumeError::Damaged(format!("SCO table page {id}: {what}"));
             let bytes = store.load(PageId(*id)).await?.ok_or_else(|| damaged("missing".into()))?;
-            let scos = page::decode_table(&bytes).map_err(|error| damaged(error.to_string()))?;
+            let scos = page::decode_table(*id, &bytes).map_err(|error| damaged(error.to_string()))?;
             if scos.len() < TABLE_CHUNK && index + 1 < pages.len() {
                 return Err(damaged("too short".into()));
             }

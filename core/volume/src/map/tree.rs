@@ -250,32 +250,35 @@ impl Child {
 }
 
 impl Page {
-    /// The contents, loaded if need be.
+    /// The contents, loaded if need be; read once more if they are not what they should be.
     async fn node(&self, store: &dyn PageStore, level: u32) -> Result<Rc<Node>, VolumeError> {
         if let Some(node) = &*self.node.borrow() {
             return Ok(node.clone());
         }
+        let node = match self.load(store, level).await {
+            Err(VolumeError::Damaged(_)) => self.load(store, level).await?,
+            loaded => loaded?,
+        };
+        // Somebody else may have loaded it meanwhile: keep theirs.
+        Ok(self.node.borrow_mut().get_or_insert(Rc::new(node)).clone())
+    }
+
+    async fn load(&self, store: &dyn PageStore, level: u32) -> Result<Node, VolumeError> {
         let id = self.id.get();
         let bytes = store
             .load(PageId(id))
             .await?
             .ok_or_else(|| VolumeError::Damaged(format!("map page {id} is missing from the local store")))?;
         let damaged = |error| VolumeError::Damaged(format!("map page {id}: {error}"));
-        let node = Rc::new(match level {
-            0 => Node::Leaf(page::decode_leaf(&bytes).map_err(damaged)?),
-            _ => {
-                let entries = page::decode_inner(&bytes).map_err(damaged)?;
-                let mut children = Box::new([const { None }; FANOUT]);
-                for (child, entry) in
-                    children.iter_mut().zip(entries.iter()).filter(|(_, entry)| entry.page != 0)
-                {
-                    *child = Some(Child::stored(*entry));
-                }
-                Node::Inner(children)
-            }
-        });
-        // Somebody else may have loaded it meanwhile: keep theirs.
-        Ok(self.node.borrow_mut().get_or_insert(node).clone())
+        if level == 0 {
+            return Ok(Node::Leaf(page::decode_leaf(id, &bytes).map_err(damaged)?));
+        }
+        let entries = page::decode_inner(id, &bytes).map_err(damaged)?;
+        let mut children = Box::new([const { None }; FANOUT]);
+        for (child, entry) in children.iter_mut().zip(entries.iter()).filter(|(_, entry)| entry.page != 0) {
+            *child = Some(Child::stored(*entry));
+        }
+        Ok(Node::Inner(children))
     }
 
     /// The contents, if they are in memory.

@@ -67,6 +67,7 @@ impl Vdisk {
         tokio::task::spawn_local(async move {
             while let Some(wait) = step(&vdisk).await {
                 tokio::select! {
+                    biased;
                     () = wanted.notified() => {}
                     () = clock.sleep(wait) => {
                         // Also where the journal grows by little at a time, or by snapshots alone.
@@ -189,7 +190,12 @@ impl Inner {
         for entry in &entries {
             let tree = self.tree.borrow().clone();
             let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
-            tree.prepare(&*self.context.pages, range).await?;
+            let prepared = tree.prepare(&*self.context.pages, range).await;
+            // The data is well: it goes out once the map has been made anew.
+            prepared.map_err(|error| match self.context.map_unreadable(error) {
+                VolumeError::Damaged(reason) => VolumeError::Retry(reason),
+                error => error,
+            })?;
         }
         let mut sequence = layer.last_sequence.get();
         if planted("destage: the head claims what is still buffered") {
@@ -367,6 +373,9 @@ impl Inner {
         };
         let Context { pages, next_page, checkpoint_turn, .. } = &*self.context;
         let _turn = checkpoint_turn.lock().await;
+        if self.context.pages_are_damaged.get() {
+            return Ok(None);
+        }
         let record = checkpoint.store(self.id, &**pages, next_page).await?;
         self.commits_since_checkpoint.set(0);
         Ok(Some(record))

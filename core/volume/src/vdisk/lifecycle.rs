@@ -109,7 +109,8 @@ impl Vdisk {
             }
             let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
             let tree = inner.tree.borrow().clone();
-            tree.prepare(&*inner.context.pages, tail).await?;
+            let prepared = tree.prepare(&*inner.context.pages, tail).await;
+            prepared.map_err(|error| inner.context.map_unreadable(error))?;
             let position = inner.append_to_journal(&Record::Resize { size }).await?;
             inner
                 .commit(|head| {

@@ -228,7 +228,7 @@ impl Maps {
     /// The newest checkpoint, if it is usable: not newer than the head.
     async fn from_checkpoint(pages: &dyn PageStore, id: VdiskId, head: Position) -> Option<(Position, Maps)> {
         let bytes = pages.record(&id.to_string()).await.ok()??;
-        let record = match CheckpointRecord::decode(&bytes) {
+        let record = match CheckpointRecord::decode(id, &bytes) {
             Ok(record) => record,
             Err(error) => {
                 tracing::warn!(vdisk = %id, %error, "the checkpoint is of no use");

@@ -152,7 +152,8 @@ impl Inner {
                 Hit::Miss(count) => range.count = ClusterCount(range.count.0.min(count)),
             }
         }
-        Ok(match view.tree.find(&*self.context.pages, range).await? {
+        let found = view.tree.find(&*self.context.pages, range).await;
+        Ok(match found.map_err(|error| self.context.map_unreadable(error))? {
             (Some(place), count) => Source::Sco(place, count),
             (None, count) => Source::Nowhere(count),
         })

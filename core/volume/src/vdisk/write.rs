@@ -6,7 +6,7 @@ use crate::engine::OnFull;
 use crate::log::{Append, Record, Room, RoomFor};
 use bytes::{Bytes, BytesMut};
 use ovs_units::{ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, planted};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// A buffer from which nothing has left for this long is stuck.
 const STUCK_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -90,14 +90,20 @@ impl Inner {
         })
     }
 
-    /// Waits until the records are written, or stable.
-    async fn finish(&self, records: Vec<Rc<Record>>, stable: bool) -> Result<(), VolumeError> {
+    /// Waits until the records are written, or stable. A request may be larger than the write buffer: it holds none of
+    /// its records, or their slots would not become free for the rest of it. One that is gone was written and has left.
+    async fn finish(&self, records: Vec<Weak<Record>>, stable: bool) -> Result<(), VolumeError> {
         for record in records {
-            if !record.written().await {
+            let is_written = match record.upgrade() {
+                Some(record) => record.written().await,
+                None => true,
+            };
+            if !is_written {
                 self.context.log.check_online()?;
                 return Err(VolumeError::Offline("the write buffer was closed".into()));
             }
         }
+        self.context.log.check_online()?;
         if stable { self.context.log.sync().await } else { Ok(()) }
     }
 
@@ -106,7 +112,7 @@ impl Inner {
         self: &Rc<Self>,
         range: ByteRange,
         data: &Bytes,
-        records: &mut Vec<Rc<Record>>,
+        records: &mut Vec<Weak<Record>>,
     ) -> Result<(), VolumeError> {
         let touched = range.clusters_touched();
         for index in 0..touched.count.0 {
@@ -125,7 +131,7 @@ impl Inner {
             let mut new = BytesMut::from(&old[..]);
             new[(from - first) as usize..(to - first) as usize].copy_from_slice(&part);
             self.writable(whole.start.byte_offset(), CLUSTER_SIZE_BYTES)?;
-            records.push(self.accept(room, whole, Some(new.freeze())));
+            records.push(Rc::downgrade(&self.accept(room, whole, Some(new.freeze()))));
         }
         Ok(())
     }
@@ -148,7 +154,7 @@ impl Inner {
         self: &Rc<Self>,
         range: ClusterRange,
         data: Option<Bytes>,
-        records: &mut Vec<Rc<Record>>,
+        records: &mut Vec<Weak<Record>>,
     ) -> Result<(), VolumeError> {
         // Zeros are one record however many they are; data is cut to the log's records.
         let step = data.as_ref().map_or(range.count.0, |_| self.context.log.record_clusters_max());
@@ -172,7 +178,7 @@ impl Inner {
             }
             // A shrink may have come in between.
             self.writable(part.start.byte_offset(), part.bytes().length.0)?;
-            records.push(self.accept(room, part, payload));
+            records.push(Rc::downgrade(&self.accept(room, part, payload)));
             done += part.count.0;
         }
         Ok(())
@@ -229,6 +235,7 @@ impl Inner {
             // Woken now and then all the same: on_full may have been changed, the share may have.
             let nap = patience.clamp(std::time::Duration::from_millis(5), std::time::Duration::from_secs(1));
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = self.destaged.notified() => {}
                 () = self.context.clock.sleep(nap) => {}

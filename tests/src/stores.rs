@@ -1,0 +1,180 @@
+//! The four stores that outlive an engine, seen from outside: every call passes a [`Director`], who may let it go wrong
+//! and who learns when something that was asked for has become true.
+//!
+//! A store is here its state alone (`Stores`, cheap enough to fork at every change); its faults, delays and its trace
+//! are the director's. Simulation and crash sweep are two directors over the same four doors.
+
+mod backend;
+mod local;
+
+use crate::{MemoryDevice, Random};
+use ovs_backend::MemoryBackend;
+use ovs_volume::{MemoryPages, MemoryRegistry};
+use std::{fmt, rc::Rc, time::Duration};
+
+pub use backend::DirectedBackend;
+pub use local::{DirectedDevice, DirectedPages, DirectedRegistry};
+
+/// Which of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Store {
+    Device,
+    Registry,
+    Pages,
+    Backend,
+}
+
+/// One call of a store.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Of which store.
+    pub store: Store,
+    /// As the trait names it.
+    pub operation: &'static str,
+    /// A slot and offset, a key, a page, an object.
+    pub object: String,
+    /// What is given, reduced to a number.
+    pub digest: u64,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {} {}", self.store, self.operation, self.object)
+    }
+}
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// An error, and nothing has happened (of a device's write: a beginning of it may have).
+    ErrorBefore,
+    /// An error, and yet it has happened.
+    ErrorAfter,
+    /// There is no space for it.
+    NoSpace,
+    /// It begins after so long.
+    Slow(Duration),
+    /// It happens, and never answers.
+    HangAfter,
+    /// Neither.
+    HangBefore,
+    /// So many bytes of what was asked for.
+    ShortRead(usize),
+    /// One bit is another.
+    BitFlip(usize),
+    /// Valid bytes, of something else of the same kind.
+    Swapped(usize),
+}
+
+/// Who decides what goes wrong, and hears what has happened.
+pub trait Director {
+    /// Before every call.
+    fn before(&self, call: &Call) -> Option<Fault>;
+    /// The state has changed, in part or as a whole: a moment at which everything may end.
+    fn changed(&self);
+    /// The answer, reduced to a number.
+    fn after(&self, call: &Call, digest: u64);
+}
+
+/// What outlives an engine.
+#[derive(Clone)]
+pub struct Stores {
+    /// The device of the write buffer.
+    pub device: Rc<MemoryDevice>,
+    /// Heads, names.
+    pub registry: Rc<MemoryRegistry>,
+    /// Map pages and checkpoints.
+    pub pages: Rc<MemoryPages>,
+    /// Objects.
+    pub backend: Rc<MemoryBackend>,
+}
+
+impl Stores {
+    /// Empty ones.
+    pub fn new(device: MemoryDevice) -> Stores {
+        Stores {
+            device: Rc::new(device),
+            registry: Rc::default(),
+            pages: Rc::default(),
+            backend: Rc::default(),
+        }
+    }
+
+    /// The same contents in stores of their own, whose device takes its chances from `random`.
+    pub fn fork(&self, random: &Rc<Random>) -> Stores {
+        Stores {
+            device: Rc::new(self.device.fork(Rc::clone(random))),
+            registry: Rc::new((*self.registry).clone()),
+            pages: Rc::new((*self.pages).clone()),
+            backend: Rc::new((*self.backend).clone()),
+        }
+    }
+}
+
+/// Spreads bytes over a number, in order.
+pub fn digest(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(bytes.len() as u64, |sum, word| {
+        (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
+}
+
+fn digest_all<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    parts.into_iter().fold(0, |sum: u64, part| sum.rotate_left(17) ^ digest(part))
+}
+
+fn spoil(bytes: &[u8], fault: Option<Fault>) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    match fault {
+        Some(Fault::ShortRead(length)) => bytes.truncate(length % bytes.len().max(1)),
+        Some(Fault::BitFlip(bit)) if !bytes.is_empty() => {
+            let at = bit / 8 % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+        }
+        _ => {}
+    }
+    bytes
+}
+
+/// Runs the part of a call that all stores have in common. `work` does it and gives the answer.
+async fn directed<T, E>(
+    director: &dyn Director,
+    random: &Random,
+    call: &Call,
+    error: impl Fn(bool) -> E,
+    work: impl AsyncFnOnce(Option<Fault>) -> Result<T, E>,
+    digest_of: impl Fn(&T) -> u64,
+) -> Result<T, E> {
+    random.dawdle(2).await;
+    let fault = director.before(call);
+    match fault {
+        Some(Fault::ErrorBefore) => {
+            director.after(call, 1);
+            return Err(error(false));
+        }
+        Some(Fault::NoSpace) => {
+            director.after(call, 2);
+            return Err(error(true));
+        }
+        Some(Fault::HangBefore) => return std::future::pending().await,
+        Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+        _ => {}
+    }
+    let answer = work(fault).await;
+    random.dawdle(2).await;
+    match fault {
+        Some(Fault::HangAfter) => return std::future::pending().await,
+        Some(Fault::ErrorAfter) => {
+            director.after(call, 3);
+            return Err(error(false));
+        }
+        _ => {}
+    }
+    director.after(call, answer.as_ref().map_or(4, &digest_of));
+    answer
+}

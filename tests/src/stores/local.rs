@@ -1,0 +1,270 @@
+//! The device of the write buffer, the registry, the map pages.
+
+use super::{Call, Director, Fault, Store, digest, digest_all, directed, spoil};
+use crate::{MemoryDevice, Random};
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use ovs_volume::{
+    Entry, LogDevice, MemoryPages, MemoryRegistry, PageId, PageStore, Registry, Revision, Transaction,
+    VolumeError,
+};
+use std::{io, rc::Rc};
+
+/// A device behind a director.
+pub struct DirectedDevice {
+    /// What it holds.
+    pub inner: Rc<MemoryDevice>,
+    /// Who decides.
+    pub director: Rc<dyn Director>,
+    /// How long it takes.
+    pub random: Rc<Random>,
+}
+
+impl DirectedDevice {
+    async fn direct<T>(
+        &self,
+        call: Call,
+        work: impl AsyncFnOnce(Option<Fault>) -> io::Result<T>,
+        digest_of: impl Fn(&T) -> u64,
+    ) -> io::Result<T> {
+        let error = |_| io::Error::other("injected");
+        directed(&*self.director, &self.random, &call, error, work, digest_of).await
+    }
+}
+
+impl LogDevice for DirectedDevice {
+    fn slot_count(&self) -> usize {
+        self.inner.slot_count()
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.inner.slot_bytes()
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            let given = digest_all(parts.iter().map(|part| &part[..]));
+            let object = format!("slot {slot} at {offset}");
+            let call = Call { store: Store::Device, operation: "write", object, digest: given };
+            let work = async |fault| {
+                // Of a write that fails some blocks may be there.
+                if fault == Some(Fault::ErrorAfter) {
+                    self.inner.fail(1, 0);
+                }
+                let result = self.inner.write(slot, offset, parts).await;
+                if fault == Some(Fault::ErrorAfter) { Ok(()) } else { result }
+            };
+            self.direct(call, work, |()| 0).await
+        })
+    }
+
+    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            let call =
+                Call { store: Store::Device, operation: "sync", object: format!("slot {slot}"), digest: 0 };
+            let work = async |fault| {
+                if fault == Some(Fault::ErrorAfter) {
+                    self.inner.fail(0, 1);
+                }
+                let result = self.inner.sync(slot).await;
+                if fault == Some(Fault::ErrorAfter) { Ok(()) } else { result }
+            };
+            self.direct(call, work, |()| 0).await
+        })
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        Box::pin(async move {
+            let object = format!("slot {slot} at {offset}");
+            let call = Call { store: Store::Device, operation: "read", object, digest: length as u64 };
+            self.direct(call, async |_| self.inner.read(slot, offset, length).await, |bytes| digest(bytes))
+                .await
+        })
+    }
+}
+
+fn volume_error(is_full: bool) -> VolumeError {
+    let reason = "injected".to_owned();
+    if is_full { VolumeError::NoSpace(reason) } else { VolumeError::Retry(reason) }
+}
+
+/// A registry behind a director.
+pub struct DirectedRegistry {
+    /// What it holds.
+    pub inner: Rc<MemoryRegistry>,
+    /// Who decides.
+    pub director: Rc<dyn Director>,
+    /// How long it takes.
+    pub random: Rc<Random>,
+}
+
+impl DirectedRegistry {
+    async fn direct<T>(
+        &self,
+        operation: &'static str,
+        object: String,
+        given: u64,
+        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, VolumeError>,
+        digest_of: impl Fn(&T) -> u64,
+    ) -> Result<T, VolumeError> {
+        let call = Call { store: Store::Registry, operation, object, digest: given };
+        directed(&*self.director, &self.random, &call, volume_error, work, digest_of).await
+    }
+}
+
+impl Registry for DirectedRegistry {
+    fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
+        let key = key.to_owned();
+        Box::pin(async move {
+            let value = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| digest(&entry.value));
+            self.direct("get", key.clone(), 0, async |_| self.inner.get(&key).await, value).await
+        })
+    }
+
+    fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
+        let prefix = prefix.to_owned();
+        Box::pin(async move {
+            let values = |entries: &Vec<Entry>| digest_all(entries.iter().map(|entry| &entry.value[..]));
+            self.direct("scan", prefix.clone(), 0, async |_| self.inner.scan(&prefix).await, values).await
+        })
+    }
+
+    fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
+        Box::pin(async move {
+            let object = transaction.puts.first().map(|(key, _)| key.clone()).unwrap_or_default();
+            let given = digest_all(transaction.puts.iter().map(|(_, value)| &value[..]));
+            let work = async |_| {
+                let answer = self.inner.commit(transaction).await;
+                self.director.changed();
+                answer
+            };
+            let revision = |revision: &Option<Revision>| revision.map_or(0, |revision| revision.0);
+            self.direct("commit", object, given, work, revision).await
+        })
+    }
+}
+
+/// A page store behind a director.
+pub struct DirectedPages {
+    /// What it holds.
+    pub inner: Rc<MemoryPages>,
+    /// Who decides.
+    pub director: Rc<dyn Director>,
+    /// How long it takes.
+    pub random: Rc<Random>,
+}
+
+impl DirectedPages {
+    async fn direct<T>(
+        &self,
+        operation: &'static str,
+        object: String,
+        given: u64,
+        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, VolumeError>,
+        digest_of: impl Fn(&T) -> u64,
+    ) -> Result<T, VolumeError> {
+        let call = Call { store: Store::Pages, operation, object, digest: given };
+        directed(&*self.director, &self.random, &call, volume_error, work, digest_of).await
+    }
+}
+
+fn pages_digest(pages: &[(PageId, Bytes)]) -> u64 {
+    digest_all(pages.iter().map(|(_, page)| &page[..]))
+}
+
+impl PageStore for DirectedPages {
+    fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
+        Box::pin(async move {
+            let work = async |fault| {
+                let which = match fault {
+                    Some(Fault::Swapped(which)) => self.inner.other(page, which).unwrap_or(page),
+                    _ => page,
+                };
+                let found = self.inner.load(which).await?;
+                Ok(found.map(|found| Bytes::from(spoil(&found, fault))))
+            };
+            let found = |found: &Option<Bytes>| found.as_ref().map_or(0, |found| digest(found));
+            self.direct("load", page.0.to_string(), 0, work, found).await
+        })
+    }
+
+    fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        Box::pin(async move {
+            let given = pages_digest(&pages);
+            let work = async |_| {
+                let answer = self.inner.store(pages).await;
+                self.director.changed();
+                answer
+            };
+            self.direct("store", String::new(), given, work, |()| 0).await
+        })
+    }
+
+    fn commit(
+        &self,
+        owner: &str,
+        pages: Vec<(PageId, Bytes)>,
+        record: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move {
+            let given = pages_digest(&pages) ^ digest(&record);
+            let work = async |_| {
+                let answer = self.inner.commit(&owner, pages, record).await;
+                self.director.changed();
+                answer
+            };
+            self.direct("commit", owner.clone(), given, work, |()| 0).await
+        })
+    }
+
+    fn record(&self, owner: &str) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move {
+            let found = |found: &Option<Bytes>| found.as_ref().map_or(0, |found| digest(found));
+            self.direct("record", owner.clone(), 0, async |_| self.inner.record(&owner).await, found).await
+        })
+    }
+
+    fn records(&self) -> LocalBoxFuture<'_, Result<Vec<(String, Bytes)>, VolumeError>> {
+        Box::pin(async move {
+            let found =
+                |found: &Vec<(String, Bytes)>| digest_all(found.iter().map(|(_, record)| &record[..]));
+            self.direct("records", String::new(), 0, async |_| self.inner.records().await, found).await
+        })
+    }
+
+    fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
+        let owner = owner.to_owned();
+        Box::pin(async move {
+            let work = async |_| {
+                let answer = self.inner.forget(&owner).await;
+                self.director.changed();
+                answer
+            };
+            self.direct("forget", owner.clone(), 0, work, |()| 0).await
+        })
+    }
+
+    fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
+        Box::pin(async move {
+            self.direct("highest", String::new(), 0, async |_| self.inner.highest().await, |highest| *highest)
+                .await
+        })
+    }
+
+    fn sweep(
+        &self,
+        up_to: PageId,
+        live: &dyn Fn(PageId) -> bool,
+    ) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
+        // The caller's closure does not outlive the call, so this one is not delayed.
+        let call = Call { store: Store::Pages, operation: "sweep", object: up_to.0.to_string(), digest: 0 };
+        if self.director.before(&call) == Some(Fault::ErrorBefore) {
+            return Box::pin(async { Err(volume_error(false)) });
+        }
+        let removed = self.inner.sweep(up_to, live);
+        self.director.changed();
+        removed
+    }
+}

@@ -1,0 +1,33 @@
+//! Every crash point and every failing call of small workloads. `OVS_SEED=n` runs one workload, `OVS_SEEDS=n` as many,
+//! `OVS_SUBSETS=n` with at most so many ways for a power loss to go at each moment.
+
+use ovs_tests::{Points, fail_every_call, sweep};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run(count: u64, work: impl Fn(u64) -> Result<Points, String>) -> Points {
+    let mut points = Points::default();
+    let seeds = match number("OVS_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("OVS_SEEDS").unwrap_or(count),
+    };
+    for seed in seeds {
+        points += work(seed).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+    points
+}
+
+#[test]
+fn a_crash_at_every_point() {
+    let subsets = number("OVS_SUBSETS").unwrap_or(8) as usize;
+    let Points { moments, crashes, .. } = run(12, |seed| sweep(seed, subsets));
+    println!("{crashes} crash points, at {moments} changes of a store");
+}
+
+#[test]
+fn a_failure_of_every_call() {
+    let Points { failed_calls, .. } = run(4, fail_every_call);
+    println!("{failed_calls} calls failed");
+}
