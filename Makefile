@@ -11,6 +11,8 @@ export OVS_CACHE ?= /var/cache/ovs-build
 export OVS_BIN ?= $(TARGET_DIR)/release
 TOTALS := $(TARGET_DIR)/totals.txt
 FUZZ_SECONDS ?= 30
+SEEDS ?= 2000
+FIRST ?= 10000
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Debian's own python3: that is where python3-pytest is.
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider
@@ -92,6 +94,19 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 .PHONY: planted
 planted: setup-build ## shows that the tests find each planted defect, and who finds it (20 min)
 	@/usr/bin/python3 -B tests/planted/run.py
+
+.PHONY: soak
+soak: setup-build ## many seeds of the model, the simulation and the crash sweep: SEEDS (2000) each (20 min)
+	@cargo test -q --release --locked -p ovs-tests --no-run
+	export OVS_SEEDS=$(SEEDS) OVS_FIRST=$(FIRST)
+	for test in model simulation sweep; do
+	    echo "--- $$test"
+	    cargo test -q --release --locked -p ovs-tests --test $$test -- --nocapture
+	done
+
+.PHONY: sweep
+sweep: setup-build ## 100,000 crash points and every failing call of 40 workloads (5 min)
+	@OVS_SEEDS=40 OVS_SUBSETS=64 cargo test -q --release --locked -p ovs-tests --test sweep -- --nocapture
 
 .PHONY: demo
 demo: ## PostgreSQL in a container on ovs, ovsd killed under load, a clone beside it (8 min / 1 min)

@@ -6,7 +6,7 @@
 use ovs_format::journal::{Position, Record, Target, TlogEntry};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
-use ovs_format::{checksum, sco};
+use ovs_format::{checksum, sco, tombstone};
 use ovs_units::{
     ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
 };
@@ -117,6 +117,13 @@ fn journal_records() {
 }
 
 #[test]
+fn tombstone() {
+    let bytes = tombstone::encode(VDISK);
+    check("tombstone", &bytes, 32, TOMBSTONE, "4f565344454c303101000000");
+    assert_eq!(tombstone::decode(&bytes, VDISK), Ok(()));
+}
+
+#[test]
 fn map_pages() {
     let mut places = [0; FANOUT];
     (places[3], places[511]) = (0x10001, 0x20002);
@@ -143,6 +150,7 @@ fn map_pages() {
     assert_eq!(CheckpointRecord::decode(VDISK, &record.encode(VDISK)), Ok(record));
 }
 
+const TOMBSTONE: u32 = 0x1beb_87a9;
 const SEGMENT: u32 = 0xc0e1_49bf;
 const BATCH: u32 = 0xf4f3_cc2a;
 const SEAL: u32 = 0x40bd_8d67;
@@ -156,7 +164,7 @@ const JOURNAL: [(usize, u32); 7] = [
     (56, 0x52f0_4708),
     (64, 0xdf71_1ff5),
 ];
-const LEAF: u32 = 0xc97c_a121;
-const INNER: u32 = 0x7826_3d24;
-const TABLE: u32 = 0x079d_0a80;
-const CHECKPOINT: u32 = 0xc37b_1f38;
+const LEAF: u32 = 0x8344_d489;
+const INNER: u32 = 0xff3e_7a4e;
+const TABLE: u32 = 0xf722_00b8;
+const CHECKPOINT: u32 = 0x65a7_d1cb;

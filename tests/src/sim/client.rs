@@ -14,6 +14,15 @@ use std::{rc::Rc, time::Duration};
 /// An operation is sent so often.
 const TRIES: u64 = 30;
 
+/// Looks soon, and then ever less often.
+pub(super) async fn until(is_so: impl Fn() -> bool) {
+    let mut wait = Duration::from_millis(1);
+    while !is_so() {
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
 /// What every client and the operator of a life know.
 #[derive(Clone)]
 pub(super) struct Site {
@@ -33,9 +42,7 @@ impl Site {
             if self.random.one_in(3) {
                 tokio::time::sleep(Duration::from_millis(self.random.below(40))).await;
             }
-            while disk.pauses.get() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            until(|| disk.pauses.get() == 0).await;
             disk.busy.set(disk.busy.get() + 1);
             let done = self.act(&disk, client).await;
             if let Err(Stop) = done {

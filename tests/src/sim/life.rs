@@ -2,7 +2,8 @@
 
 use super::{
     Failure, World,
-    client::Site,
+    client::{Site, until},
+    disk::Disk,
     operator::{ON_FULL, Operator},
     weather::{FaultClass, Season},
 };
@@ -13,7 +14,7 @@ use crate::{
 use futures_util::future::LocalBoxFuture;
 use ovs_backend::Backend;
 use ovs_units::VdiskId;
-use ovs_volume::{Clock, Engine, EngineParts, VdiskState, VolumeError};
+use ovs_volume::{Clock, Engine, EngineParts, LogDevice, VdiskState, VolumeError};
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
@@ -21,6 +22,8 @@ use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Operations of clients in one life.
 const OPERATIONS_MAX: u64 = 500;
+/// With this many slots left writes wait.
+const SLOTS_RESERVED: u64 = 3;
 /// An opening that fails in bad weather is tried so often, and then in calm weather.
 const OPENINGS: u64 = 3;
 
@@ -111,7 +114,8 @@ impl World {
             {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 let stats = engine.stats();
-                if stats.buffer_used_bytes * 10 >= stats.buffer_total_bytes * 9 {
+                let left_bytes = stats.buffer_total_bytes - stats.buffer_used_bytes;
+                if left_bytes / self.stores.device.slot_bytes() <= SLOTS_RESERVED {
                     self.weather.note_once(FaultClass::BufferFull);
                 }
                 if begin.elapsed() > time / 4 * 3 {
@@ -308,23 +312,22 @@ impl World {
             return Ok(false);
         }
         self.model.operator_rests.set(true);
-        let acting = life.run(async {
-            while self.model.operator_acts.get() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
+        self.pause_all();
+        let acting = life.run(until(|| !self.model.operator_acts.get()));
         acting.map_err(|_| format!("in calm weather the operator still waits after {PATIENCE:?}"))?;
-        let disks = self.model.disks.borrow().clone();
-        disks.iter().for_each(|disk| disk.pauses.set(disk.pauses.get() + 1));
-        let settled = life.run(async {
-            while disks.iter().any(|disk| disk.busy.get() > 0) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
+        // One that was made meanwhile, too.
+        let disks = self.pause_all();
+        let settled = life.run(until(|| disks.iter().all(|disk| disk.busy.get() == 0)));
         settled.map_err(|_| format!("in calm weather something still waits after {PATIENCE:?}"))?;
         self.check()?;
         self.look_for_offline();
         Ok(!self.was_offline)
+    }
+
+    fn pause_all(&self) -> Vec<Rc<Disk>> {
+        let disks = self.model.disks.borrow().clone();
+        disks.iter().for_each(|disk| disk.pauses.set(disk.pauses.get() + 1));
+        disks
     }
 
     fn end_life(&mut self, life: Life, engine: Engine, number: u64, is_calm: bool) -> Result<(), Failure> {

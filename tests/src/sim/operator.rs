@@ -1,7 +1,7 @@
 //! The operator: everything but reading and writing, beside the clients.
 
 use super::{
-    client::{Site, Stop},
+    client::{Site, Stop, until},
     disk::{Disk, Snapshot},
 };
 use crate::{Content, history::Cut};
@@ -138,9 +138,7 @@ impl Operator {
     async fn pause<'a>(&self, disk: &'a Disk) -> Result<Paused<'a>, Stop> {
         disk.pauses.set(disk.pauses.get() + 1);
         let paused = Paused(disk);
-        while disk.busy.get() > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| disk.busy.get() == 0).await;
         // Of one that was given up nobody knows whether it is there.
         let history = disk.history.borrow();
         if (0..history.client_count()).any(|client| history.is_pending(client)) {

@@ -104,7 +104,8 @@ impl FaultClass {
             F::PageBitFlip | F::PageSwapped => 12,
             F::BackendShortRead | F::BackendBitFlip | F::BackendSwapped => 25,
             F::RegistryErrorBefore | F::RegistryErrorAfter | F::RegistrySlow => 20,
-            F::PagesErrorBefore | F::PagesErrorAfter => 20,
+            F::PagesErrorBefore => 20,
+            F::PagesErrorAfter => 8,
             _ => 25,
         }
     }
