@@ -395,3 +395,40 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         assert_eq!(byte(&vdisk, 5).await, 6);
     });
 }
+
+/// A clone of a snapshot that is in the write buffer alone, and a snapshot of that clone before anything was written to it.
+#[test]
+fn a_snapshot_of_a_clone_outlives_the_process_with_its_base() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        let (of_parent, of_clone) = (SnapshotId(Uuid::from_u128(100)), SnapshotId(Uuid::from_u128(101)));
+        vdisk.snapshot(of_parent, Name::new("parent").unwrap()).await.unwrap();
+        let clone = CreateVdisk {
+            id: VdiskId(Uuid::from_u128(11)),
+            vpool: POOL,
+            size: ByteCount(8 << 20),
+            properties: "{}".into(),
+            base: Some((DISK, of_parent)),
+            on_full: ON_FULL,
+        };
+        let id = clone.id;
+        let clone = engine.create_vdisk(clone).await.unwrap();
+        clone.snapshot(of_clone, Name::new("clone").unwrap()).await.unwrap();
+        put(&clone, 3, 8).await;
+
+        // The process dies; and once more when everything has left the write buffer.
+        let mut engine = host.start(&buffer.copy()).await.unwrap();
+        for is_destaged in [false, true] {
+            let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+            assert_eq!(clone.read_snapshot(of_clone, cluster(3)).await.unwrap()[0], 7, "{is_destaged}");
+            assert_eq!(byte(&clone, 3).await, 8);
+            clone.destage().await.unwrap();
+            assert_eq!(clone.read_snapshot(of_clone, cluster(3)).await.unwrap()[0], 7, "{is_destaged}");
+            engine.close(Duration::from_secs(5)).await.unwrap();
+            engine = host.start(&Buffer::new()).await.unwrap();
+        }
+    });
+}

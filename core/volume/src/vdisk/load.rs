@@ -166,14 +166,18 @@ struct Maps {
     open: Vec<(SnapshotId, Sequence)>,
     /// The last operation in the map.
     sequence: Sequence,
-    /// Nothing has been committed since the clone's base.
+    /// Nothing has been committed since the clone's base …
     is_base: bool,
+    /// … and part of that is in its parent's write buffer only.
+    is_pending: bool,
 }
 
 impl Maps {
     fn new(base: Option<CloneSource>) -> Maps {
+        let is_pending = base.as_ref().is_some_and(|base| base.pending.is_some());
         let (tree, table) = base.map(|base| (base.tree, base.table)).unwrap_or_default();
-        Maps { tree, table, snapshots: Vec::new(), open: Vec::new(), sequence: Sequence(0), is_base: true }
+        let (snapshots, open) = (Vec::new(), Vec::new());
+        Maps { tree, table, snapshots, open, sequence: Sequence(0), is_base: true, is_pending }
     }
 
     /// As of `position`: from the local checkpoint, else from a copy on the backend, the newest first, else from the whole
@@ -242,7 +246,8 @@ impl Maps {
         let table = Table::load(pages, &record.table_pages).await.ok()?;
         let snapshots = record.snapshots.iter().map(|(id, root)| (*id, Tree::stored(*root))).collect();
         let (tree, sequence) = (Tree::stored(record.root), record.sequence);
-        Some((position, Maps { tree, table, snapshots, open: Vec::new(), sequence, is_base: false }))
+        let open = Vec::new();
+        Some((position, Maps { tree, table, snapshots, open, sequence, is_base: false, is_pending: false }))
     }
 
     /// Applies the journal from after `from` up to `to`.
@@ -273,7 +278,10 @@ impl Maps {
                 self.sequence = sequence;
                 self.close_snapshots_before(sequence.next());
             }
-            Record::Snapshot { id, sequence, .. } if sequence <= self.sequence => {
+            // While the base is pending, a snapshot of nothing but the base is too.
+            Record::Snapshot { id, sequence, .. }
+                if sequence <= self.sequence && !(self.is_base && self.is_pending) =>
+            {
                 self.snapshots.push((id, self.tree.clone()));
             }
             Record::Snapshot { id, sequence, .. } => self.open.push((id, sequence)),
