@@ -38,6 +38,8 @@ struct Slot {
     stable: Vec<Bytes>,
     /// What each block was since the last sync, oldest first, and by which write.
     unsynced: BTreeMap<usize, Vec<(u64, Bytes)>>,
+    /// What each block was before its last write.
+    older: BTreeMap<usize, Bytes>,
 }
 
 /// A block that a power loss may take.
@@ -67,7 +69,8 @@ impl MemoryDevice {
     pub fn new(slot_count: usize, slot_bytes: u64, random: Rc<Random>) -> MemoryDevice {
         let slot_bytes = slot_bytes as usize;
         let zeros = vec![Bytes::from_static(&[0; BLOCK_BYTES]); slot_bytes / BLOCK_BYTES];
-        let slot = Slot { seen: zeros.clone(), stable: zeros, unsynced: BTreeMap::new() };
+        let slot =
+            Slot { seen: zeros.clone(), stable: zeros, unsynced: BTreeMap::new(), older: BTreeMap::new() };
         MemoryDevice {
             slots: RefCell::new(vec![slot; slot_count]),
             slot_bytes,
@@ -158,6 +161,11 @@ impl MemoryDevice {
         self.slots.borrow()[slot].seen[block].clone()
     }
 
+    /// What a block was before its last write, if there was one.
+    pub fn older(&self, slot: usize, block: usize) -> Option<Bytes> {
+        self.slots.borrow()[slot].older.get(&block).cloned()
+    }
+
     /// Damage: other bytes in a block, stable at once.
     pub fn damage(&self, slot: usize, block: usize, bytes: Bytes) {
         let slot = &mut self.slots.borrow_mut()[slot];
@@ -174,7 +182,8 @@ impl MemoryDevice {
 
     fn put(&self, slot: usize, block: usize, bytes: Bytes, write: u64) {
         let slot = &mut self.slots.borrow_mut()[slot];
-        slot.seen[block] = bytes.clone();
+        let older = std::mem::replace(&mut slot.seen[block], bytes.clone());
+        slot.older.insert(block, older);
         slot.unsynced.entry(block).or_default().push((write, bytes));
     }
 }

@@ -27,6 +27,10 @@ pub struct History {
     moments: u64,
     /// While it is above 0 the base stays: somebody will ask about a cut that may be before what is stable by then.
     pins: u32,
+    /// The same for ever.
+    is_kept: bool,
+    /// No cut since the beginning has been given up.
+    is_complete: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -86,7 +90,15 @@ struct Candidate {
 impl History {
     /// Of `clients` clients that have done nothing yet.
     pub fn new(base: Content, clients: usize) -> History {
-        History { now: base.clone(), base, clients: vec![Client::default(); clients], moments: 0, pins: 0 }
+        History {
+            now: base.clone(),
+            base,
+            clients: vec![Client::default(); clients],
+            moments: 0,
+            pins: 0,
+            is_kept: false,
+            is_complete: true,
+        }
     }
 
     /// As it is with everything that was acknowledged.
@@ -136,6 +148,11 @@ impl History {
         self.clients.iter().map(Client::begun).collect()
     }
 
+    /// What is in the base: no cut before it can be explained.
+    pub fn settled(&self) -> Cut {
+        self.clients.iter().map(|client| client.settled).collect()
+    }
+
     /// What nothing takes away.
     pub fn stable(&self) -> Cut {
         self.clients.iter().map(|client| client.stable).collect()
@@ -161,6 +178,16 @@ impl History {
         }
     }
 
+    /// Cuts from here on can always be explained, whatever becomes stable: damage may take away even that.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
+    /// Can every cut since the beginning be explained?
+    pub fn is_complete(&self) -> bool {
+        self.is_kept && self.is_complete
+    }
+
     /// From now on cuts after what is stable now can be explained, whatever becomes stable, until `unpin`.
     pub fn pin(&mut self) {
         self.pins += 1;
@@ -175,6 +202,9 @@ impl History {
     }
 
     fn fold(&mut self) {
+        if self.is_kept {
+            return;
+        }
         for client in &mut self.clients {
             while client.settled < client.stable
                 && let Some(operation) = client.operations.pop_front()
@@ -193,6 +223,7 @@ impl History {
             client.operations.clear();
         }
         self.pins = 0;
+        self.is_complete = false;
         self.base = content.clone();
         self.now = content;
     }

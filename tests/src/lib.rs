@@ -30,7 +30,7 @@ pub use device::{MemoryDevice, Taken, Unsynced};
 pub use history::{Change, Cut, History};
 pub use random::Random;
 pub use reduce::{check_seed, check_steps};
-pub use sim::{FaultClass, Points, Report, fail_every_call, simulate, sweep};
+pub use sim::{FaultClass, Points, Report, fail_every_call, rot, simulate, sweep};
 pub use step::{InFlight, Step, generate, with_device_failures};
 pub use stores::{
     Call, DirectedBackend, DirectedDevice, DirectedPages, DirectedRegistry, Director, Fault, Store, Stores,

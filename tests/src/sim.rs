@@ -15,6 +15,7 @@ mod client;
 mod disk;
 mod life;
 mod operator;
+mod rot;
 mod settle;
 mod sweep;
 mod weather;
@@ -25,6 +26,7 @@ use life::Ending;
 use operator::Admin;
 use ovs_units::{SnapshotId, VdiskId, VpoolId};
 use ovs_volume::EngineConfig;
+pub use rot::rot;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,

@@ -1,7 +1,7 @@
-//! Every crash point and every failing call of small workloads. `OVS_SEED=n` runs one workload, `OVS_SEEDS=n` as many,
+//! Every crash point, every failing call and every damage of small workloads. `OVS_SEED=n` runs one workload, `OVS_SEEDS=n` as many,
 //! `OVS_SUBSETS=n` with at most so many ways for a power loss to go at each moment.
 
-use ovs_tests::{Points, fail_every_call, sweep};
+use ovs_tests::{Points, fail_every_call, rot, sweep};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -22,7 +22,7 @@ fn run(count: u64, work: impl Fn(u64) -> Result<Points, String>) -> Points {
 #[test]
 fn a_crash_at_every_point() {
     let subsets = number("OVS_SUBSETS").unwrap_or(8) as usize;
-    let Points { moments, crashes, .. } = run(12, |seed| sweep(seed, subsets));
+    let Points { moments, crashes, .. } = run(6, |seed| sweep(seed, subsets));
     println!("{crashes} crash points, at {moments} changes of a store");
 }
 
@@ -30,4 +30,10 @@ fn a_crash_at_every_point() {
 fn a_failure_of_every_call() {
     let Points { failed_calls, .. } = run(4, fail_every_call);
     println!("{failed_calls} calls failed");
+}
+
+#[test]
+fn a_damage_of_everything() {
+    let Points { damages, .. } = run(10, rot);
+    println!("{damages} damages");
 }

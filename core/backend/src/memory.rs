@@ -38,6 +38,11 @@ impl MemoryBackend {
         self.objects.borrow().keys().cloned().collect()
     }
 
+    /// The bytes under a name.
+    pub fn bytes(&self, name: &ObjectName) -> Option<Bytes> {
+        self.objects.borrow().get(name).cloned()
+    }
+
     /// Puts other bytes under a name, or removes it with `None`: damage, which the trait has no way to do.
     pub fn damage(&self, name: &ObjectName, bytes: Option<Bytes>) {
         match bytes {

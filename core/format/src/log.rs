@@ -25,6 +25,8 @@ pub const BATCH_RECORDS_MAX: usize = 1024;
 /// Void ranges in one segment header at most.
 pub const VOIDS_MAX: usize = 64;
 
+/// Starts the first block of a slot whose segment does not count: without it, a bad first block is damage.
+pub const WIPED: &[u8] = b"OVSWIPED";
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"OVSSEG01");
 const BATCH_MAGIC: u64 = u64::from_le_bytes(*b"OVSBAT01");
 const BATCH_FIXED_BYTES: usize = 64;

@@ -56,14 +56,18 @@ pub struct MemoryPages {
 }
 
 impl MemoryPages {
-    /// Damage: gives every page to `spoil`.
-    pub fn spoil(&self, spoil: impl Fn(&mut Vec<u8>)) {
+    /// Every page, with its bytes.
+    pub fn all(&self) -> Vec<(PageId, Bytes)> {
+        self.state.borrow().0.iter().map(|(page, bytes)| (*page, bytes.clone())).collect()
+    }
+
+    /// Damage: other bytes in a page, or none at all.
+    pub fn damage(&self, page: PageId, bytes: Option<Bytes>) {
         let (pages, _) = &mut *self.state.borrow_mut();
-        for page in pages.values_mut() {
-            let mut bytes = page.to_vec();
-            spoil(&mut bytes);
-            *page = bytes.into();
-        }
+        match bytes {
+            Some(bytes) => pages.insert(page, bytes),
+            None => pages.remove(&page),
+        };
     }
 
     /// Another page than this one: a store that mistakes one for the other answers with it.

@@ -373,11 +373,11 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         drop((vdisk, engine));
 
         // Leaves alone: they are not read before they are needed.
-        host.pages.spoil(|page| {
-            if page[0] == 1 {
-                *page.last_mut().unwrap() ^= 1;
-            }
-        });
+        for (page, bytes) in host.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
+            let mut bytes = bytes.to_vec();
+            *bytes.last_mut().unwrap() ^= 1;
+            host.pages.damage(page, Some(bytes.into()));
+        }
         let engine = host.start(&buffer).await.unwrap();
         let vdisk = open(&engine).await;
         let answer = vdisk.read(cluster(5)).await;

@@ -196,17 +196,22 @@ impl World {
         self.open(life)
     }
 
-    /// In whatever weather it is.
-    pub(super) fn open(&mut self, life: &Life) -> Result<Engine, Failure> {
-        let engine = self.try_often("opening the engine", life, async |world: &World| {
-            Engine::open(world.config.clone(), world.parts()).await
-        })?;
+    /// An engine over what there is, no vDisk opened yet.
+    pub(super) async fn open_engine(&self) -> Result<Engine, VolumeError> {
+        let engine = Engine::open(self.config.clone(), self.parts()).await?;
         let backend: Rc<dyn Backend> = Rc::new(DirectedBackend {
             inner: Rc::clone(&self.stores.backend),
             director: self.weather.clone(),
             random: Rc::clone(&self.random),
         });
-        life.run(async { engine.attach_backend(self.vpool, backend) })?;
+        engine.attach_backend(self.vpool, backend);
+        Ok(engine)
+    }
+
+    /// In whatever weather it is.
+    pub(super) fn open(&mut self, life: &Life) -> Result<Engine, Failure> {
+        let engine =
+            self.try_often("opening the engine", life, async |world: &World| world.open_engine().await)?;
         if std::mem::take(&mut self.is_forgotten) {
             self.recover(life, &engine)?;
         }

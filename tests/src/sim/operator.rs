@@ -171,6 +171,10 @@ impl Operator {
         let admin = Admin::Create(Rc::clone(&disk));
         let vdisk = self.asked("create", &disk, admin, self.engine.create_vdisk(request)).await?;
         *disk.vdisk.borrow_mut() = Some(vdisk);
+        if !self.has_clients {
+            // Damage may take it back to before a flush.
+            disk.history.borrow_mut().keep();
+        }
         self.site.model.disks.borrow_mut().push(Rc::clone(&disk));
         self.serve(&disk);
         Ok(())

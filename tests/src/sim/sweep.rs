@@ -27,7 +27,7 @@ use std::{
 };
 
 /// Operations of a workload.
-const OPERATIONS: u64 = 14;
+pub(super) const OPERATIONS: u64 = 14;
 /// One opening in so many is swept too.
 const NESTED_ONE_IN: u64 = 16;
 /// In so many ways at each of its moments.
@@ -42,6 +42,8 @@ pub struct Points {
     pub crashes: u64,
     /// Calls that failed.
     pub failed_calls: u64,
+    /// Blocks, objects and pages that were damaged, in each of several ways.
+    pub damages: u64,
 }
 
 impl std::ops::AddAssign for Points {
@@ -49,13 +51,14 @@ impl std::ops::AddAssign for Points {
         self.moments += other.moments;
         self.crashes += other.crashes;
         self.failed_calls += other.failed_calls;
+        self.damages += other.damages;
     }
 }
 
 /// What there was, and should be, when everything ended.
-struct Moment {
-    stores: Stores,
-    model: Model,
+pub(super) struct Moment {
+    pub(super) stores: Stores,
+    pub(super) model: Model,
 }
 
 /// Ends the workload of a seed at every point, in at most `subsets` ways each.
@@ -68,7 +71,7 @@ pub fn sweep(seed: u64, subsets: usize) -> Result<Points, String> {
     world.unwatch();
     let mut points = Points::default();
     let random = Random::new(seed);
-    let frame = Frame { config: world.config.clone(), vpool: world.vpool };
+    let frame = Frame::of(&world);
     for (number, moment) in moments.take().iter().enumerate() {
         points.moments += 1;
         let at = |failure| format!("workload {seed}, moment {number}: {failure}");
@@ -101,13 +104,17 @@ pub fn fail_every_call(seed: u64) -> Result<Points, String> {
 }
 
 /// What the worlds of one workload have in common.
-struct Frame {
+pub(super) struct Frame {
     config: EngineConfig,
     vpool: VpoolId,
 }
 
 impl Frame {
-    fn world(&self, moment: &Moment, seed: u64) -> World {
+    pub(super) fn of(world: &World) -> Frame {
+        Frame { config: world.config.clone(), vpool: world.vpool }
+    }
+
+    pub(super) fn world(&self, moment: &Moment, seed: u64) -> World {
         let random = Rc::new(Random::new(seed));
         World {
             stores: moment.stores.fork(&random),
@@ -232,7 +239,7 @@ fn subsets_of(unsynced: &[Unsynced], most: usize, random: &Random) -> Vec<Vec<us
     ways
 }
 
-fn a_small_world(seed: u64) -> World {
+pub(super) fn a_small_world(seed: u64) -> World {
     let mut world = World::new(mix(seed));
     let random = &world.random;
     // Few and small slots, so that they are used again within a workload.
@@ -259,7 +266,7 @@ impl World {
     }
 
     /// A life of some operations, mostly one after the other, ended without a word.
-    fn work(&mut self, operations: u64) -> Result<(), Failure> {
+    pub(super) fn work(&mut self, operations: u64) -> Result<(), Failure> {
         let life = Life::begin()?;
         self.weather.set(Season::Calm);
         let engine = self.open(&life)?;

@@ -12,11 +12,12 @@ use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VoidRange,
+    WIPED,
 };
 use ovs_units::{VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     rc::Rc,
 };
 use tokio::sync::Notify;
@@ -72,15 +73,7 @@ impl Log {
         fresh_id: Uuid,
         memory_bytes_max: u64,
     ) -> Result<(Log, Replay), VolumeError> {
-        let mut headers = BTreeMap::new();
-        let mut unused = Vec::new();
-        for slot in 0..device.slot_count() {
-            let block = read(&*device, slot, 0, BLOCK_BYTES).await?;
-            match SegmentHeader::decode(&block) {
-                Ok(header) => drop(headers.insert(header.generation, (slot, header))),
-                Err(_) => unused.push(slot),
-            }
-        }
+        let (headers, unused) = find_segments(&*device).await?;
         let logs: BTreeSet<Uuid> = headers.values().map(|(_, header)| header.log).collect();
         if logs.len() > 1 {
             return Err(VolumeError::Damaged(format!(
@@ -258,11 +251,74 @@ async fn rewrite_unattested(device: &dyn LogDevice, segments: &[FoundSegment]) -
     Ok(())
 }
 
+/// The segments by generation, and the slots without one.
+///
+/// | the slot's first block | its first batch | the slot has |
+/// |---|---|---|
+/// | a header | of its generation, or of an older one, or bad | that segment (with an older one's batches: not used yet) |
+/// | a header | of a newer generation, which no other slot has | the batch's segment: the header is an old one |
+/// | a header | of a newer generation, which another slot has | the header's segment: the batch is the other's |
+/// | a header that another slot has too | not of its generation | the batch's segment: the header is the other's |
+/// | bad | good | the batch's segment |
+/// | bad | bad | none |
+/// | wiped | any | none |
+///
+/// A segment whose header is lost may be a live one; or an old one whose slot was being used again when the power went, and
+/// then everything in it is superseded and harmless.
+async fn find_segments(
+    device: &dyn LogDevice,
+) -> Result<(BTreeMap<u64, (usize, SegmentHeader)>, Vec<usize>), VolumeError> {
+    let (mut found, mut headless, mut unused) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for slot in 0..device.slot_count() {
+        let block = read(device, slot, 0, BLOCK_BYTES).await?;
+        let first = match Window::new(device, slot).header(BLOCK_BYTES as u64).await? {
+            Some(Ok(first)) if !block.starts_with(WIPED) => Some(first),
+            _ => None,
+        };
+        let header = SegmentHeader::decode(&block).ok();
+        let is_of = |header: &SegmentHeader, first: &BatchHeader| header.generation == first.generation;
+        match (header, first) {
+            (Some(header), Some(first)) if is_of(&header, &first) => {
+                let other = found.insert(header.generation, (slot, header, Some(first)));
+                headless.extend(other.map(|(slot, header, first)| (slot, Some(header), first)));
+            }
+            (Some(header), first)
+                if first.as_ref().is_none_or(|first| first.generation < header.generation) =>
+            {
+                match found.entry(header.generation) {
+                    Entry::Occupied(_) => headless.push((slot, None, first)),
+                    Entry::Vacant(entry) => drop(entry.insert((slot, header, first))),
+                }
+            }
+            (header, first) => headless.push((slot, header, first)),
+        }
+    }
+    for (slot, header, first) in headless {
+        let Some(first) = first.filter(|first| !found.contains_key(&first.generation)) else {
+            match header.filter(|header| !found.contains_key(&header.generation)) {
+                Some(header) => drop(found.insert(header.generation, (slot, header, None))),
+                None => unused.push(slot),
+            }
+            continue;
+        };
+        let (generation, start_lsn) = (first.generation, first.lsn);
+        tracing::warn!(slot, generation, "a slot of the write buffer has lost its header");
+        let log = found.values().next().map_or(Uuid::nil(), |(_, header, _)| header.log);
+        let header = SegmentHeader { log, generation, start_lsn, synced_lsn: 0, voids: Vec::new() };
+        found.insert(generation, (slot, header, Some(first)));
+    }
+    let found = found.into_iter().map(|(generation, (slot, header, _))| (generation, (slot, header)));
+    Ok((found.collect(), unused))
+}
+
 /// What recovery did not show never shows: the hole before these batches goes when its slot is used again.
 async fn wipe(device: &dyn LogDevice, batches: &[(usize, u64)]) -> Result<(), VolumeError> {
     for (slot, offset) in batches {
-        let zeros = Bytes::from(vec![0; BLOCK_BYTES]);
-        let written = device.write(*slot, *offset, vec![zeros]).await;
+        let mut block = vec![0; BLOCK_BYTES];
+        if *offset == 0 {
+            block[..WIPED.len()].copy_from_slice(WIPED);
+        }
+        let written = device.write(*slot, *offset, vec![block.into()]).await;
         written.map_err(|error| device_error("write", *slot, &error))?;
     }
     for slot in batches.iter().map(|(slot, _)| *slot).collect::<BTreeSet<_>>() {

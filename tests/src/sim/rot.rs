@@ -1,0 +1,179 @@
+//! Media that do not keep what they were given: after a small workload, every block of the write buffer, every object and
+//! every map page is damaged in turn: gone, a bit turned, cut short, as it was before, another one's bytes.
+//!
+//! What is read then is right, or an error. Of the write buffer's newest blocks nobody can tell whether they were ever
+//! synced, so there a vDisk may also be as after an earlier operation; it is never anything else.
+
+use super::{
+    Failure, World,
+    disk::Disk,
+    life::Life,
+    operator::ON_FULL,
+    sweep::{Frame, Moment, OPERATIONS, Points, a_small_world},
+    weather::Season,
+};
+use crate::Random;
+use bytes::Bytes;
+use ovs_volume::{LogDevice, VdiskState};
+use std::{rc::Rc, time::Duration};
+
+const BLOCK_BYTES: usize = 4096;
+
+/// How much of the truth must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// An error, or as after some operation.
+    SomeCut,
+    /// An error, or everything.
+    Everything,
+    /// Everything; there is no reason for an error.
+    NoError,
+}
+
+/// Damages everything that the workload of a seed leaves, one thing and one way at a time.
+pub fn rot(seed: u64) -> Result<Points, String> {
+    let failed = |what: String, failure: Failure| format!("workload {seed}, {what}: {failure}");
+    let mut world = a_small_world(seed);
+    world.work(OPERATIONS).map_err(|failure| failed("undamaged".to_owned(), failure))?;
+    let (frame, random) = (Frame::of(&world), Random::new(seed));
+    let moment = Moment { stores: world.stores.clone(), model: world.model.fork() };
+    let mut points = Points::default();
+    for (slot, block) in used_blocks(&moment) {
+        for (how, bytes) in other_blocks(&moment, slot, block, &random) {
+            let mut world = frame.world(&moment, random.next());
+            world.stores.device.damage(slot, block, bytes);
+            let what = format!("block {block} of slot {slot}, {how}");
+            world.look_at_damage(Need::SomeCut).map_err(|failure| failed(what, failure))?;
+            points.damages += 1;
+        }
+    }
+    let names = moment.stores.backend.names();
+    for (at, name) in names.iter().enumerate() {
+        let bytes = moment.stores.backend.bytes(name).unwrap_or_default();
+        let other = moment.stores.backend.bytes(&names[(at + 1) % names.len()]).unwrap_or_default();
+        for (how, bytes) in other_bytes(&bytes, other, &random) {
+            let mut world = frame.world(&moment, random.next());
+            world.stores.backend.damage(name, bytes);
+            let what = format!("object {name}, {how}");
+            world.look_at_damage(Need::Everything).map_err(|failure| failed(what, failure))?;
+            points.damages += 1;
+        }
+    }
+    let pages = moment.stores.pages.all();
+    for (at, (page, bytes)) in pages.iter().enumerate() {
+        for (how, bytes) in other_bytes(bytes, pages[(at + 1) % pages.len()].1.clone(), &random) {
+            let mut world = frame.world(&moment, random.next());
+            world.stores.pages.damage(*page, bytes);
+            let at = |failure| failed(format!("map page {}, {how}", page.0), failure);
+            world.look_at_damage(Need::Everything).map_err(at)?;
+            // Maps are a cache: the next start makes them anew.
+            world.look_at_damage(Need::NoError).map_err(at)?;
+            points.damages += 1;
+        }
+    }
+    Ok(points)
+}
+
+fn used_blocks(moment: &Moment) -> Vec<(usize, usize)> {
+    let device = &moment.stores.device;
+    let blocks = device.slot_bytes() as usize / BLOCK_BYTES;
+    let all = (0..device.slot_count()).flat_map(|slot| (0..blocks).map(move |block| (slot, block)));
+    all.filter(|(slot, block)| device.block(*slot, *block).iter().any(|byte| *byte != 0)).collect()
+}
+
+fn other_blocks(moment: &Moment, slot: usize, block: usize, random: &Random) -> Vec<(&'static str, Bytes)> {
+    let device = &moment.stores.device;
+    let other = device.block((slot + 1) % device.slot_count(), block);
+    let older = device.older(slot, block).map(|older| ("as it was before", older));
+    let mut ways = vec![
+        ("gone", Bytes::from_static(&[0; BLOCK_BYTES])),
+        ("with a bit turned", a_bit_turned(&device.block(slot, block), random)),
+        ("with another's bytes", other),
+    ];
+    ways.extend(older);
+    ways
+}
+
+fn other_bytes(bytes: &Bytes, other: Bytes, random: &Random) -> Vec<(&'static str, Option<Bytes>)> {
+    vec![
+        ("gone", None),
+        ("with a bit turned", Some(a_bit_turned(bytes, random))),
+        ("cut short", Some(bytes.slice(..random.below(bytes.len().max(1) as u64) as usize))),
+        ("with another's bytes", Some(other)),
+    ]
+}
+
+fn a_bit_turned(bytes: &Bytes, random: &Random) -> Bytes {
+    let mut bytes = bytes.to_vec();
+    if !bytes.is_empty() {
+        let at = random.below(bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << random.below(8);
+    }
+    bytes.into()
+}
+
+impl World {
+    /// Opens what opens, reads what can be read, and ends without a word.
+    fn look_at_damage(&mut self, need: Need) -> Result<(), Failure> {
+        let life = Life::begin()?;
+        self.weather.set(Season::Calm);
+        let engine = match life.run(self.open_engine())? {
+            Ok(engine) => engine,
+            Err(error) if need == Need::NoError => return Err(format!("the engine does not open: {error}")),
+            Err(_) => return Ok(()),
+        };
+        for disk in self.model.disks.borrow().clone() {
+            match life.run(engine.open_vdisk(self.vpool, disk.id, ON_FULL))? {
+                Err(error) if need == Need::NoError => return Err(format!("it does not open: {error}")),
+                Err(_) => continue,
+                Ok(vdisk) => {
+                    let is_damaged = matches!(vdisk.stats().state, VdiskState::Damaged(_));
+                    *disk.vdisk.borrow_mut() = Some(vdisk);
+                    if is_damaged && need != Need::NoError {
+                        continue;
+                    }
+                }
+            }
+            life.run(check(&disk, need))?.map_err(|failure| format!("vDisk {}: {failure}", disk.id))?;
+        }
+        // What was found wrong with a map is noted in the background.
+        life.run(async { tokio::time::sleep(Duration::from_secs(5)).await })?;
+        self.drop_life(life, engine);
+        Ok(())
+    }
+}
+
+async fn check(disk: &Rc<Disk>, need: Need) -> Result<(), Failure> {
+    let size = disk.open().map_err(|error| error.to_string())?.size();
+    if size != disk.size() {
+        return Err(format!("it has {size:?}, not {:?}", disk.size()));
+    }
+    match disk.read_all(None, size).await {
+        Err(error) if need == Need::NoError => return Err(format!("it cannot be read: {error}")),
+        Err(_) => {}
+        Ok(found) => {
+            let history = disk.history.borrow();
+            if need == Need::SomeCut && !history.is_complete() {
+                return Ok(()); // a rollback or another size: nobody remembers what there was before
+            }
+            let least = if need == Need::SomeCut { history.settled() } else { history.acknowledged() };
+            history.explain(&found, &least, &history.begun())?;
+        }
+    }
+    let snapshots = disk.snapshots.borrow().clone();
+    for snapshot in snapshots {
+        let name = &snapshot.name;
+        match disk.read_all(Some(snapshot.id), snapshot.content.size()).await {
+            Err(error) if need == Need::NoError => {
+                return Err(format!("snapshot {name} cannot be read: {error}"));
+            }
+            Err(_) => {}
+            Ok(found) => {
+                if let Some(cluster) = found.difference(&snapshot.content, |_| false) {
+                    return Err(format!("snapshot {name}: cluster {} changed", cluster.0));
+                }
+            }
+        }
+    }
+    Ok(())
+}
