@@ -11,6 +11,10 @@
 //! a write cluster by cluster; what was acknowledged has. A power loss takes what the device had not synced, too: then
 //! a vDisk is as after some operation not before its last flush. What the next engine shows, stays.
 //!
+//! Beside it, over the same stores: the simulation ([`simulate`]: many clients and an operator at once, every class of
+//! faults, one trace for one seed), and the sweeps ([`sweep`], [`fail_every_call`], [`rot`]: every crash point, failing call
+//! and damage of small workloads). Their oracle is [`History`].
+//!
 //! A failing seed prints itself and the fewest steps that still fail. Not here: real files (their own crates' tests
 //! have them), real programs (`integration/`).
 
