@@ -63,11 +63,11 @@ class Trouble:
             return
         every = os.sched_getaffinity(program.pid)
         run("taskset", "-acp", min(every), program.pid)
-        run("renice", "-n", "19", "-p", program.pid)
+        run("renice", "-n", "19", "-g", program.pid)  # every thread: it leads a group of its own
         with subprocess.Popen(["taskset", "-c", str(min(every)), "sh", "-c", "while :; do :; done"]) as eater:
             self.pause(2)
             eater.kill()
-        run("renice", "-n", "0", "-p", program.pid)
+        run("renice", "-n", "0", "-g", program.pid)
         run("taskset", "-acp", ",".join(map(str, every)), program.pid)
 
     def pause(self, at_most_s, at_least_s=0.0):
