@@ -74,9 +74,9 @@ def edge(ovs):
 
 @pytest.fixture
 def chance(request):
-    """Random numbers from a seed that a failed run prints and OVS_SEED repeats."""
-    seed = int(os.environ.get("OVS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
-    print(f"seed: OVS_SEED={seed}")
+    """Random numbers from a seed that a failed run prints and OVS_TEST_SEED repeats."""
+    seed = int(os.environ.get("OVS_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+    print(f"seed: OVS_TEST_SEED={seed}")
     return random.Random(seed)
 
 

@@ -107,6 +107,21 @@ class Program:
         self.process.kill()
         self.process.wait(30)
 
+    @contextlib.contextmanager
+    def held(self):
+        """Stopped in mid-work, as a host that swaps or a debugger holds it; goes on whatever happens inside."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def status(self, field):
+        """A line of /proc/PID/status; sizes in bytes."""
+        text = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        value = next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(f"{field}:"))
+        return int(value.split()[0]) * 1024 if value.endswith(" kB") else value
+
     def stop(self, timeout_s=60):
         """SIGTERM, and its exit code; a program that does not stop in time is a failure (and killed)."""
         if not self.alive():
@@ -276,6 +291,110 @@ class Stack:
         kept = KEPT_LOGS / self.root.name
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(self.logs, kept)
+
+
+class Strace:
+    """strace on a program that runs, tampering with its system calls on some files; off again at the end, or with its death."""
+
+    def __init__(self, program, inject, paths, log):
+        self.program, self.log = program, pathlib.Path(log)
+        self.argv = ["strace", "-f", "-y", "-qq", "-o", self.log, "-p", program.pid,
+                     "-e", "trace=" + inject.partition(":")[0] + ",fsync,fdatasync,pwrite64", "-e", f"inject={inject}"]
+        self.argv += [word for path in paths for word in ("-P", path)]
+
+    def __enter__(self):
+        self.process = subprocess.Popen([str(word) for word in self.argv], stdin=subprocess.DEVNULL, start_new_session=True)
+        wait_until("strace has every thread", self.has_all, 20)
+        return self
+
+    def has_all(self):
+        assert self.process.poll() is None, f"strace ended with {self.process.returncode}"
+        threads = pathlib.Path(f"/proc/{self.program.pid}/task").glob("*/status")
+        return all(f"TracerPid:\t{self.process.pid}\n" in thread.read_text() for thread in threads)
+
+    def calls(self):
+        """What it saw so far, one line a call, in order."""
+        return self.log.read_text(errors="replace").splitlines()
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)  # it lets go of what it traces
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+
+
+class NoCgroup(Exception):
+    """No cgroup of that kind can be made here."""
+
+
+class Cgroup:
+    """A cgroup of our own below the one that we are in (v1, or v2 where that delegates), gone again at the end."""
+
+    LIMITS = {"cpu": ("cpu.cfs_quota_us", "cpu.max"), "memory": ("memory.limit_in_bytes", "memory.max")}
+
+    def __init__(self, controller):
+        self.controller, self.path = controller, None
+        self.above, self.is_v1 = self.find(controller)
+        self.path = self.above / unique("ovst")
+        try:
+            if not self.is_v1:
+                (self.above / "cgroup.subtree_control").write_text(f"+{controller}")
+            self.path.mkdir()
+            if not (self.path / self.LIMITS[controller][not self.is_v1]).exists():
+                self.path.rmdir()
+                raise NoCgroup(f"{self.above} has no {controller}")
+        except OSError as error:
+            raise NoCgroup(f"{self.above}: {error}") from error
+
+    @staticmethod
+    def find(controller):
+        ours = [line.split(":", 2) for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
+        for _, names, path in ours:
+            for _, where, kind, options, *_ in mounts:
+                if kind == "cgroup" and controller in names.split(",") and controller in options.split(","):
+                    return pathlib.Path(f"{where}/{path}"), True
+        for _, names, path in ours:
+            for _, where, kind, *_ in mounts:
+                if kind == "cgroup2" and names == "":
+                    return pathlib.Path(f"{where}/{path}"), False
+        raise NoCgroup("no cgroups are mounted")
+
+    def limit(self, value):
+        """Bytes of memory, or the share of one processor; None: none."""
+        name = self.LIMITS[self.controller][not self.is_v1]
+        if self.controller == "memory":
+            text = str(value) if value else ("-1" if self.is_v1 else "max")
+        else:
+            quota = int(value * 100_000) if value else (-1 if self.is_v1 else "max")
+            text = str(quota) if self.is_v1 else f"{quota} 100000"
+        (self.path / name).write_text(text)
+
+    def add(self, pid):
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def peak(self):
+        """Bytes of memory at most so far, page cache included."""
+        return int((self.path / ("memory.max_usage_in_bytes" if self.is_v1 else "memory.peak")).read_text())
+
+    def close(self):
+        """Whoever is in it goes back to where we are."""
+        def gone():
+            for pid in (self.path / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    (self.above / "cgroup.procs").write_text(pid)
+            self.path.rmdir()
+            return True
+
+        wait_until(f"{self.path} is empty", gone, 20)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 KEPT_LOGS = ROOTS / "ovs-test-logs"

@@ -9,6 +9,7 @@ import pytest
 from dockerd import IMAGE, Dockerd, Driver
 from stack import MIB, run, unique, wait_until
 from test_docker import released
+from test_faults import ROUNDS, TROUBLE_S, Trouble
 
 START = """[ -s $PGDATA/PG_VERSION ] || initdb --auth=trust >/dev/null
 exec postgres -c listen_addresses= -c shared_buffers=32MB -c checkpoint_timeout=30s -c max_wal_size=256MB"""
@@ -163,6 +164,20 @@ def test_ovsd_killed(postgres, chance):
         stack.restart()
 
     killed_under_load(postgres, chance, kill)
+
+
+@pytest.mark.timeout(150 + 90 * ROUNDS)
+def test_trouble(postgres, chance):
+    """ovsd killed, held and starved, ovsd-edge held and starved, at moments from the seed: a pause for PostgreSQL."""
+    stack = postgres.driver.stack
+    load = postgres.load(TROUBLE_S + 2)
+    with Ledger(postgres) as ledger, Trouble(stack, chance, [stack.ovsd], [stack.edge]):
+        time.sleep(TROUBLE_S)
+    output, _ = load.communicate(timeout=120)
+    assert load.returncode == 0 and "number of failed transactions: 0 " in output, output
+    ledger.check()
+    postgres.check()
+    fsck(postgres)
 
 
 @pytest.mark.timeout(240)

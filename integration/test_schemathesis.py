@@ -17,8 +17,8 @@ from stack import CACHE, unique
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAM = CACHE / "schemathesis" / "bin" / "st"
-# With a fixed seed a run repeats; OVS_SEED tries another.
-SEED = int(os.environ.get("OVS_SEED", "0")) or 20260101
+# With a fixed seed a run repeats; OVS_TEST_SEED tries another.
+SEED = int(os.environ.get("OVS_TEST_SEED", "0")) or 20260101
 
 
 def relay(path):
@@ -63,7 +63,7 @@ def check(ovs, tmp_path, *options):
             "--exclude-path", "/v1/events", "--request-timeout", "30", "--continue-on-failure", "--no-color", *options]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE),
                    "PYTHONDONTWRITEBYTECODE": "1", "OVS_TEST_ROOT": str(ovs.root)}
-    print(f"seed: OVS_SEED={SEED}")
+    print(f"seed: OVS_TEST_SEED={SEED}")
     with open(log, "wb") as out:
         code = subprocess.run([str(a) for a in argv], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=tmp_path,
                               env=environment, timeout=300).returncode

@@ -178,7 +178,8 @@ async fn bring_up(
 fn open_registry(path: &Path) -> anyhow::Result<(RocksRegistry, RocksPages)> {
     match RocksStore::open(path) {
         Err(failure @ OpenFailure::Damaged { .. }) => {
-            let aside = RocksStore::set_aside(path).context("setting a damaged registry aside")?;
+            let aside =
+                RocksStore::set_aside(path).with_context(|| format!("{failure}; setting it aside"))?;
             tracing::error!(%failure, aside = %aside.display(), "the registry is damaged: it is set aside and rebuilt");
             RocksStore::open(path).context("making a new registry")
         }

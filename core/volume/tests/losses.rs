@@ -298,9 +298,10 @@ async fn newest_copy(host: &Host) -> Option<String> {
 /// A host that hangs while another takes over its vDisk, and then goes on as if nothing had happened.
 #[test]
 fn a_stale_owner_neither_removes_nor_adds_anything() {
-    for copies_maps in [false, true] {
+    // The new owner makes copies of its own, or lives on what the stale one had made.
+    for (stale_copies, new_copies) in [(false, false), (true, true), (true, false)] {
         run(async {
-            let mut host = Host::new(copies_maps);
+            let mut host = Host::new(stale_copies);
             let engine = host.start(&Buffer::new()).await.unwrap();
             let stale = create(&engine).await;
             let fill = async |vdisk: &Vdisk, numbers: std::ops::Range<u64>, byte| {
@@ -313,13 +314,16 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
             };
             fill(&stale, 0..30, 1).await;
             let of_stale = newest_copy(&host).await;
-            assert_eq!(of_stale.is_some(), copies_maps);
+            assert_eq!(of_stale.is_some(), stale_copies);
+            host.copies_maps = new_copies;
             let new = host.take_over().await;
             fill(&new, 100..110, 2).await;
             let of_new = newest_copy(&host).await;
-            assert_eq!(of_new > of_stale, copies_maps, "the new owner has made copies of its own");
-            fill(&stale, 30..36, 1).await;
-            assert_eq!(newest_copy(&host).await, of_new);
+            assert_eq!(of_new > of_stale, new_copies, "the new owner has made copies of its own");
+            fill(&stale, 30..45, 1).await;
+            if new_copies {
+                assert_eq!(newest_copy(&host).await, of_new);
+            }
             // The new owner loses all it has of its own.
             let newest = host.take_over().await;
             for number in 100..110 {
@@ -430,5 +434,28 @@ fn a_snapshot_of_a_clone_outlives_the_process_with_its_base() {
             engine.close(Duration::from_secs(5)).await.unwrap();
             engine = host.start(&Buffer::new()).await.unwrap();
         }
+    });
+}
+
+/// Both halves of a cluster at once, while what is there has to be read from the backend first.
+#[test]
+fn two_ragged_writes_of_one_cluster_are_both_there() {
+    run(async {
+        let mut host = Host::new(false);
+        let slow = |call: &ovs_backend::Call<'_>| {
+            (call.operation == Operation::Get)
+                .then(|| Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(5)))))
+        };
+        host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), slow));
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 1).await;
+        vdisk.destage().await.unwrap();
+        let half = |at: u64, byte: u8| vdisk.write(ByteOffset(3 * 4096 + at), vec![byte; 2048].into(), false);
+        let (one, other) = tokio::join!(half(0, 2), half(2048, 3));
+        one.unwrap();
+        other.unwrap();
+        let read = vdisk.read(cluster(3)).await.unwrap();
+        assert_eq!((read[0], read[2047], read[2048], read[4095]), (2, 2, 3, 3));
     });
 }

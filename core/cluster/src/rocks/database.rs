@@ -352,7 +352,8 @@ fn check_not_headless(path: &Path) -> Result<(), OpenFailure> {
     for entry in entries {
         let name = entry.map_err(|error| OpenFailure::of_io(path, &error))?.file_name();
         let name = name.to_string_lossy();
-        if name != "LOCK" && name != RESERVE_FILE && !name.starts_with("LOG") {
+        // A file system of its own has a `lost+found`.
+        if !["LOCK", RESERVE_FILE, "lost+found"].contains(&&*name) && !name.starts_with("LOG") {
             let reason = format!("there is {name} but no CURRENT");
             return Err(OpenFailure::Damaged { path: path.display().to_string(), reason });
         }

@@ -349,6 +349,14 @@ fn damage_is_reported() {
 }
 
 #[test]
+fn a_file_system_of_its_own_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("lost+found")).unwrap();
+    drop(RocksStore::open(folder.path()).unwrap());
+    drop(RocksStore::open(folder.path()).unwrap());
+}
+
+#[test]
 fn a_second_database_set_aside_does_not_replace_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");

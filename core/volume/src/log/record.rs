@@ -152,8 +152,8 @@ pub(crate) struct Segment {
     pub(super) records: RefCell<Vec<Weak<Record>>>,
     /// Set when a write or sync of it failed, or when it is kept as evidence: its slot is not used again.
     pub(super) retired: Cell<bool>,
-    /// Set when a sync of it failed: the next one would succeed and mean nothing.
-    pub(super) sync_failed: Cell<bool>,
+    /// What a sync of it failed with: the next one would succeed and mean nothing.
+    pub(super) sync_failed: RefCell<Option<String>>,
     /// Grows when a write to it begins and when it ends: odd while one is under way.
     pub(super) touches: Cell<u64>,
 }

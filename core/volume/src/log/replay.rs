@@ -142,7 +142,7 @@ impl Log {
                 state: Rc::downgrade(state),
                 records: RefCell::default(),
                 retired: Cell::new(false),
-                sync_failed: Cell::new(false),
+                sync_failed: RefCell::default(),
                 touches: Cell::new(0),
             });
             state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));

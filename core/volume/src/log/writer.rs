@@ -264,18 +264,15 @@ impl Log {
             state: Rc::downgrade(state),
             records: RefCell::default(),
             retired: Cell::new(false),
-            sync_failed: Cell::new(false),
+            sync_failed: RefCell::default(),
             touches: Cell::new(0),
         });
         state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
         *state.current.borrow_mut() = Some(segment.clone());
         state.current_offset.set(BLOCK_BYTES as u64);
         self.write_to(&segment, 0, vec![Bytes::from(header.encode())]).await?;
-        // Stable before the first batch: else a power loss could leave the old header over new batches, and the old
-        // segment would look damaged.
-        if planted("log: a segment's header is not synced before its batches") {
-            return Ok(());
-        }
+        // Stable before the first batch: else a power loss could leave the old header over new batches. They would be found
+        // all the same, but what this header says of voids would not.
         let _turn = state.sync_turn.lock().await;
         state.device.sync(slot).await
     }
@@ -325,12 +322,13 @@ impl Log {
             state.dirty.borrow().values().map(|segment| (segment.clone(), segment.touches.get())).collect();
         let skipped = if planted("log: only the newest segment is synced") { dirty.len() - 1 } else { 0 };
         for (segment, _) in dirty.iter().skip(skipped).filter(|(segment, _)| !segment.retired.get()) {
-            if segment.sync_failed.get() && !planted("log: a failed sync is asked again") {
-                return Err((segment.clone(), std::io::Error::other("a sync of it has failed before")));
+            let failed = segment.sync_failed.borrow().clone();
+            if let Some(error) = failed.filter(|_| !planted("log: a failed sync is asked again")) {
+                return Err((segment.clone(), std::io::Error::other(error)));
             }
             state.syncs.set(state.syncs.get() + 1);
             if let Err(error) = state.device.sync(segment.slot).await {
-                segment.sync_failed.set(true);
+                *segment.sync_failed.borrow_mut() = Some(error.to_string());
                 return Err((segment.clone(), error));
             }
         }

@@ -178,10 +178,8 @@ impl Inner {
         let epoch = self.epoch();
         let (scos, entries) = self.put_scos(layer, epoch).await?;
         // The backend never knows more than the log: else a recovery could show what an earlier one did not.
-        if !planted("destage: the backend knows more than the log") {
-            self.wait_written(layer).await?;
-            self.context.log.sync().await?;
-        }
+        self.wait_written(layer).await?;
+        self.context.log.sync().await?;
         let _meta = self.meta.lock().await;
         if self.epoch() != epoch || !self.started.get() {
             return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));

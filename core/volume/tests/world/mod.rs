@@ -102,7 +102,7 @@ impl World {
             memory_bytes: 4 * MIB,
             sco_bytes: MIB,
             checkpoint_every: self.checkpoint_every,
-            copy_map_after: if self.checkpoint_every == 1 { 1 } else { u64::MAX },
+            copy_map_after: if self.checkpoint_every < 32 { 1 } else { u64::MAX },
             ..EngineConfig::default()
         };
         let engine = Engine::open(config, parts).await.unwrap();
@@ -202,9 +202,9 @@ impl World {
         self.engine().discover(self.vpool).await.unwrap()
     }
 
-    /// From the next start on the map is copied to the backend after every TLog.
-    pub async fn copy_maps_often(&mut self) {
-        self.checkpoint_every = 1;
+    /// From the next start on the map is copied to the backend after so many TLogs.
+    pub async fn copy_maps_every(&mut self, tlogs: u64) {
+        self.checkpoint_every = tlogs;
         self.crash_and_reopen().await;
     }
 
