@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
     Chance, CreateVdisk, Engine, EngineConfig, EngineParts, LogDevice, MemoryPages, MemoryRegistry, OnFull,
@@ -430,5 +430,71 @@ fn a_snapshot_of_a_clone_outlives_the_process_with_its_base() {
             engine.close(Duration::from_secs(5)).await.unwrap();
             engine = host.start(&Buffer::new()).await.unwrap();
         }
+    });
+}
+
+/// A deletion is in the tombstone first; the registry may not have heard of it.
+#[test]
+fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
+    for has_clone in [false, true] {
+        run(async {
+            let (host, buffer) = (Host::new(false), Buffer::new());
+            let engine = host.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            put(&vdisk, 3, 7).await;
+            let snapshot = SnapshotId(Uuid::from_u128(100));
+            vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+            let id = VdiskId(Uuid::from_u128(11));
+            if has_clone {
+                let (size, base) = (ByteCount(8 << 20), Some((DISK, snapshot)));
+                let properties = "{}".into();
+                let clone = CreateVdisk { id, vpool: POOL, size, properties, base, on_full: ON_FULL };
+                engine.create_vdisk(clone).await.unwrap();
+            }
+            vdisk.destage().await.unwrap();
+            let tombstone = ObjectName::new(format!("v/{}/tombstone", DISK.0.simple())).unwrap();
+            let bytes = ovs_format::tombstone::encode(DISK);
+            host.backend.put(&tombstone, vec![bytes.into()], Urgency::Reserve).await.unwrap();
+
+            let engine = host.start(&buffer.copy()).await.unwrap();
+            let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
+            assert!(matches!(answer, Err(VolumeError::NotFound(_))), "{answer:?}");
+            if has_clone {
+                let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+                assert_eq!(byte(&clone, 3).await, 7);
+                drop(clone);
+                engine.delete_vdisk(POOL, id).await.unwrap();
+            }
+            for _ in 0..200 {
+                if host.backend.list("v/", None, 1).await.unwrap().is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("{:?} is left", host.backend.list("v/", None, 100).await);
+        });
+    }
+}
+
+/// The registry's word for a vDisk cannot be read, or names numbers that no vDisk has.
+#[test]
+fn a_damaged_head_is_told_and_changes_nothing() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put_stable(&vdisk, 0, 1).await;
+        let key = format!("head/{DISK}");
+        let good = host.registry.get(&key).await.unwrap().unwrap().value;
+        let text = String::from_utf8(good.to_vec()).unwrap();
+        for bad in ["{".to_owned(), text.replacen("\"format\":1", "\"format\":99", 1)] {
+            host.registry.commit(Transaction::new().put(&key, bad)).await.unwrap();
+            let engine = host.start(&buffer.copy()).await.unwrap();
+            let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
+            assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+        }
+        host.registry.commit(Transaction::new().put(&key, good)).await.unwrap();
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        assert_eq!(byte(&open(&engine).await, 0).await, 1);
     });
 }
