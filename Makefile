@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 2000
 FIRST ?= 10000
 SCHEDULES ?= 3000
-MUTANTS_SHARD ?= 0/40
+MUTANTS_SHARD ?= 0/100
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Debian's own python3: that is where python3-pytest is.
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider
@@ -107,10 +107,10 @@ coverage: ## lines that the hermetic tests reach in write buffer, map, snapshots
 	PATH="$(OVS_CACHE)/tools/bin:$$PATH" /usr/bin/python3 -B tests/coverage/run.py
 
 .PHONY: mutants
-mutants: ## mutants of the same code against the same tests, the MUTANTS_SHARD-th (0/40) part; again goes on (1 h a part)
+mutants: ## mutants of the same code against the same tests, the MUTANTS_SHARD-th (0/100) part; again goes on (20 min a part)
 	@packaging/setup.sh build mutants
 	export PATH="$(OVS_CACHE)/tools/bin:$$PATH" CARGO_TARGET_DIR=$(TARGET_DIR)/mutants/target
-	export OVS_SEEDS=8 OVS_SUBSETS=2 PROPTEST_CASES=32
+	export OVS_SEEDS=4 OVS_SUBSETS=2 PROPTEST_CASES=16
 	output=$(TARGET_DIR)/mutants/$(subst /,-of-,$(MUTANTS_SHARD))
 	mkdir -p $$output
 	cargo mutants --iterate --sharding round-robin --shard $(MUTANTS_SHARD) --output $$output --colors never
