@@ -4,6 +4,8 @@
 //! must have an order, one after the other, that explains all answers and what is there after the power loss: `Ok` means
 //! done, `Conflict` that other bytes were there, and what failed may have happened or not.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
 use super::{
     power_loss::{LosingDisk, ROOT, Trouble, new_disk, open},
     store::Store,
