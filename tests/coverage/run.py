@@ -75,13 +75,15 @@ def planted(text):
     """Lines of planted defects, which only `make planted` runs."""
     lines, end = set(), None
     for number, line in enumerate(text, 1):
-        if end is not None:
+        indentation = line[: len(line) - len(line.lstrip())]
+        if "planted(" in line and end is None and not line.lstrip().startswith(("//", "use")):
+            lines.add(number)
+            # An `if` whose condition goes on in the next lines, or a block.
+            if line.endswith("{") or line.lstrip().startswith("if "):
+                end = indentation + "}"
+        elif end is not None:
             lines.add(number)
             end = None if line.startswith(end) else end
-        elif "planted(" in line and not line.lstrip().startswith(("//", "use")):
-            lines.add(number)
-            if line.endswith("{"):
-                end = line[: len(line) - len(line.lstrip())] + "}"
     return lines
 
 

@@ -383,6 +383,7 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         let answer = vdisk.read(cluster(5)).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
         assert_eq!(byte(&vdisk, 600).await, 0, "what needs another page is read");
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
         put_stable(&vdisk, 5, 6).await;
         assert_eq!(byte(&vdisk, 5).await, 6, "what is in the write buffer is read");
         engine.close(Duration::from_secs(5)).await.unwrap();
@@ -496,5 +497,32 @@ fn a_damaged_head_is_told_and_changes_nothing() {
         host.registry.commit(Transaction::new().put(&key, good)).await.unwrap();
         let engine = host.start(&buffer.copy()).await.unwrap();
         assert_eq!(byte(&open(&engine).await, 0).await, 1);
+    });
+}
+
+/// A registry from an older copy: what is open goes on; what is not is taken from the backend, with no epoch used twice.
+#[test]
+fn a_vdisk_that_is_open_is_not_recovered_over() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        let key = format!("head/{DISK}");
+        let old = host.registry.get(&key).await.unwrap().unwrap().value;
+        put(&vdisk, 0, 1).await;
+        vdisk.destage().await.unwrap();
+        host.registry.commit(Transaction::new().put(&key, old)).await.unwrap();
+        let answer = engine.adopt_vdisk(POOL, DISK).await;
+        assert!(matches!(&answer, Err(VolumeError::Refused(told)) if told.contains("is open")), "{answer:?}");
+        assert_eq!(byte(&vdisk, 0).await, 1);
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        for _ in 0..2 {
+            engine.adopt_vdisk(POOL, DISK).await.unwrap();
+        }
+        let vdisk = open(&engine).await;
+        assert_eq!(byte(&vdisk, 0).await, 1);
+        put_stable(&vdisk, 0, 2).await;
+        vdisk.destage().await.unwrap();
+        assert_eq!(byte(&vdisk, 0).await, 2);
     });
 }
