@@ -349,6 +349,21 @@ fn what_is_cut_off_never_comes_back() {
 }
 
 /// It goes out in parts: what of it has left makes room for the rest.
+/// A sixteenth of a slot each, so that slots fill up well; zeros are one, however many.
+#[test]
+fn a_write_is_cut_into_records() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; MIB as usize].into(), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 8);
+        disk.write(ByteOffset(0), vec![1; MIB as usize / 8].into(), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 9);
+        disk.zero(range(0, 64 * MIB), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 10);
+    });
+}
+
 #[test]
 fn requests_larger_than_the_write_buffer_go_through() {
     run(async {
