@@ -371,7 +371,7 @@ fn requests_larger_than_the_write_buffer_go_through() {
         let disk = world.create(128 * MIB).await;
         let write = |at: u64, fill: u8| disk.write(ByteOffset(at * MIB), vec![fill; 40 << 20].into(), false);
         let (one, other) = tokio::join!(write(0, 1), write(64, 2));
-        (one.unwrap(), other.unwrap());
+        one.and(other).unwrap();
         for (at, fill) in [(0, 1), (40 * MIB - 4096, 1), (64 * MIB, 2), (104 * MIB - 4096, 2)] {
             assert_eq!(disk.read(range(at, 4096)).await.unwrap()[..], [fill; 4096], "at {at}");
         }
