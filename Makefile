@@ -102,7 +102,7 @@ shuttle: setup-build ## threads of the directory backend in SCHEDULES (3000) ord
 	@OVS_SCHEDULES=$(SCHEDULES) cargo test -q --locked -p ovs-backend --features shuttle --lib concurrency
 
 .PHONY: coverage
-coverage: ## lines that the hermetic tests reach in write buffer, map, snapshots, recovery; fails below 95 % (10 min)
+coverage: ## lines that the hermetic tests reach in write buffer, map, snapshots, recovery; fails below 95 % (5 min / 2 min)
 	@packaging/setup.sh build coverage
 	PATH="$(OVS_CACHE)/tools/bin:$$PATH" /usr/bin/python3 -B tests/coverage/run.py
 
