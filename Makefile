@@ -13,6 +13,8 @@ TOTALS := $(TARGET_DIR)/totals.txt
 FUZZ_SECONDS ?= 30
 SEEDS ?= 2000
 FIRST ?= 10000
+SCHEDULES ?= 3000
+MUTANTS_SHARD ?= 0/100
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Debian's own python3: that is where python3-pytest is.
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider
@@ -94,6 +96,24 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 .PHONY: planted
 planted: setup-build ## shows that the tests find each planted defect, and who finds it (20 min)
 	@/usr/bin/python3 -B tests/planted/run.py
+
+.PHONY: shuttle
+shuttle: setup-build ## threads of the directory backend in SCHEDULES (3000) orders per case and scheduler, power lost after each (1 min / 15 s)
+	@OVS_SCHEDULES=$(SCHEDULES) cargo test -q --locked -p ovs-backend --features shuttle --lib concurrency
+
+.PHONY: coverage
+coverage: ## lines that the hermetic tests reach in write buffer, map, snapshots, recovery; fails below 95 % (5 min / 2 min)
+	@packaging/setup.sh build coverage
+	PATH="$(OVS_CACHE)/tools/bin:$$PATH" /usr/bin/python3 -B tests/coverage/run.py
+
+.PHONY: mutants
+mutants: ## mutants of the same code against the same tests, the MUTANTS_SHARD-th (0/100) part; again goes on (20 min a part)
+	@packaging/setup.sh build mutants
+	export PATH="$(OVS_CACHE)/tools/bin:$$PATH" CARGO_TARGET_DIR=$(TARGET_DIR)/mutants/target
+	export OVS_SEEDS=4 OVS_SUBSETS=2 PROPTEST_CASES=16
+	output=$(TARGET_DIR)/mutants/$(subst /,-of-,$(MUTANTS_SHARD))
+	mkdir -p $$output
+	cargo mutants --iterate --sharding round-robin --shard $(MUTANTS_SHARD) --output $$output --colors never
 
 .PHONY: soak
 soak: setup-build ## many seeds of the model, the simulation and the crash sweep: SEEDS (2000) each (20 min)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test] [vm] [fuzz]     (the first three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [vm] [fuzz] [coverage] [mutants]     (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -19,6 +19,8 @@ declare -A packages=(
     # A guest with a kernel of Debian's, for what the kernel of this machine may lack (integration/guest.py).
     [vm]="cpio kmod busybox-static curl e2fsprogs"
     [fuzz]=g++
+    [coverage]="gcc jq"
+    [mutants]="gcc jq"
 )
 
 fail() {
@@ -132,10 +134,27 @@ install_fuzz() { # cargo-fuzz, beside fsx; a toolchain is its owner's business
     rm -rf "$cache/cargo-fuzz-target"
 }
 
+install_coverage() { # cargo-tarpaulin, without its uploads; its ptrace engine needs no part of LLVM
+    local version=0.37.5
+    grep -q "cargo-tarpaulin $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
+    echo "setup: building cargo-tarpaulin $version (once)"
+    CARGO_TARGET_DIR=$cache/tarpaulin-target cargo install -q cargo-tarpaulin --version "$version" --locked \
+        --no-default-features --root "$cache/tools"
+    rm -rf "$cache/tarpaulin-target"
+}
+
+install_mutants() {
+    local version=27.1.0
+    grep -q "cargo-mutants $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
+    echo "setup: building cargo-mutants $version (once)"
+    CARGO_TARGET_DIR=$cache/mutants-target cargo install -q cargo-mutants --version "$version" --locked --root "$cache/tools"
+    rm -rf "$cache/mutants-target"
+}
+
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, fuzz)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, fuzz, coverage, mutants)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done
@@ -154,3 +173,5 @@ case " $* " in
         ;;
 esac
 case " $* " in *" fuzz "*) install_fuzz ;; esac
+case " $* " in *" coverage "*) install_coverage ;; esac
+case " $* " in *" mutants "*) install_mutants ;; esac

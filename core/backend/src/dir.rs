@@ -21,11 +21,14 @@
 
 mod disk;
 mod error;
+mod folders;
 mod listing;
 mod reading;
 mod space;
 mod store;
 
+#[cfg(all(test, feature = "shuttle"))]
+mod concurrency;
 #[cfg(test)]
 mod power_loss;
 

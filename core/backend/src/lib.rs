@@ -9,6 +9,7 @@ mod dir;
 mod faulty;
 mod memory;
 mod name;
+mod sync;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;

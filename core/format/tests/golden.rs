@@ -38,6 +38,16 @@ fn segment_header() {
     assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
 }
 
+/// Where data begins is a part of the format: how many checksums or records just fit into a block.
+#[test]
+fn headers_are_whole_blocks() {
+    let check = |(fits, one_more): (usize, usize), what| assert_eq!((fits, one_more), (4096, 8192), "{what}");
+    check((sco::header_bytes(1006), sco::header_bytes(1007)), "clusters of an SCO");
+    check((BatchHeader::encoded_bytes(72, 0), BatchHeader::encoded_bytes(72, 1)), "clusters of a batch");
+    check((BatchHeader::encoded_bytes(0, 1008), BatchHeader::encoded_bytes(1, 1008)), "records of a batch");
+    assert_eq!(sco_ref().cluster_offset_bytes(2), 4096 + 2 * 4096);
+}
+
 #[test]
 fn batch_header() {
     let record = |kind, count| RecordHeader {

@@ -224,3 +224,6 @@ pub(crate) async fn check_not_older(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

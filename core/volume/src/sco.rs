@@ -125,3 +125,44 @@ impl ScoHeaders {
         Ok(checksums)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_backend::{CountingBackend, MemoryBackend, Urgency};
+    use uuid::Uuid;
+
+    #[test]
+    fn headers_that_were_used_lately_are_kept() {
+        let backend = CountingBackend::new(MemoryBackend::new());
+        let headers = ScoHeaders::default();
+        let case = async {
+            let mut scos = Vec::new();
+            for number in 1..=HEADERS_MAX as u64 + 1 {
+                let (put, data) = (PutId(Uuid::from_u128(number.into())), vec![number as u8; 4096]);
+                let sum = ovs_format::checksum(&data);
+                let vdisk = VdiskId(Uuid::from_u128(1));
+                let sco = NewSco::new(vdisk, Epoch(1), ScoNumber(number), put, vec![data.into()], &[sum]);
+                backend.put(&sco.name(), sco.parts, Urgency::Normal).await.unwrap();
+                scos.push(sco.reference);
+            }
+            let gets = async |sco: &ScoRef| {
+                let before = backend.counts().get.calls;
+                headers.read(&backend, sco, 0, 1).await.unwrap();
+                backend.counts().get.calls - before
+            };
+            let (last, others) = scos.split_last().unwrap();
+            for sco in others {
+                assert_eq!(gets(sco).await, 2, "its header and its data");
+            }
+            assert_eq!(gets(&others[0]).await, 1);
+            assert_eq!(gets(last).await, 2);
+            assert_eq!(headers.known.borrow().len(), HEADERS_MAX / 2);
+            for kept in [&others[0], &others[HEADERS_MAX - 1], last] {
+                assert_eq!(gets(kept).await, 1);
+            }
+            assert_eq!(gets(&others[1]).await, 2, "not used since the others");
+        };
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(case);
+    }
+}

@@ -2,8 +2,10 @@
 
 mod world;
 
-use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId};
-use ovs_volume::{Extent, OnFull, VdiskState, VolumeError};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
+use ovs_volume::{CreateVdisk, Extent, OnFull, VdiskState, VolumeError};
+use std::time::Duration;
+use uuid::Uuid;
 use world::{MIB, World, name, range, run};
 
 #[test]
@@ -244,6 +246,93 @@ fn bad_requests_change_nothing() {
 }
 
 #[test]
+fn vdisks_that_cannot_be_are_refused() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![5; 4096].into(), false).await.unwrap();
+        let snapshot = world.snapshot(&disk, "s").await;
+        let (engine, vpool, missing) = (world.engine(), world.vpool(), Uuid::from_u128(77));
+        let create = async |id, size, snapshot: Option<SnapshotId>| {
+            let base = snapshot.map(|snapshot| (disk.id(), snapshot));
+            let (size, properties) = (ByteCount(size), "{}".into());
+            let request = CreateVdisk { id, vpool, size, properties, base, on_full: OnFull::NoSpace };
+            engine.create_vdisk(request).await
+        };
+        let new = VdiskId(Uuid::from_u128(78));
+        for (id, size, base) in [
+            (new, 5, None),
+            (new, (64 << 40) + 4096, None),
+            (new, MIB - 4096, Some(snapshot)),
+            (disk.id(), MIB, None),
+            (disk.id(), MIB, Some(snapshot)),
+        ] {
+            let answer = create(id, size, base).await.err();
+            assert!(matches!(answer, Some(VolumeError::Refused(_))), "{size}: {answer:?}");
+        }
+        let not_found = |answer: Result<(), VolumeError>| {
+            assert!(matches!(answer, Err(VolumeError::NotFound(_))), "{answer:?}");
+        };
+        not_found(create(new, MIB, Some(SnapshotId(missing))).await.map(drop));
+        not_found(engine.open_vdisk(vpool, new, OnFull::NoSpace).await.map(drop));
+        not_found(engine.delete_vdisk(vpool, new).await);
+        not_found(engine.adopt_vdisk(vpool, new).await);
+        not_found(engine.delete_vdisk(VpoolId(missing), disk.id()).await);
+        assert!(engine.vdisk(new).is_none());
+        assert_eq!(engine.vdisk(disk.id()).unwrap().vpool(), vpool);
+
+        let clone = create(new, 2 * MIB, Some(snapshot)).await.unwrap();
+        assert_eq!(clone.size(), ByteCount(2 * MIB));
+        assert_eq!(clone.read(range(0, 1)).await.unwrap()[0], 5);
+        assert!(clone.read(range(2 * MIB, 0)).await.unwrap().is_empty());
+        let extents = clone.snapshot_extents(SnapshotId(missing), range(0, 1), 1).await;
+        assert!(matches!(extents, Err(VolumeError::NotFound(_))), "{extents:?}");
+        let extents = disk.snapshot_extents(snapshot, range(0, MIB), 10).await.unwrap();
+        let told: Vec<_> = extents.iter().map(|extent| (extent.length.0, extent.allocated)).collect();
+        assert_eq!(told, [(4096, true), (MIB - 4096, false)]);
+
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        engine.detach_backend(vpool);
+        not_found(engine.open_vdisk(vpool, new, OnFull::NoSpace).await.map(drop));
+    });
+}
+
+/// Parts of one cluster, and the whole of it, at once: each is in or behind another, and none is lost.
+#[test]
+fn writes_to_parts_of_one_cluster_at_once_all_count() {
+    run(async {
+        let mut world = World::new().await;
+        let mut disk = world.create(MIB).await;
+        for round in 1..=3u8 {
+            disk.write(ByteOffset(0), vec![round; 8192].into(), false).await.unwrap();
+            // What is read to be changed comes from the disk, and the others come in between.
+            world.crash_and_reopen().await;
+            disk = world.open(disk.id()).await;
+            let write = |offset: u64, length: usize| {
+                disk.write(ByteOffset(offset), vec![100 + round; length].into(), false)
+            };
+            let (a, b, c, whole) =
+                tokio::join!(write(0, 100), write(100, 1000), write(4000, 200), write(8192, 4096));
+            [a, b, c, whole].into_iter().for_each(|written| written.unwrap());
+            let (part, whole) =
+                tokio::join!(write(4096 + 500, 9), disk.write(ByteOffset(4096), vec![7; 4096].into(), false));
+            part.and(whole).unwrap();
+            let back = disk.read(range(0, 8192)).await.unwrap();
+            for (at, byte) in back.iter().enumerate() {
+                let is_in_part = (4596..4605).contains(&at);
+                let expected: &[u8] = match at {
+                    0..1100 | 4000..4096 => &[100 + round],
+                    1100..4000 => &[round],
+                    _ if is_in_part => &[7, 100 + round],
+                    _ => &[7],
+                };
+                assert!(expected.contains(byte), "round {round}, byte {at}: {byte}");
+            }
+        }
+    });
+}
+
+#[test]
 fn what_is_cut_off_never_comes_back() {
     run(async {
         let mut world = World::new().await;
@@ -276,6 +365,21 @@ fn zeroes_over_whole_map_pages_that_are_not_in_memory() {
         {
             assert_eq!(disk.read(range(at, 4096)).await.unwrap()[..], [byte; 4096], "at {at}");
         }
+    });
+}
+
+/// A sixteenth of a slot each, so that slots fill up well; zeros are one, however many.
+#[test]
+fn a_write_is_cut_into_records() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; MIB as usize].into(), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 8);
+        disk.write(ByteOffset(0), vec![1; MIB as usize / 8].into(), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 9);
+        disk.zero(range(0, 64 * MIB), false).await.unwrap();
+        assert_eq!(disk.stats().sequence.0, 10);
     });
 }
 
@@ -312,6 +416,9 @@ fn a_full_buffer_stalls_or_refuses_and_goes_on() {
         };
         assert!(matches!(error, VolumeError::NoSpace(_)), "{error:?}");
         assert!(disk.read(range(0, written)).await.unwrap().iter().all(|byte| *byte == 5));
+        disk.set_on_full(OnFull::Stall { timeout: Some(Duration::from_millis(200)) });
+        let error = disk.write(ByteOffset(written), vec![5; 65536].into(), false).await.unwrap_err();
+        assert!(matches!(error, VolumeError::NoSpace(_)), "{error:?}");
         world.backend_takes_data(true);
         disk.destage().await.unwrap();
         disk.write(ByteOffset(written), vec![6; 65536].into(), false).await.unwrap();

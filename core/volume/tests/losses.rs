@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
     Chance, CreateVdisk, Engine, EngineConfig, EngineParts, LogDevice, MemoryPages, MemoryRegistry, OnFull,
@@ -387,6 +387,7 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         let answer = vdisk.read(cluster(5)).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
         assert_eq!(byte(&vdisk, 600).await, 0, "what needs another page is read");
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
         put_stable(&vdisk, 5, 6).await;
         assert_eq!(byte(&vdisk, 5).await, 6, "what is in the write buffer is read");
         engine.close(Duration::from_secs(5)).await.unwrap();
@@ -457,5 +458,98 @@ fn two_ragged_writes_of_one_cluster_are_both_there() {
         other.unwrap();
         let read = vdisk.read(cluster(3)).await.unwrap();
         assert_eq!((read[0], read[2047], read[2048], read[4095]), (2, 2, 3, 3));
+    });
+}
+
+/// A deletion is in the tombstone first; the registry may not have heard of it.
+#[test]
+fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
+    for has_clone in [false, true] {
+        run(async {
+            let (host, buffer) = (Host::new(false), Buffer::new());
+            let engine = host.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            put(&vdisk, 3, 7).await;
+            let snapshot = SnapshotId(Uuid::from_u128(100));
+            vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+            let id = VdiskId(Uuid::from_u128(11));
+            if has_clone {
+                let (size, base) = (ByteCount(8 << 20), Some((DISK, snapshot)));
+                let properties = "{}".into();
+                let clone = CreateVdisk { id, vpool: POOL, size, properties, base, on_full: ON_FULL };
+                engine.create_vdisk(clone).await.unwrap();
+            }
+            vdisk.destage().await.unwrap();
+            let tombstone = ObjectName::new(format!("v/{}/tombstone", DISK.0.simple())).unwrap();
+            let bytes = ovs_format::tombstone::encode(DISK);
+            host.backend.put(&tombstone, vec![bytes.into()], Urgency::Reserve).await.unwrap();
+
+            let engine = host.start(&buffer.copy()).await.unwrap();
+            let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
+            assert!(matches!(answer, Err(VolumeError::NotFound(_))), "{answer:?}");
+            if has_clone {
+                let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+                assert_eq!(byte(&clone, 3).await, 7);
+                drop(clone);
+                engine.delete_vdisk(POOL, id).await.unwrap();
+            }
+            for _ in 0..200 {
+                if host.backend.list("v/", None, 1).await.unwrap().is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("{:?} is left", host.backend.list("v/", None, 100).await);
+        });
+    }
+}
+
+/// The registry's word for a vDisk cannot be read, or names numbers that no vDisk has.
+#[test]
+fn a_damaged_head_is_told_and_changes_nothing() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put_stable(&vdisk, 0, 1).await;
+        let key = format!("head/{DISK}");
+        let good = host.registry.get(&key).await.unwrap().unwrap().value;
+        let text = String::from_utf8(good.to_vec()).unwrap();
+        for bad in ["{".to_owned(), text.replacen("\"format\":1", "\"format\":99", 1)] {
+            host.registry.commit(Transaction::new().put(&key, bad)).await.unwrap();
+            let engine = host.start(&buffer.copy()).await.unwrap();
+            let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
+            assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+        }
+        host.registry.commit(Transaction::new().put(&key, good)).await.unwrap();
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        assert_eq!(byte(&open(&engine).await, 0).await, 1);
+    });
+}
+
+/// A registry from an older copy: what is open goes on; what is not is taken from the backend, with no epoch used twice.
+#[test]
+fn a_vdisk_that_is_open_is_not_recovered_over() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        let key = format!("head/{DISK}");
+        let old = host.registry.get(&key).await.unwrap().unwrap().value;
+        put(&vdisk, 0, 1).await;
+        vdisk.destage().await.unwrap();
+        host.registry.commit(Transaction::new().put(&key, old)).await.unwrap();
+        let answer = engine.adopt_vdisk(POOL, DISK).await;
+        assert!(matches!(&answer, Err(VolumeError::Refused(told)) if told.contains("is open")), "{answer:?}");
+        assert_eq!(byte(&vdisk, 0).await, 1);
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        for _ in 0..2 {
+            engine.adopt_vdisk(POOL, DISK).await.unwrap();
+        }
+        let vdisk = open(&engine).await;
+        assert_eq!(byte(&vdisk, 0).await, 1);
+        put_stable(&vdisk, 0, 2).await;
+        vdisk.destage().await.unwrap();
+        assert_eq!(byte(&vdisk, 0).await, 2);
     });
 }

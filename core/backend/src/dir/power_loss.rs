@@ -2,20 +2,24 @@
 //!
 //! The disk holds every folder and file twice: as the processes see it and as it is after a power loss. A test runs
 //! a few puts and deletes, lets the n-th system call fail or everything from the n-th on (for every n), takes the
-//! power away in several ways, opens the folder again, and compares with what was answered.
+//! power away in several ways, opens the folder again, and compares with what was answered. Threads beside each other are
+//! in `concurrency.rs`.
 
 use super::{
     disk::{Disk, Space},
     store::{IfUnmarked, Store},
 };
-use crate::{BackendError, ObjectName, Urgency};
+use crate::{
+    BackendError, ObjectName, Urgency,
+    sync::{Mutex, MutexGuard},
+};
 use bytes::Bytes;
 use rustix::io::Errno;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
 };
 
 /// Something that is there now and something, perhaps else, that stable storage holds.
@@ -41,7 +45,7 @@ enum Node {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Trouble {
+pub(super) enum Trouble {
     None,
     /// This call fails.
     At(u64, Errno),
@@ -52,15 +56,15 @@ enum Trouble {
 }
 
 #[derive(Clone)]
-struct State {
+pub(super) struct State {
     nodes: Vec<Node>,
-    calls: u64,
-    trouble: Trouble,
+    pub(super) calls: u64,
+    pub(super) trouble: Trouble,
 }
 
 /// The disk; clones share it.
 #[derive(Clone)]
-struct LosingDisk(Arc<Mutex<State>>);
+pub(super) struct LosingDisk(Arc<Mutex<State>>);
 
 impl std::fmt::Debug for LosingDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -123,7 +127,7 @@ impl State {
         }
     }
 
-    fn bytes(&self, path: &Path) -> io::Result<&[u8]> {
+    pub(super) fn bytes(&self, path: &Path) -> io::Result<&[u8]> {
         match &self.nodes[self.find(path)?] {
             Node::File { bytes, .. } => Ok(&bytes.seen),
             Node::Folder { .. } => Err(Errno::ISDIR.into()),
@@ -146,7 +150,7 @@ impl State {
     }
 
     /// Stable storage, and of what was not synced that which `keeps` says.
-    fn lose_power(&mut self, mut keeps: impl FnMut() -> bool) {
+    pub(super) fn lose_power(&mut self, mut keeps: impl FnMut() -> bool) {
         for node in &mut self.nodes {
             match node {
                 Node::File { bytes, given_up } => {
@@ -184,13 +188,21 @@ impl LosingDisk {
         LosingDisk(Arc::new(Mutex::new(state)))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
     /// A copy whose fate is its own.
-    fn fork(&self) -> LosingDisk {
+    pub(super) fn fork(&self) -> LosingDisk {
         LosingDisk(Arc::new(Mutex::new(self.state().clone())))
+    }
+
+    /// A reserve, and from now on nothing else: every byte fails until the reserve is given back.
+    pub(super) fn fill_up(&self, store: &Store<LosingDisk>) {
+        let mut reserve = self.create(&Path::new(ROOT).join(".reserve")).unwrap();
+        self.append(&mut reserve, &[0; 100]).unwrap();
+        *store.reserve_is_whole.lock().unwrap() = true;
+        self.state().trouble = Trouble::FullWhile("/srv/pool/.reserve");
     }
 
     /// Counts a call; `Err` if it is to fail.
@@ -333,7 +345,7 @@ impl Disk for LosingDisk {
     }
 }
 
-const ROOT: &str = "/srv/pool";
+pub(super) const ROOT: &str = "/srv/pool";
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -360,7 +372,7 @@ fn contents(object: &str) -> Vec<Bytes> {
     vec![Bytes::from(format!("contents of {object}: ")), Bytes::from(vec![7; 5000])]
 }
 
-fn open(disk: &LosingDisk) -> Result<Store<LosingDisk>, BackendError> {
+pub(super) fn open(disk: &LosingDisk) -> Result<Store<LosingDisk>, BackendError> {
     Store::open(disk.clone(), ROOT.into(), 0, IfUnmarked::Make)
 }
 
@@ -428,7 +440,7 @@ fn check_power_losses(disk: &LosingDisk, expected: &Expected, context: &str) {
     }
 }
 
-fn new_disk() -> LosingDisk {
+pub(super) fn new_disk() -> LosingDisk {
     let disk = LosingDisk::new();
     disk.make_dir(Path::new("/srv")).unwrap();
     disk.sync_dir(Path::new("/")).unwrap();
@@ -504,11 +516,7 @@ fn a_full_device_can_be_emptied() {
     let disk = new_disk();
     let store = open(&disk).unwrap();
     run(&store, Put("v/1/x")).unwrap();
-    // A reserve, and from now on nothing else: every byte fails until the reserve is given back.
-    let mut reserve = disk.create(&Path::new(ROOT).join(".reserve")).unwrap();
-    disk.append(&mut reserve, &[0; 100]).unwrap();
-    *store.reserve_is_whole.lock().unwrap() = true;
-    disk.state().trouble = Trouble::FullWhile("/srv/pool/.reserve");
+    disk.fill_up(&store);
 
     let object = ObjectName::new("v/1/tombstone").unwrap();
     let refused = store.put(&object, &contents("v/1/tombstone"), Urgency::Normal).unwrap_err();

@@ -62,22 +62,20 @@ impl<D: Disk> Store<D> {
         Ok(Capacity { total_bytes: space.total_bytes, free_bytes })
     }
 
-    /// Gives the zeros back. False when they are gone already: trying again would be no use.
-    pub(super) fn release_reserve(&self) -> bool {
+    /// Gives the zeros back, unless they are gone already.
+    pub(super) fn release_reserve(&self) {
         let mut whole = lock(&self.reserve_is_whole);
         if !*whole {
-            return false;
+            return;
         }
         *whole = false;
         let path = self.root().join(RESERVE_FILE);
         match self.disk.truncate(&path) {
             Ok(()) => {
                 tracing::warn!(path = %path.display(), "the device is full: its reserve is in use");
-                true
             }
             Err(error) => {
                 tracing::error!(path = %path.display(), %error, "the reserve cannot be released");
-                false
             }
         }
     }

@@ -10,11 +10,16 @@
 //! | 4 temporary name gone | as 3 | |
 //! | 5 folder synced | the object | it was answered `Ok` |
 //!
+//! A step 5 that fails takes back what other threads did in that folder, too: `folders.rs`.
+//!
 //! A process that dies between 3 and 5 leaves an object that its successor reads though a power loss could still take
 //! it away. So `open` syncs the whole file system once, before anything is read: what recovery has seen stays.
 
-use super::{disk::Disk, error::Failure};
-use crate::{BackendError, ObjectName, Urgency};
+use super::{disk::Disk, error::Failure, folders::FolderSyncs};
+use crate::{
+    BackendError, ObjectName, Urgency,
+    sync::{Mutex, MutexGuard},
+};
 use bytes::Bytes;
 use ovs_units::planted;
 use std::{
@@ -22,7 +27,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -69,6 +74,7 @@ pub(super) struct Store<D> {
     busy: Mutex<HashSet<String>>,
     /// Folders whose own names are on stable storage, as far as this process knows.
     synced_folders: Mutex<HashSet<PathBuf>>,
+    syncs: FolderSyncs,
 }
 
 impl<D: Disk> Store<D> {
@@ -85,6 +91,7 @@ impl<D: Disk> Store<D> {
             reserve_is_whole: Mutex::default(),
             busy: Mutex::default(),
             synced_folders: Mutex::default(),
+            syncs: FolderSyncs::new(),
         };
         let root = store.root();
         if if_unmarked == IfUnmarked::Make && !store.is_marked() {
@@ -134,6 +141,8 @@ impl<D: Disk> Store<D> {
         let object = name.as_str();
         let _busy = self.claim("delete", object)?;
         let path = self.root.join(object);
+        let folder = parent(&path);
+        let failures = self.syncs.failures(folder);
         let deleted = self.with_reserve(Urgency::Reserve, || match self.disk.unlink(&path) {
             // Gone already, but perhaps by a delete whose sync failed: synced again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -143,8 +152,7 @@ impl<D: Disk> Store<D> {
             done => done.map_err(Failure::at("delete", &path)),
         });
         let deleted = deleted.and_then(|()| {
-            let folder = parent(&path);
-            match self.disk.sync_dir(folder).map_err(Failure::at("sync", folder)) {
+            match self.syncs.sync(&self.disk, folder, failures).map_err(Failure::at("sync", folder)) {
                 Err(failure) if failure.is_absent() => Ok(()),
                 synced => synced,
             }
@@ -218,6 +226,7 @@ impl<D: Disk> Store<D> {
     fn publish(&self, object: &str, parts: &[Bytes]) -> Result<Published, Failure> {
         let path = self.root.join(object);
         let folder = parent(&path);
+        let failures = self.syncs.failures(folder);
         let (temporary, mut file) = self.create_temporary().map_err(Failure::at("write to", &self.root))?;
         // 1. The bytes, synced. 2. The folders. 3. The name.
         let named = self
@@ -242,12 +251,12 @@ impl<D: Disk> Store<D> {
         if planted("directory: its folder is not synced") {
             return Ok(published);
         }
-        let Err(error) = self.disk.sync_dir(folder) else { return Ok(published) };
+        let Err(error) = self.syncs.sync(&self.disk, folder, failures) else { return Ok(published) };
         if matches!(published, Published::New) {
             // A failed sync is not tried again as if nothing had happened: the kernel may have dropped what it could
             // not write. The name goes, and the next attempt makes a new file and a new name.
             let _ = self.disk.unlink(&path);
-            let _ = self.disk.sync_dir(folder);
+            let _ = self.syncs.turn(folder).sync(&self.disk, folder);
         }
         self.forget_folders();
         Err(Failure::at("sync", folder)(error))
@@ -286,13 +295,15 @@ impl<D: Disk> Store<D> {
     }
 
     /// Makes the folders of an object and syncs the one above each, from the top down. One that exists is synced too
-    /// the first time: whoever made it may have died, or may be about to sync it in another thread.
+    /// the first time: whoever made it may have died.
     fn make_folders(&self, object: &str) -> Result<(), Failure> {
         for (at, _) in object.match_indices('/') {
             let folder = self.root.join(&object[..at]);
             if lock(&self.synced_folders).contains(&folder) {
                 continue;
             }
+            let above = parent(&folder);
+            let turn = self.syncs.turn(above);
             match self.disk.make_dir(&folder) {
                 // Below an object: `name` finds out.
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
@@ -301,8 +312,7 @@ impl<D: Disk> Store<D> {
                 }
                 _ => {}
             }
-            let above = parent(&folder);
-            if let Err(error) = self.disk.sync_dir(above) {
+            if let Err(error) = turn.sync(&self.disk, above) {
                 // As for an object's name: made anew by the next attempt. A folder that is in use stays.
                 let _ = self.disk.remove_dir(&folder);
                 self.forget_folders();
@@ -323,10 +333,11 @@ impl<D: Disk> Store<D> {
 
     /// Does it again once with the reserve released, if there is no space and the caller may use that.
     fn with_reserve<T>(&self, urgency: Urgency, work: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+        let was_whole = urgency == Urgency::Reserve && *lock(&self.reserve_is_whole);
         match work() {
-            Err(failure)
-                if failure.is_no_space() && urgency == Urgency::Reserve && self.release_reserve() =>
-            {
+            // Perhaps another thread has released it since: that is as good.
+            Err(failure) if failure.is_no_space() && was_whole => {
+                self.release_reserve();
                 work()
             }
             done => done,

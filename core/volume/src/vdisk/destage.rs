@@ -200,10 +200,10 @@ impl Inner {
             sequence = self.last_sequence.get();
         }
         let record = Record::Tlog { sequence, scos: scos.clone(), entries: entries.clone() };
-        let position = self.append_to_journal(&record).await?;
-        if planted("destage: the buffer is released before the head is committed") {
+        if planted("destage: the buffer is released before the journal has it") {
             self.take_places(layer, &scos, &entries);
         }
+        let position = self.append_to_journal(&record).await?;
         self.commit(|head| {
             head.set_position(position);
             head.sequence = sequence;

@@ -1,0 +1,150 @@
+//! A good checksum over what cannot be: each is refused, and by its name.
+
+use ovs_format::journal::{Position, Record, Target, TlogEntry};
+use ovs_format::log::{BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader, VOIDS_MAX};
+use ovs_format::page::{self, ChildEntry, FANOUT, TABLE_CHUNK};
+use ovs_format::{FormatError, checksum, sco};
+use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
+use std::fmt::Debug;
+use uuid::Uuid;
+
+const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
+const AT: Position = Position { epoch: Epoch(1), index: JournalIndex(0) };
+
+fn check<T: Debug>(answer: Result<T, FormatError>, expected: &str) {
+    let error = answer.expect_err(expected).to_string();
+    assert!(error.contains(expected), "{error}, not {expected}");
+}
+
+/// These bytes with others from `at` on and the checksum of log and journal: of everything but itself.
+fn changed(good: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    let sum = checksum(&[&bytes[..12], &bytes[16..]].concat());
+    bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// The same of a page: of what follows it.
+fn changed_page(good: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    let sum = checksum(&bytes[8..]);
+    bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn in_a_segment_s_header() {
+    let (log, voids) = (Uuid::from_u128(3), Vec::new());
+    let good = SegmentHeader { log, generation: 1, start_lsn: 0, synced_lsn: 0, voids }.encode();
+    let too_many = VOIDS_MAX as u32 + 1;
+    check(SegmentHeader::decode(&changed(&good, 56, &too_many.to_le_bytes())), "void ranges cannot be 65");
+    assert!(SegmentHeader::decode(&changed(&good, 56, &(VOIDS_MAX as u32).to_le_bytes())).is_ok());
+    check(SegmentHeader::decode(&changed(&good, 8, &2u16.to_le_bytes())), "version 2");
+}
+
+#[test]
+fn in_a_batch_s_header() {
+    let record = |count, kind| {
+        let (epoch, sequence, cluster) = (Epoch(1), Sequence(1), Cluster(0));
+        RecordHeader { vdisk: VDISK, epoch, sequence, cluster, count, kind }
+    };
+    let encoded = |records| {
+        BatchHeader { generation: 1, lsn: 1, synced_lsn: 0, floor_lsn: 0, is_seal: false, records }.encode()
+    };
+    let data = encoded(vec![record(2, RecordKind::Data(vec![1, 2])), record(1, RecordKind::Data(vec![3]))]);
+    let zeros = encoded(vec![record(7, RecordKind::Zero)]);
+    let (cluster_at, count_at, kind_at) = (96, 104, 112);
+    check(BatchHeader::decode(&changed(&zeros, kind_at, &[3])), "record kind or count cannot be 3");
+    check(BatchHeader::decode(&changed(&zeros, count_at, &[0])), "record clusters cannot be 0");
+    check(BatchHeader::decode(&changed(&zeros, cluster_at, &[0xff; 8])), "record clusters cannot be 7");
+    let end = ((1u64 << 52) - 7).to_le_bytes();
+    assert!(BatchHeader::decode(&changed(&zeros, cluster_at, &end)).is_ok(), "the last clusters there are");
+    let behind = ((1u64 << 52) - 6).to_le_bytes();
+    check(BatchHeader::decode(&changed(&zeros, cluster_at, &behind)), "record clusters cannot be 7");
+    check(BatchHeader::decode(&changed(&data, count_at, &[3])), "data clusters cannot be 4");
+    check(BatchHeader::decode(&changed(&data, count_at, &[1])), "data clusters cannot be 2");
+    check(BatchHeader::decode(&changed(&data, count_at, &[4])), "record kind or count cannot be 1");
+    check(BatchHeader::decode(&changed(&data, 48, &[3, 0, 0, 1])), "length");
+    check(BatchHeader::decode(&data[..BLOCK_BYTES - 1]), "4096 are needed");
+}
+
+#[test]
+fn in_a_journal_record() {
+    let refused =
+        |record: Record, expected| check(Record::decode(&record.encode(VDISK, AT), VDISK, AT), expected);
+    let resize = Record::Resize { size: ByteCount(1) }.encode(VDISK, AT);
+    check(Record::decode(&changed(&resize, 0, &[0]), VDISK, AT), "magic");
+    check(Record::decode(&changed(&resize, 8, &[9]), VDISK, AT), "version 9");
+    check(Record::decode(&changed(&resize, 10, &[99]), VDISK, AT), "kind cannot be 99");
+    let longer = [&resize[..], &[0]].concat();
+    check(Record::decode(&changed(&longer, 0, &[]), VDISK, AT), "bytes after the end cannot be 1");
+    refused(Record::Resize { size: ByteCount((64 << 40) + 1) }, "size cannot be");
+
+    let sco = sco::encode_header(VDISK, Epoch(1), ScoNumber(1), PutId(Uuid::from_u128(2)), &[7; 9]).1;
+    let tlog = |cluster, count, target| {
+        let entries = vec![TlogEntry { cluster: Cluster(cluster), count, target }];
+        Record::Tlog { sequence: Sequence(5), scos: vec![sco], entries }
+    };
+    let in_sco = |sco, offset| Target::Sco { sco, offset };
+    refused(tlog(0, 0, Target::Zero), "entry clusters cannot be 0");
+    refused(tlog(u64::MAX, 1, Target::Zero), "entry clusters cannot be 1");
+    refused(tlog(1 << 52, 1, Target::Zero), "entry clusters cannot be 1");
+    refused(tlog(0, 10, in_sco(0, 0)), "entry target");
+    refused(tlog(0, 9, in_sco(0, 1)), "entry target");
+    refused(tlog(0, 1, in_sco(1, 0)), "entry target");
+    for good in [tlog(0, 9, in_sco(0, 0)), tlog(7, 1, in_sco(0, 8)), tlog((1 << 52) - 1, 1, Target::Zero)] {
+        assert_eq!(Record::decode(&good.encode(VDISK, AT), VDISK, AT), Ok(good));
+    }
+}
+
+#[test]
+fn in_a_page() {
+    let mut places = [0; FANOUT];
+    places[77] = 5;
+    let leaf = page::encode_leaf(7, &places);
+    check(page::decode_leaf(7, &changed_page(&leaf, 0, &[9])), "magic");
+    check(page::decode_leaf(7, &changed_page(&leaf, 1, &[9])), "version 9");
+    check(page::decode_leaf(7, &changed_page(&leaf, leaf.len() - 8, &[0; 8])), "place cannot be 0");
+    check(page::decode_leaf(7, &changed_page(&[&leaf[..], &[0]].concat(), 0, &[])), "bytes after the end");
+
+    let mut children = [ChildEntry::default(); FANOUT];
+    (children[3], children[4]) = (ChildEntry { page: 1, mapped: 2 }, ChildEntry { page: 2, mapped: 2 });
+    let inner = page::encode_inner(7, &children);
+    let first = inner.len() - 2 * 18;
+    check(
+        page::decode_inner(7, &changed_page(&inner, first, &512u16.to_le_bytes())),
+        "child index cannot be 512",
+    );
+    check(
+        page::decode_inner(7, &changed_page(&inner, first, &4u16.to_le_bytes())),
+        "child index cannot be 4",
+    );
+    check(page::decode_inner(7, &changed_page(&inner, first + 2, &[0; 8])), "child index cannot be 3");
+
+    let sco = sco::encode_header(VDISK, Epoch(1), ScoNumber(1), PutId(Uuid::from_u128(2)), &[7; 9]).1;
+    let refused =
+        |scos: &[sco::ScoRef], expected| check(page::decode_table(7, &page::encode_table(7, scos)), expected);
+    refused(&vec![sco; TABLE_CHUNK + 1], "SCOs cannot be 257");
+    refused(&[sco::ScoRef { cluster_count: 0, ..sco }], "clusters of an SCO cannot be 0");
+    let most = sco::CLUSTERS_MAX as u32;
+    refused(&[sco::ScoRef { cluster_count: most + 1, ..sco }], "clusters of an SCO");
+    let good = vec![sco::ScoRef { cluster_count: most, ..sco }; TABLE_CHUNK];
+    assert_eq!(page::decode_table(7, &page::encode_table(7, &good)), Ok(good));
+}
+
+/// Its checksum is in the map, which may be as wrong.
+#[test]
+fn in_an_sco_s_header() {
+    let (header, reference) =
+        sco::encode_header(VDISK, Epoch(1), ScoNumber(1), PutId(Uuid::from_u128(2)), &[7; 9]);
+    let decoded = |at: usize, with: u8| {
+        let mut header = header.clone();
+        header[at] = with;
+        let header_checksum = checksum(&header);
+        sco::decode_header(&header, &sco::ScoRef { header_checksum, ..reference })
+    };
+    check(decoded(0, 0), "magic");
+    check(decoded(8, 9), "version 9");
+}

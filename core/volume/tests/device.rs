@@ -1,0 +1,44 @@
+//! The files of the write buffer.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
+use ovs_volume::{FileDevice, LogDevice};
+use std::{fs, path::Path};
+
+const SLOT_BYTES: u64 = 64 << 10;
+
+fn refused(directory: &Path, slot_count: usize, slot_bytes: u64, expected: &str) {
+    let error = FileDevice::open(directory, slot_count, slot_bytes).unwrap_err().to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn slots_are_made_and_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("not/yet/there");
+    let device = FileDevice::open(&directory, 2, SLOT_BYTES).unwrap();
+    assert_eq!((device.slot_count(), device.slot_bytes()), (2, SLOT_BYTES));
+    refused(&directory, 2, SLOT_BYTES, "in use by another ovsd");
+    drop(device);
+    // More on demand; fewer or larger never.
+    let device = FileDevice::open(&directory, 3, 2 * SLOT_BYTES).unwrap();
+    assert_eq!((device.slot_count(), device.slot_bytes()), (3, SLOT_BYTES));
+    drop(device);
+    let device = FileDevice::open(&directory, 1, SLOT_BYTES).unwrap();
+    assert_eq!(device.slot_count(), 3);
+    assert_eq!(fs::metadata(directory.join("slot-0002.seg")).unwrap().len(), SLOT_BYTES);
+}
+
+#[test]
+fn what_cannot_be_a_slot_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(folder.path(), 1, 15 * 4096, "must be whole blocks, 16 at least");
+    refused(folder.path(), 1, 16 * 4096 + 1, "must be whole blocks, 16 at least");
+    drop(FileDevice::open(folder.path(), 2, 16 * 4096).unwrap());
+    fs::write(folder.path().join("slot-0001.seg"), [0; 17 * 4096]).unwrap();
+    refused(folder.path(), 2, 16 * 4096, "slot 1 of the write buffer has a wrong size");
+    let file = folder.path().join("a file");
+    fs::write(&file, "").unwrap();
+    assert!(FileDevice::open(&file, 1, SLOT_BYTES).is_err());
+    assert!(FileDevice::open(&file.join("below"), 1, SLOT_BYTES).is_err());
+}
