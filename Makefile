@@ -94,7 +94,7 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 	done
 
 .PHONY: planted
-planted: setup-build ## shows that the tests find each planted defect, and who finds it (20 min)
+planted: setup-build ## shows that the tests find each planted defect, and who finds it (10 min)
 	@/usr/bin/python3 -B tests/planted/run.py
 
 .PHONY: shuttle

@@ -25,6 +25,7 @@ CALLS = ("ovs-tests", "test", "sweep", ["a_failure"], {"OVS_SEEDS": "2"})
 MODEL = ("ovs-tests", "test", "model", [], {})
 FOUND = ("ovs-tests", "test", "found", [], {})
 OFFLINE = ("ovs-tests", "test", "offline", [], {})
+OUTAGE = ("ovs-tests", "test", "outage", [], {})
 ENGINE = ("ovs-volume", "test", "engine", [], {})
 SESSIONS = ("ovs-nbd", "test", "sessions", [], {})
 HEAD = ("ovs-volume", "lib", "ovs_volume", [], {})
@@ -34,7 +35,7 @@ BACKEND = ("ovs-backend", "lib", "ovs_backend", [], {})
 CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [], {})
 
 # Who looks for a defect, by how its name begins: the quick ones and those that find the most first.
-CORE = [HEAD, FOUND, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, MODEL, ENGINE]
+CORE = [HEAD, FOUND, OUTAGE, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, MODEL, ENGINE]
 FINDERS = {"session": [SESSIONS], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND], "registry: a commit": [CLUSTER]}
 
 

@@ -553,3 +553,34 @@ fn a_vdisk_that_is_open_is_not_recovered_over() {
         assert_eq!(byte(&vdisk, 0).await, 2);
     });
 }
+
+/// What waits in the write buffer leaves, whatever is wrong with another vDisk.
+#[test]
+fn an_unreadable_head_holds_up_nobody_else() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let first = create(&engine).await;
+        let request = CreateVdisk {
+            id: VdiskId(Uuid::from_u128(11)),
+            vpool: POOL,
+            size: ByteCount(8 << 20),
+            properties: "{}".into(),
+            base: None,
+            on_full: ON_FULL,
+        };
+        let id = request.id;
+        let second = engine.create_vdisk(request).await.unwrap();
+        put_stable(&first, 3, 7).await;
+        put_stable(&second, 3, 8).await;
+
+        let spoilt = Transaction::new().put(format!("head/{DISK}"), "{");
+        host.registry.commit(spoilt).await.unwrap();
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        engine.claim_buffered(ON_FULL).await.unwrap();
+        let second = engine.vdisk(id).unwrap();
+        second.destage().await.unwrap();
+        assert_eq!(second.stats().buffered, ByteCount(0));
+        assert!(engine.open_vdisk(POOL, DISK, ON_FULL).await.is_err());
+    });
+}

@@ -264,7 +264,14 @@ impl Engine {
                 tracing::warn!(vdisk = %id, dropped, "the write buffer has records of a vDisk that is not known here");
                 continue;
             };
-            let head = Head::decode(id, &entry.value)?;
+            // One that cannot be read is told when it is opened, and the others' data leaves all the same.
+            let head = match Head::decode(id, &entry.value) {
+                Ok(head) => head,
+                Err(error) => {
+                    tracing::error!(vdisk = %id, %error, "a vDisk with data in the write buffer has a head that cannot be read");
+                    continue;
+                }
+            };
             if head.deleted && head.snapshots.is_empty() {
                 self.inner.replayed.borrow_mut().remove(&id);
                 continue;
