@@ -125,8 +125,8 @@ soak: setup-build ## many seeds of the model, the simulation and the crash sweep
 	done
 
 .PHONY: sweep
-sweep: setup-build ## 100,000 crash points and every failing call of 40 workloads (5 min)
-	@OVS_SEEDS=40 OVS_SUBSETS=64 cargo test -q --release --locked -p ovs-tests --test sweep -- --nocapture
+sweep: setup-build ## 150,000 crash points, and every failing call and damage, of 20 workloads (5 min)
+	@OVS_SEEDS=20 OVS_SUBSETS=64 cargo test -q --release --locked -p ovs-tests --test sweep -- --nocapture
 
 .PHONY: demo
 demo: ## PostgreSQL in a container on ovs, ovsd killed under load, a clone beside it (8 min / 1 min)
