@@ -584,3 +584,31 @@ fn an_unreadable_head_holds_up_nobody_else() {
         assert!(engine.open_vdisk(POOL, DISK, ON_FULL).await.is_err());
     });
 }
+
+/// Nor does it hide the others when a vPool is recovered: it is told with what is wrong with it.
+#[test]
+fn a_damaged_tombstone_deletes_nothing_and_hides_nobody() {
+    run(async {
+        let mut host = Host::new(false);
+        let backend = Rc::new(MemoryBackend::new());
+        host.backend = backend.clone();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        vdisk.destage().await.unwrap();
+        drop((vdisk, engine));
+        // Another one, of which nothing but a damaged tombstone is there.
+        let name = format!("v/{}/tombstone", Uuid::from_u128(9).simple());
+        backend.damage(&ovs_backend::ObjectName::new(&name).unwrap(), Some(Bytes::from_static(b"deleted")));
+
+        (host.registry, host.pages) = Default::default();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let found = engine.discover(POOL).await.unwrap();
+        let problem =
+            |id: u128| found.iter().find(|found| found.id.0.as_u128() == id).unwrap().problem.clone();
+        assert!(problem(9).unwrap().contains("tombstone"));
+        assert_eq!(problem(10), None);
+        engine.adopt_vdisk(POOL, DISK).await.unwrap();
+        assert_eq!(byte(&open(&engine).await, 3).await, 7);
+    });
+}

@@ -17,7 +17,13 @@ impl Engine {
         let backend = self.backend(vpool)?;
         let (mut found, mut deleted, mut needed) = (Vec::new(), Vec::new(), HashSet::new());
         for id in vdisks_on(&*backend).await? {
-            let is_deleted = is_deleted(&*backend, id).await?;
+            let is_deleted = match is_deleted(&*backend, id).await {
+                Err(VolumeError::Damaged(reason)) => {
+                    found.push(unreadable(id, vpool, reason));
+                    continue;
+                }
+                answer => answer?,
+            };
             if is_deleted {
                 deleted.push(id);
             }
@@ -29,10 +35,7 @@ impl Engine {
                 }
                 Ok(None) => {} // nothing was ever acknowledged of it
                 Err(VolumeError::Damaged(_)) if is_deleted => {} // its removal was cut short
-                Err(VolumeError::Damaged(reason)) => {
-                    let nothing = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
-                    found.push(found_vdisk(id, &nothing, Some(reason)));
-                }
+                Err(VolumeError::Damaged(reason)) => found.push(unreadable(id, vpool, reason)),
                 Err(error) => return Err(error),
             }
         }
@@ -187,6 +190,12 @@ async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
             Err(_) => after = Some(object.name.clone()), // not ours
         }
     }
+}
+
+/// A vDisk of which no more can be told than what is wrong.
+fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
+    let nothing = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
+    found_vdisk(id, &nothing, Some(reason))
 }
 
 /// What is at the tombstone's place counts only if it is this vDisk's tombstone: everything is removed on its word.
