@@ -20,7 +20,7 @@ mod settle;
 mod sweep;
 mod weather;
 
-use crate::{MemoryDevice, Random, random::mix, stores::Stores};
+use crate::{MemoryDevice, Random, random::mix, stores::Stores, world::a_config};
 use disk::Disk;
 use life::Ending;
 use operator::Admin;
@@ -30,7 +30,6 @@ pub use rot::rot;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::Duration,
 };
 pub use sweep::{Points, fail_every_call, sweep};
 pub use weather::FaultClass;
@@ -164,19 +163,5 @@ impl World {
     fn report(&self) -> Report {
         let (trace_hash, events) = self.weather.trace();
         Report { trace_hash, events, operations: self.model.operations.get(), faults: self.weather.fired() }
-    }
-}
-
-/// Small enough that everything fills, seals and destages within a life.
-fn a_config(random: &Random) -> EngineConfig {
-    EngineConfig {
-        memory_bytes: 64 << 10 << random.below(6),
-        sco_bytes: 16 << 10 << random.below(5),
-        destage_bytes: 32 << 10 << random.below(6),
-        destage_after: Duration::from_millis(100 << random.below(6)),
-        destage_concurrency: 1 + random.below(4) as usize,
-        checkpoint_every: 1 + random.below(6),
-        // Each journal object weighs 64 KiB.
-        copy_map_after: (64 << 10) << random.below(7),
     }
 }

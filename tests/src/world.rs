@@ -504,7 +504,7 @@ fn overlap(one: ByteRange, other: ByteRange) -> bool {
 }
 
 /// Small enough that everything fills, seals and destages within a few steps.
-fn a_config(random: &Random) -> EngineConfig {
+pub(crate) fn a_config(random: &Random) -> EngineConfig {
     EngineConfig {
         memory_bytes: 64 << 10 << random.below(6),
         sco_bytes: 16 << 10 << random.below(5),
