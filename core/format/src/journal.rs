@@ -59,7 +59,8 @@ pub enum Record {
     Start {
         /// The record that it continues from; none for a new vDisk.
         continues: Option<Position>,
-        /// Operations of older epochs after this sequence never happened.
+        /// Operations of older epochs after this sequence never happened; [`Sequence::LAST`] when the epoch follows another in
+        /// the same process.
         starts_after: Sequence,
         /// The vDisk's size when it was made (only with no `continues`).
         size: ByteCount,

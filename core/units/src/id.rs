@@ -85,3 +85,8 @@ counter!(
     /// The number of an SCO within one epoch of a vDisk.
     ScoNumber
 );
+
+impl Sequence {
+    /// None is later.
+    pub const LAST: Sequence = Sequence(crate::COUNTER_MAX - 1);
+}

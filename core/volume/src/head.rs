@@ -139,13 +139,14 @@ impl Head {
                 || planted("epoch: what an older one buffered behind its end counts"))
     }
 
-    /// Forgets what says nothing any more: of the epochs that start at or before the committed sequence only the
-    /// newest counts.
+    /// Forgets what says nothing any more, or never did: of the epochs that start at or before the committed sequence only
+    /// the newest counts, and one that follows in the same process ends none.
     pub(crate) fn prune_epochs(&mut self) {
         let committed = self.sequence;
         let newest =
             self.epochs.iter().filter(|(_, after)| *after <= committed).map(|(epoch, _)| *epoch).max();
-        self.epochs.retain(|(epoch, after)| *after > committed || Some(*epoch) == newest);
+        let is_end = |after: Sequence| after > committed && after != Sequence::LAST;
+        self.epochs.retain(|(epoch, after)| is_end(*after) || Some(*epoch) == newest);
     }
 
     /// Two are kept.
@@ -182,6 +183,7 @@ mod tests {
         assert!(accepted(4, 10));
         // What is committed needs no epochs any more, but for the newest.
         head.sequence = Sequence(8);
+        head.epochs.push((Epoch(5), Sequence::LAST));
         head.prune_epochs();
         assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
         assert!(!head.accepts(Epoch(1), Sequence(9)));

@@ -253,6 +253,17 @@ impl Engine {
         self.inner.vdisks.borrow_mut().insert(vdisk.id(), vdisk);
     }
 
+    /// Whether the write buffer has records of vDisks that no registry knows.
+    pub async fn has_strangers(&self) -> Result<bool, VolumeError> {
+        let waiting: Vec<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        for id in waiting {
+            if self.inner.context.registry.get(&head_key(id)).await?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Opens every vDisk that has records in the write buffer, so that they leave it, and drops the records of vDisks
     /// that no registry knows. Once all backends are attached.
     pub async fn claim_buffered(&self, on_full: OnFull) -> Result<(), VolumeError> {

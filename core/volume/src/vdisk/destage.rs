@@ -10,6 +10,7 @@
 //!
 //! A crash after 1 or 2 leaves objects that nothing names; the data is still in the write buffer.
 
+use super::lifecycle::Next;
 use super::{Inner, Vdisk, count};
 use crate::VolumeError;
 use crate::engine::Context;
@@ -181,7 +182,7 @@ impl Inner {
         self.wait_written(layer).await?;
         self.context.log.sync().await?;
         let _meta = self.meta.lock().await;
-        if self.epoch() != epoch || !self.started.get() {
+        if self.epoch() != epoch || self.next.get() != Next::Record {
             return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));
         }
         // What the map needs in memory is loaded first: after the commit nothing may fail.

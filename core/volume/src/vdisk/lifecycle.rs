@@ -9,12 +9,23 @@ use crate::{Transaction, VolumeError};
 use bytes::Bytes;
 use ovs_format::journal::{Position, Record};
 use ovs_units::{
-    ByteCount, CLUSTER_SIZE_BYTES, Cluster, JournalIndex, SnapshotId, VDISK_SIZE_BYTES_MAX, planted,
+    ByteCount, CLUSTER_SIZE_BYTES, Cluster, JournalIndex, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, planted,
 };
 use std::{rc::Rc, time::Duration};
 
 /// A journal record that the backend does not take within this time is given up, with its epoch.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What may follow in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A start object of an epoch above the head's: that one's own may be on the backend, or the record after the head's.
+    HigherEpoch,
+    /// The start object of the head's epoch: nobody has tried to put it.
+    Start,
+    /// The record after the head's.
+    Record,
+}
 
 impl Vdisk {
     /// Puts the start object of a vDisk that was just made.
@@ -129,13 +140,17 @@ impl Vdisk {
 }
 
 impl Inner {
+    /// Operations may be accepted when this returns `Ok`. Once they may, the backend may be away for as long as it likes.
     pub(super) async fn ensure_started(self: &Rc<Self>) -> Result<(), VolumeError> {
-        if self.started.get() {
+        if self.accepting.get().is_some() {
             return Ok(());
         }
         let inner = self.clone();
         finish_even_if_dropped(async move {
             let _meta = inner.meta.lock().await;
+            if inner.accepting.get().is_some() {
+                return Ok(());
+            }
             inner.start_epoch_if_needed().await
         })
         .await
@@ -172,31 +187,58 @@ impl Inner {
                     return Ok(());
                 }
                 Err(error) => {
-                    self.started.set(false);
+                    self.give_up(record).await;
                     return Err(error);
                 }
             }
         }
     }
 
-    /// Raises the epoch in the registry, puts its start object, commits that. The caller holds `meta`.
-    pub(super) async fn start_epoch_if_needed(&self) -> Result<(), VolumeError> {
-        self.check_not_ended()?;
-        if self.started.get() {
-            return Ok(());
+    /// The registry is told before anything more is accepted, or a crash would take the record that failed for one that
+    /// happened ([`super::load::catch_up`]). Then operations go on being accepted in the epoch that they are in: only the
+    /// journal waits for the backend. Not so behind a record that changes what is read: who has only the backend and the
+    /// write buffer cannot know that it was given up, so nothing may follow it until the backend knows.
+    async fn give_up(&self, record: &Record) {
+        let accepting = self.accepting.take();
+        self.next.set(Next::HigherEpoch);
+        let changes_content = matches!(record, Record::Rollback { .. } | Record::Resize { .. })
+            && !planted("epoch: writes follow a rollback that was given up");
+        if accepting.is_none() || changes_content || self.closing.get() || self.is_ended.get() {
+            return;
         }
-        self.check_serving_or_closing()?;
-        let starts_after = self.last_sequence.get();
+        if self.raise_epoch().await.is_ok() {
+            self.accepting.set(accepting);
+            self.settled.notify_waiters();
+        }
+    }
+
+    async fn raise_epoch(&self) -> Result<(), VolumeError> {
         self.commit(|head| {
             if !planted("epoch: an opening does not raise it") || head.epoch.0 == 0 {
                 head.epoch = head.epoch.next();
             }
-            head.epochs.push((head.epoch, starts_after));
-            head.prune_epochs();
         })
         .await?;
+        self.next.set(Next::Start);
+        Ok(())
+    }
+
+    /// Raises the epoch in the registry, puts its start object, commits that. The caller holds `meta`.
+    pub(super) async fn start_epoch_if_needed(&self) -> Result<(), VolumeError> {
+        self.check_not_ended()?;
+        if self.next.get() == Next::Record {
+            return Ok(());
+        }
+        self.check_serving_or_closing()?;
+        if self.next.get() == Next::HigherEpoch {
+            self.raise_epoch().await?;
+        }
         let head = self.head.borrow().head.clone();
         let is_new = head.position.is_none();
+        // The first epoch after an opening ends those before it here. One that follows in the same process ends nothing:
+        // operations are accepted in the old one until this one is committed, and then in this one.
+        let starts_after =
+            if self.accepting.get().is_none() { self.last_sequence.get() } else { Sequence::LAST };
         let start = Record::Start {
             continues: head.position(),
             starts_after,
@@ -208,8 +250,14 @@ impl Inner {
         if !planted("epoch: no start object") {
             self.put_in_journal(position, &start).await?;
         }
-        self.commit(|head| head.set_position(position)).await?;
-        self.started.set(true);
+        self.commit(|head| {
+            head.set_position(position);
+            head.epochs.push((position.epoch, starts_after));
+            head.prune_epochs();
+        })
+        .await?;
+        self.accepting.set(Some(position.epoch));
+        self.next.set(Next::Record);
         Ok(())
     }
 
@@ -230,7 +278,10 @@ impl Inner {
         let transaction = transaction.compare(&key, revision).put(&key, head.encode());
         let committed = self.context.commit_patiently(transaction, &self.closing).await;
         // What was just put in the journal may be there uncommitted: the next record begins a new epoch.
-        let committed = committed.inspect_err(|_| self.started.set(false))?;
+        let committed = committed.inspect_err(|_| {
+            self.accepting.set(None);
+            self.next.set(Next::HigherEpoch);
+        })?;
         match committed {
             Some(revision) => {
                 *self.head.borrow_mut() = VersionedHead { head, revision };

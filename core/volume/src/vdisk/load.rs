@@ -9,6 +9,7 @@
 //! | records missing between others | nothing: they were superseded within the write buffer before their slot was reused |
 //! | the log reports damage that may concern the vDisk | DAMAGED, kept in the head |
 
+use super::lifecycle::Next;
 use super::snapshot::CloneSource;
 use super::{Counters, Inner, SnapshotNode, Vdisk};
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
@@ -52,7 +53,8 @@ impl Vdisk {
             closing: Cell::new(false),
             is_ended: Cell::new(false),
             last_sequence: Cell::new(head.head.sequence),
-            started: Cell::new(false),
+            accepting: Cell::new(None),
+            next: Cell::new(Next::HigherEpoch),
             next_sco: Cell::new(0),
             active: RefCell::new(Layer::new()),
             sealed: RefCell::new(VecDeque::new()),

@@ -63,8 +63,10 @@ pub(crate) struct Inner {
 
     /// The last operation accepted.
     last_sequence: Cell<Sequence>,
-    /// The epoch of what is being appended; `started` once its start object is on the backend.
-    started: Cell<bool>,
+    /// The epoch in which operations are accepted: the newest whose start object is on the backend. None before the first
+    /// after an opening.
+    accepting: Cell<Option<Epoch>>,
+    next: Cell<lifecycle::Next>,
     next_sco: Cell<u64>,
     active: RefCell<Rc<Layer>>,
     sealed: RefCell<VecDeque<Rc<Layer>>>,

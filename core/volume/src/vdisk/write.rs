@@ -5,7 +5,9 @@ use crate::VolumeError;
 use crate::engine::OnFull;
 use crate::log::{Append, Record, Room, RoomFor};
 use bytes::{Bytes, BytesMut};
-use ovs_units::{ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, planted};
+use ovs_units::{
+    ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, Epoch, planted,
+};
 use std::rc::{Rc, Weak};
 
 /// A buffer from which nothing has left for this long is stuck.
@@ -127,25 +129,25 @@ impl Inner {
                 false => Some(self.claim(cluster).await?),
             };
             let whole = ClusterRange { start: cluster, count: ClusterCount(1) };
-            let old = self.read_to_change(whole).await?;
+            let (epoch, old) = self.read_to_change(whole).await?;
             let mut new = BytesMut::from(&old[..]);
             new[(from - first) as usize..(to - first) as usize].copy_from_slice(&part);
             self.writable(whole.start.byte_offset(), CLUSTER_SIZE_BYTES)?;
-            records.push(Rc::downgrade(&self.accept(room, whole, Some(new.freeze()))));
+            records.push(Rc::downgrade(&self.accept(room, epoch, whole, Some(new.freeze()))));
         }
         Ok(())
     }
 
-    /// The claimed cluster as it is now: read again if the map was replaced meanwhile.
-    async fn read_to_change(self: &Rc<Self>, cluster: ClusterRange) -> Result<Bytes, VolumeError> {
+    /// The claimed cluster as it is now, and the epoch to write it back in: read again if the map was replaced meanwhile.
+    async fn read_to_change(self: &Rc<Self>, cluster: ClusterRange) -> Result<(Epoch, Bytes), VolumeError> {
         loop {
             self.wait_unfrozen().await?;
             let freezes = self.freezes.get();
             let bytes = self.read_view(&self.view(), cluster.bytes()).await?;
-            if !self.started.get() {
-                self.ensure_started().await?;
-            } else if self.freezes.get() == freezes {
-                return Ok(bytes);
+            match self.accepting.get() {
+                Some(epoch) if self.freezes.get() == freezes => return Ok((epoch, bytes)),
+                Some(_) => {}
+                None => self.ensure_started().await?,
             }
         }
     }
@@ -168,25 +170,25 @@ impl Inner {
             let payload = data.as_ref().map(|data| data.slice(bytes(done)..bytes(done + part.count.0)));
             let whom = if payload.is_some() { RoomFor::Write } else { RoomFor::Zero };
             let room = self.admit(payload.as_ref().map_or(0, |_| part.count.0), whom).await?;
-            while self.is_busy(part) || self.frozen.get() > 0 || !self.started.get() {
-                self.check_serving()?;
-                if self.started.get() {
-                    self.settled.notified().await;
-                } else {
-                    self.ensure_started().await?;
+            let epoch = loop {
+                match self.accepting.get() {
+                    Some(epoch) if !self.is_busy(part) && self.frozen.get() == 0 => break epoch,
+                    Some(_) => self.settled.notified().await,
+                    None => self.ensure_started().await?,
                 }
-            }
+                self.check_serving()?;
+            };
             // A shrink may have come in between.
             self.writable(part.start.byte_offset(), part.bytes().length.0)?;
-            records.push(Rc::downgrade(&self.accept(room, part, payload)));
+            records.push(Rc::downgrade(&self.accept(room, epoch, part, payload)));
             done += part.count.0;
         }
         Ok(())
     }
 
-    /// Takes the operation into the vDisk's order. One step, without a wait, and since the epoch was last seen to be
-    /// started: while one is given up and the next begins, what is accepted would be of the old one and behind its end.
-    fn accept(&self, room: Room, range: ClusterRange, data: Option<Bytes>) -> Rc<Record> {
+    /// Takes the operation into the vDisk's order, in the epoch that accepts. One step, without a wait since that was looked
+    /// up: the next epoch may begin at any other time, and what is accepted in this one then is behind its end.
+    fn accept(&self, room: Room, epoch: Epoch, range: ClusterRange, data: Option<Bytes>) -> Rc<Record> {
         let last = self.last_sequence.get();
         let sequence = if planted("write: it takes its predecessor's number") && last.0 > 0 {
             last
@@ -194,8 +196,8 @@ impl Inner {
             last.next()
         };
         self.last_sequence.set(sequence);
-        let (vdisk, epoch) = (self.id, self.epoch());
-        let append = Append { vdisk, epoch, sequence, cluster: range.start, count: range.count.0, data };
+        let append =
+            Append { vdisk: self.id, epoch, sequence, cluster: range.start, count: range.count.0, data };
         let record = self.context.log.append(room, append);
         let active = self.active.borrow().clone();
         active.insert(record.clone(), self.context.clock.now());
