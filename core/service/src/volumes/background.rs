@@ -92,8 +92,12 @@ impl Volumes {
 
     async fn retry(self: &Rc<Self>) {
         for pool in self.all_pools() {
+            let was_unasked = self.unasked.borrow_mut().remove(&pool.record().id);
+            if was_unasked && pool.backend().is_some() {
+                self.complete(&pool).await;
+            }
             if pool.backend().is_none() {
-                match self.rebuild_pool(&pool).await {
+                match self.use_pool(&pool).await {
                     Ok(()) => {
                         self.publish_vpool(EventKind::VpoolState, &pool);
                         tracing::warn!(vpool = %pool.record().name, "a vPool can be used again");

@@ -27,6 +27,14 @@ pub struct Inventory {
     /// vPools.
     #[serde(default)]
     pub vpools: Vec<KnownVpool>,
+    /// vPools whose vDisks may not all be known here: the registry was lost, and what it knew of them has not been taken in
+    /// whole since. Data in the write buffer of a vDisk that nobody knows is kept while there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<VpoolId>,
+    /// There was neither a registry nor this file, and yet the write buffer had data of vDisks: it is kept until their
+    /// vPools have been recovered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_strangers: bool,
 }
 
 /// A backend.
@@ -58,7 +66,14 @@ pub struct KnownVpool {
 impl Inventory {
     /// Of a host that has nothing yet.
     pub fn new(host: Uuid) -> Inventory {
-        Inventory { format: FORMAT, host, backends: Vec::new(), vpools: Vec::new() }
+        Inventory {
+            format: FORMAT,
+            host,
+            backends: Vec::new(),
+            vpools: Vec::new(),
+            incomplete: Vec::new(),
+            has_strangers: false,
+        }
     }
 
     /// Reads the file; `None` when there is none.
@@ -115,6 +130,8 @@ mod tests {
             backend: Uuid::from_u128(3),
             namespace: "vpool-x".into(),
         });
+        inventory.incomplete.push(VpoolId(Uuid::from_u128(2)));
+        inventory.has_strangers = true;
         inventory.store(&path).unwrap();
         assert_eq!(Inventory::load(&path).unwrap(), Some(inventory));
     }

@@ -50,7 +50,7 @@ use ovs_units::{Name, VdiskId, VpoolId};
 use ovs_volume::{Chance, Clock, Engine, Registry};
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     rc::Rc,
     sync::Arc,
@@ -117,8 +117,10 @@ pub struct Volumes {
     /// Numbers of events below this are reserved.
     events_reserved: Cell<u64>,
     is_stopping: Cell<bool>,
-    /// A rebuilt registry may lack a vDisk that its backend could not tell of.
+    /// The registry was rebuilt in this life, or is still being: it lacks attachments, and maybe vDisks.
     is_rebuilt: Cell<bool>,
+    /// vPools whose backends could not be asked what is missing here.
+    unasked: RefCell<BTreeSet<VpoolId>>,
 }
 
 impl Volumes {
@@ -132,9 +134,11 @@ impl Volumes {
         self.is_stopping.get()
     }
 
-    /// True when every vPool serves and the registry was not rebuilt in this life: what it does not know does not exist.
+    /// True when every vPool serves and nothing of one is missing here: what the registry does not know does not exist.
     pub(crate) fn is_all_known(&self) -> bool {
-        !self.is_rebuilt.get() && self.pools.borrow().values().all(|pool| pool.backend().is_some())
+        let inventory = self.inventory.borrow();
+        let is_whole = inventory.incomplete.is_empty() && !inventory.has_strangers;
+        is_whole && self.pools.borrow().values().all(|pool| pool.backend().is_some())
     }
 
     /// Tells watchers that something happened.

@@ -11,7 +11,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
-    inventory::{KnownBackend, KnownVpool},
+    inventory::{Inventory, KnownBackend, KnownVpool},
     problem::{from_backend, from_catalogue, not_found},
 };
 use crate::process::make_durable_folder;
@@ -549,9 +549,16 @@ impl Volumes {
     pub(super) async fn write_inventory(&self) -> Result<(), Problem> {
         let _locked = self.locks.lock("inventory").await;
         let backends = self.all_backends().await?;
-        let log = |error: CatalogueError| tracing::error!(%error, "a vPool's record cannot be read");
+        let mut are_all_read = true;
+        let log = |error: CatalogueError| {
+            tracing::error!(%error, "a vPool's record cannot be read");
+            are_all_read = false;
+        };
         let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
         let mut inventory = self.inventory.borrow().clone();
+        inventory
+            .incomplete
+            .retain(|id| !are_all_read || vpools.iter().any(|stored| stored.record.id == *id));
         inventory.backends = backends
             .into_iter()
             .map(|known| KnownBackend {
@@ -571,6 +578,10 @@ impl Volumes {
                 namespace: stored.record.namespace,
             })
             .collect();
+        self.store_inventory(inventory).await
+    }
+
+    pub(super) async fn store_inventory(&self, inventory: Inventory) -> Result<(), Problem> {
         let path = self.settings.paths.state_dir().join("vpools.json");
         let file = inventory.clone();
         let written = tokio::task::spawn_blocking(move || file.store(&path)).await;

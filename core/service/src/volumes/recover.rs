@@ -45,52 +45,72 @@ impl Outcome {
 }
 
 impl Volumes {
-    /// Rebuilds an empty registry from `vpools.json` and the backends that it names.
+    /// What `vpools.json` knows and a lost registry does not: placeholders, until their backends tell the rest.
     pub(super) async fn rebuild_registry(self: &Rc<Self>, known: &Inventory) -> Result<(), Problem> {
-        for backend in &known.backends {
-            let record = BackendRecord {
-                format: FORMAT,
-                uuid: backend.uuid,
-                name: backend.name.clone(),
-                version: 1,
-                kind: "dir".into(),
-                path: backend.path.clone(),
-                created_ms: backend.created_ms,
-                request: serde_json::Value::Null,
-            };
-            self.catalogue.restore(record).await.map_err(from_catalogue)?;
-        }
-        for vpool in &known.vpools {
-            let record = placeholder(vpool, self.clock.wall_ms());
-            let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
-            let pool = Rc::new(Pool::new(stored.record));
-            if let Err(problem) = self.rebuild_pool(&pool).await {
-                self.keep_pool_offline(&pool, problem.detail);
+        let incomplete = self.inventory.borrow().incomplete.clone();
+        for vpool in known.vpools.iter().filter(|vpool| incomplete.contains(&vpool.id)) {
+            if self.catalogue.find::<VpoolRecord>(vpool.id.0).await.map_err(from_catalogue)?.is_some() {
+                continue;
             }
+            for backend in known.backends.iter().filter(|backend| backend.uuid == vpool.backend) {
+                let record = BackendRecord {
+                    format: FORMAT,
+                    uuid: backend.uuid,
+                    name: backend.name.clone(),
+                    version: 1,
+                    kind: "dir".into(),
+                    path: backend.path.clone(),
+                    created_ms: backend.created_ms,
+                    request: serde_json::Value::Null,
+                };
+                self.catalogue.restore(record).await.map_err(from_catalogue)?;
+            }
+            let record = placeholder(vpool, self.clock.wall_ms());
+            self.catalogue.restore(record).await.map_err(from_catalogue)?;
         }
         Ok(())
     }
 
-    /// Brings a vPool into use; one that only `vpools.json` tells of learns the rest from its backend first.
-    pub(super) async fn rebuild_pool(self: &Rc<Self>, pool: &Rc<Pool>) -> Result<(), Problem> {
+    /// Brings a vPool into use. One that only `vpools.json` tells of learns the rest from its backend first, and takes in
+    /// its vDisks.
+    pub(super) async fn use_pool(self: &Rc<Self>, pool: &Rc<Pool>) -> Result<(), Problem> {
         let record = pool.record();
         let store = self.open_pool_backend(&record).await?;
-        if record.version > 0 {
-            self.attach_pool(pool, store);
-            return Ok(());
+        if record.version == 0 {
+            let config = self.config_of(&*store, &record.name).await?;
+            let config = VpoolRecord { state: State::Ready, ..config };
+            pool.set_record(self.catalogue.restore(config).await.map_err(from_catalogue)?.record);
         }
-        let config = self.config_of(&*store, &record.name).await?;
-        let stored = self
-            .catalogue
-            .restore(VpoolRecord { state: State::Ready, ..config })
-            .await
-            .map_err(from_catalogue)?;
-        pool.set_record(stored.record);
         self.attach_pool(pool, store);
-        let outcome = self.take_in_vdisks(pool, None).await?;
-        tracing::warn!(vpool = %record.name, outcome = %outcome.to_json(), "a vPool was rebuilt from its backend");
-        self.publish_vpool(EventKind::VpoolRecovered, pool);
+        self.complete(pool).await;
         Ok(())
+    }
+
+    /// Takes in what may be missing of a vPool since the registry was lost. When its backend cannot be asked it is asked
+    /// again later.
+    pub(super) async fn complete(self: &Rc<Self>, pool: &Rc<Pool>) {
+        let record = pool.record();
+        if !self.inventory.borrow().incomplete.contains(&record.id) || pool.is_recovering() {
+            return;
+        }
+        match self.take_in_vdisks(pool, None).await {
+            Ok(outcome) => {
+                tracing::warn!(vpool = %record.name, outcome = %outcome.to_json(), "a vPool was rebuilt from its backend");
+                self.publish_vpool(EventKind::VpoolRecovered, pool);
+            }
+            Err(problem) => {
+                tracing::error!(vpool = %record.name, %problem, "a vPool cannot be rebuilt from its backend so far");
+                self.unasked.borrow_mut().insert(record.id);
+            }
+        }
+    }
+
+    /// Changes what `vpools.json` says of the registry's state. It is stable when this returns.
+    pub(super) async fn change_inventory(&self, change: impl FnOnce(&mut Inventory)) -> Result<(), Problem> {
+        let _locked = self.locks.lock("inventory").await;
+        let mut inventory = self.inventory.borrow().clone();
+        change(&mut inventory);
+        self.store_inventory(inventory).await
     }
 
     async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
@@ -191,8 +211,10 @@ impl Volumes {
         let found = self.engine.discover(vpool).await.map_err(from_volume)?;
         let total = found.len() as u64;
         let mut outcome = Outcome { found: total, ..Outcome::default() };
+        let mut is_whole = true;
         for (done, found) in (1..).zip(children_first(found)) {
             if running.is_some_and(Running::is_cancelled) || self.is_stopping() {
+                is_whole = false;
                 break;
             }
             let id = found.id;
@@ -208,6 +230,9 @@ impl Volumes {
                 running.progress(done, Some(total));
             }
         }
+        if is_whole && outcome.problems.is_empty() {
+            self.note_complete(vpool).await?;
+        }
         // Opened only now: a parent that is open does not learn of its clones any more.
         for id in &outcome.taken_in {
             if let Err(problem) = self.ensure_open(*id).await {
@@ -216,6 +241,20 @@ impl Volumes {
             }
         }
         Ok(outcome)
+    }
+
+    async fn note_complete(&self, vpool: VpoolId) -> Result<(), Problem> {
+        self.unasked.borrow_mut().remove(&vpool);
+        let told = self.inventory.borrow().clone();
+        let has_strangers = told.has_strangers && self.engine.has_strangers().await.map_err(from_volume)?;
+        if told.incomplete.contains(&vpool) || told.has_strangers != has_strangers {
+            self.change_inventory(|inventory| {
+                inventory.incomplete.retain(|other| *other != vpool);
+                inventory.has_strangers = has_strangers;
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {

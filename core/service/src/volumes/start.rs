@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!  registry ─▶ backends, vPools ─▶ half-made things finished or abandoned ─▶ attachments ─▶ doors ─▶ vDisks, one by one
-//!  registry empty, vpools.json not ─▶ rebuilt from the backends first
+//!  registry empty, vpools.json not ─▶ rebuilt from the backends first; until that is done, at every start
 //! ```
 //!
 //! What cannot be opened is kept with its reason and tried again; it never keeps ovsd from starting.
 
 use super::{
-    Pool, Settings, Volumes, VolumesParts, background::Alarms, inventory::Inventory, problem::from_catalogue,
+    Pool, Settings, Volumes, VolumesParts,
+    background::Alarms,
+    inventory::Inventory,
+    problem::{from_catalogue, from_volume},
 };
 use crate::{events::Events, sockets::VdiskSockets};
 use anyhow::Context;
@@ -69,6 +72,7 @@ impl Volumes {
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
             is_rebuilt: Cell::new(false),
+            unasked: RefCell::default(),
         });
         volumes.bring_up(is_first_start).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
         Ok(volumes)
@@ -83,12 +87,17 @@ impl Volumes {
                 vpools = known.vpools.len(),
                 "the registry is empty: it is rebuilt from the backends"
             );
-            self.is_rebuilt.set(true);
-            self.rebuild_registry(&known).await?;
-        } else {
-            for stored in vpools {
-                self.bring_up_vpool(stored).await;
-            }
+            let all = known.vpools.iter().map(|vpool| vpool.id).collect();
+            self.change_inventory(|inventory| inventory.incomplete = all).await?;
+        }
+        if vpools.is_empty() && is_first_start && self.engine.has_strangers().await.map_err(from_volume)? {
+            tracing::warn!("the write buffer has data of vDisks that nobody knows: recover their vPools");
+            self.change_inventory(|inventory| inventory.has_strangers = true).await?;
+        }
+        self.is_rebuilt.set(!self.is_all_known());
+        self.rebuild_registry(&known).await?;
+        for stored in self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)? {
+            self.bring_up_vpool(stored).await;
         }
         if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {
             self.make_default_vpool().await?;
@@ -103,9 +112,8 @@ impl Volumes {
         match record.state {
             State::Ready => {
                 let pool = Rc::new(Pool::new(record.clone()));
-                match self.open_pool_backend(&record).await {
-                    Ok(store) => self.attach_pool(&pool, store),
-                    Err(problem) => self.keep_pool_offline(&pool, problem.detail),
+                if let Err(problem) = self.use_pool(&pool).await {
+                    self.keep_pool_offline(&pool, problem.detail);
                 }
             }
             State::Creating => {

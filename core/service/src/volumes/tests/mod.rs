@@ -16,8 +16,11 @@ use ovs_volume::{
     Transaction, VolumeError,
 };
 use std::{cell::Cell, path::Path};
+use tokio::sync::Notify;
 
 type LocalBoxFuture<'a, T> = futures_util::future::LocalBoxFuture<'a, T>;
+
+const BUFFER_SLOTS: usize = 8;
 
 /// What survives a crash of the process.
 pub(super) struct World {
@@ -59,23 +62,50 @@ impl World {
         death: Death,
         body: impl AsyncFnOnce(Rc<Volumes>) -> T,
     ) -> (T, u64) {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let local = tokio::task::LocalSet::new();
-        let mortal = Rc::new(MortalRegistry {
-            registry: self.registry.clone(),
-            commits_left: Cell::new(u64::MAX),
-            commits: Cell::new(0),
-            death,
-        });
-        let done = local.block_on(&runtime, async {
+        let mortal = self.mortal(u64::MAX, death);
+        let done = run(async {
             let volumes = self.start(mortal.clone()).await;
             mortal.commits.set(0);
             mortal.commits_left.set(commits);
             body(volumes).await
         });
-        drop(local);
         (done, mortal.commits.get())
+    }
+
+    /// As [`World::mortal_life`] with what ovsd does by itself: commits count from the beginning. If there is a vPool
+    /// that works, somebody fills the write buffer several times over.
+    pub(super) fn short_life(&self, commits: u64, death: Death) -> u64 {
+        let mortal = self.mortal(commits, death);
+        run(async {
+            let living = async {
+                let volumes = self.start(mortal.clone()).await;
+                volumes.begin_background();
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                if volumes.create_vdisk(new_vdisk("filler", 1 << 20), no_terms()).await.is_ok() {
+                    for _ in 0..3 * BUFFER_SLOTS {
+                        write(&volumes, "filler", 0, 9, 1 << 20).await;
+                    }
+                    let purge = ovs_api::DeleteVdiskQuery { purge: true };
+                    volumes.delete_vdisk(vdisk_ref("filler"), purge, no_terms()).await.unwrap();
+                }
+            };
+            // The clock of a test runs ahead of its disk: no timeout says that somebody is dead.
+            tokio::select! {
+                () = living => {}
+                () = mortal.died.notified() => {}
+            }
+        });
+        mortal.commits.get()
+    }
+
+    fn mortal(&self, commits: u64, death: Death) -> Rc<MortalRegistry> {
+        Rc::new(MortalRegistry {
+            registry: self.registry.clone(),
+            commits_left: Cell::new(commits),
+            commits: Cell::new(0),
+            death,
+            died: Notify::new(),
+        })
     }
 
     async fn start(&self, registry: Rc<MortalRegistry>) -> Rc<Volumes> {
@@ -83,7 +113,7 @@ impl World {
         std::fs::create_dir_all(paths.state_dir()).unwrap();
         std::fs::create_dir_all(paths.nbd_dir()).unwrap();
         let clock = Rc::new(TestClock { start: tokio::time::Instant::now(), wall_ms: self.wall_ms.clone() });
-        let buffer = FileDevice::open(&paths.state_dir().join("buffer"), 8, 1 << 20).unwrap();
+        let buffer = FileDevice::open(&paths.state_dir().join("buffer"), BUFFER_SLOTS, 1 << 20).unwrap();
         let parts = EngineParts {
             clock: clock.clone(),
             chance: Rc::new(SystemChance),
@@ -125,6 +155,12 @@ impl World {
     }
 }
 
+fn run<T>(life: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, life)
+}
+
 /// When a registry dies: before or after its last commit takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Death {
@@ -137,6 +173,7 @@ struct MortalRegistry {
     commits_left: Cell<u64>,
     commits: Cell<u64>,
     death: Death,
+    died: Notify,
 }
 
 impl Registry for MortalRegistry {
@@ -156,10 +193,12 @@ impl Registry for MortalRegistry {
             if left == 0 || (left == 1 && self.death == Death::Before) {
                 // As a process that is dead: it never hears the answer.
                 self.commits_left.set(0);
+                self.died.notify_one();
                 return std::future::pending().await;
             }
             let committed = self.registry.commit(transaction).await;
             if left == 1 {
+                self.died.notify_one();
                 return std::future::pending().await;
             }
             committed

@@ -90,6 +90,129 @@ fn unsent_writes_survive_a_lost_registry() {
     world.life(async |volumes: Rc<Volumes>| assert_eq!(byte_at(&volumes, "a", 4096).await, 8));
 }
 
+/// A vDisk with data that only the write buffer has, and one without.
+fn world_with_unsent_writes() -> World {
+    let mut world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        for text in ["a", "b"] {
+            volumes.create_vdisk(new_vdisk(text, 1 << 20), no_terms()).await.unwrap();
+        }
+        write(&volumes, "a", 4096, 8, 4096).await;
+    });
+    world.lose_registry();
+    world
+}
+
+fn check_unsent_writes(world: &World) {
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(byte_at(&volumes, "a", 4096).await, 8);
+        let shown = volumes.list_vdisks(VdiskQuery::default()).await.unwrap().items;
+        let names: Vec<_> = shown.iter().map(|vdisk| vdisk.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(volumes.is_all_known());
+    });
+}
+
+#[test]
+fn unsent_writes_survive_a_rebuild_cut_off_at_any_commit() {
+    let commits = world_with_unsent_writes().short_life(u64::MAX, Death::Before);
+    assert!(commits > 5, "{commits}");
+    for n in 1..=commits {
+        for death in [Death::Before, Death::After] {
+            let world = world_with_unsent_writes();
+            world.short_life(n, death);
+            world.short_life(u64::MAX, death);
+            check_unsent_writes(&world);
+        }
+    }
+}
+
+/// As a NAS that is mounted too late; seen by the next start, or by the same process.
+#[test]
+fn unsent_writes_survive_a_backend_that_comes_late() {
+    for by_restart in [true, false] {
+        let world = world_with_unsent_writes();
+        let folder = world.paths().state_dir().join("backend");
+        let away = world.path().join("away");
+        std::fs::rename(&folder, &away).unwrap();
+        if by_restart {
+            world.short_life(u64::MAX, Death::Before);
+            std::fs::rename(&away, &folder).unwrap();
+            world.short_life(u64::MAX, Death::Before);
+        } else {
+            world.life(async |volumes: Rc<Volumes>| {
+                volumes.begin_background();
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                assert!(!volumes.is_all_known());
+                std::fs::rename(&away, &folder).unwrap();
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                assert_eq!(byte_at(&volumes, "a", 4096).await, 8);
+            });
+        }
+        check_unsent_writes(&world);
+    }
+}
+
+/// What is wrong with a vDisk on the backend is made good by somebody, some starts later.
+#[test]
+fn unsent_writes_survive_a_vdisk_that_cannot_be_taken_in() {
+    let world = world_with_unsent_writes();
+    let journals = journals(&world.paths().state_dir().join("backend"));
+    let broken: Vec<_> = journals.iter().map(|path| (path, std::fs::read(path).unwrap())).collect();
+    for (path, bytes) in &broken {
+        std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    for _ in 0..2 {
+        world.short_life(u64::MAX, Death::Before);
+    }
+    world.life(async |volumes: Rc<Volumes>| assert!(!volumes.is_all_known()));
+    for (path, bytes) in broken {
+        std::fs::write(path, bytes).unwrap();
+    }
+    world.life(async |volumes: Rc<Volumes>| {
+        let task = volumes.recover_vpool(name("default")).await.unwrap().0;
+        volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+    });
+    check_unsent_writes(&world);
+}
+
+/// Every file of the journals below a folder.
+fn journals(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(journals(&entry.path()));
+        } else if entry.path().components().any(|part| part.as_os_str() == "j") {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// The registry and `vpools.json` are lost, the write buffer is not: it waits until its vPool is recovered.
+#[test]
+fn unsent_writes_survive_the_loss_of_everything_but_the_write_buffer() {
+    let world = world_with_unsent_writes();
+    let disk = world.path().join("disk");
+    std::fs::rename(world.paths().state_dir().join("backend/default"), &disk).unwrap();
+    std::fs::remove_file(world.paths().state_dir().join("vpools.json")).unwrap();
+    for _ in 0..2 {
+        world.short_life(u64::MAX, Death::Before);
+    }
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
+        let backend = CreateBackend {
+            name: name("found"),
+            kind: BackendKind::Dir,
+            path: disk.to_string_lossy().into_owned(),
+        };
+        let request = RecoverVpool { name: name("default"), backend };
+        let task = volumes.recover_lost_vpool(request).await.unwrap().0;
+        volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+    });
+    check_unsent_writes(&world);
+}
+
 /// The rebuild opens them before the doors are.
 #[test]
 fn after_a_lost_registry_a_vdisks_own_socket_is_served() {
