@@ -16,6 +16,7 @@ use uuid::Uuid;
 const POOL: VpoolId = VpoolId(Uuid::from_u128(1));
 const FIRST: VdiskId = VdiskId(Uuid::from_u128(10));
 const SECOND: VdiskId = VdiskId(Uuid::from_u128(11));
+const SNAPSHOT: SnapshotId = SnapshotId(Uuid::from_u128(20));
 const ON_FULL: OnFull = OnFull::Stall { timeout: None };
 
 async fn create(engine: &Engine, id: VdiskId) -> Vdisk {
@@ -29,6 +30,8 @@ async fn put(vdisk: &Vdisk, number: u64, byte: u8) {
     vdisk.write(ByteOffset(number * 4096), vec![byte; 4096].into(), false).await.unwrap();
 }
 
+type NewFault = fn() -> Fault;
+
 /// A host whose backend can be told what to do with some objects.
 #[derive(Clone)]
 struct Host {
@@ -37,14 +40,14 @@ struct Host {
     backend: Rc<dyn Backend>,
     registry: Rc<MemoryRegistry>,
     pages: Rc<MemoryPages>,
-    fault: Rc<Cell<Option<fn() -> Fault>>>,
+    fault: Rc<Cell<Option<NewFault>>>,
 }
 
 impl Host {
     /// `object`: part of the name of the objects that the fault is for.
     fn new(object: String) -> Host {
         let random = Rc::new(Random::new(7));
-        let fault = Rc::new(Cell::new(None::<fn() -> Fault>));
+        let fault = Rc::new(Cell::new(None::<NewFault>));
         let told = Rc::clone(&fault);
         let schedule = move |call: &Call<'_>| {
             let is_meant = call.operation == Operation::Put && call.object.contains(&object);
@@ -134,7 +137,7 @@ fn a_vdisk_writes_on_while_the_backend_is_away() {
             put(&vdisk, minute, 1).await;
             vdisk.write(ByteOffset(minute * 4096 + 7), vec![9; 5].into(), true).await.unwrap();
             assert!(sent.elapsed() < Duration::from_secs(1), "a write took {:?}", sent.elapsed());
-            assert!(vdisk.snapshot(SnapshotId(Uuid::new_v4()), "s".parse().unwrap()).await.is_err());
+            assert!(vdisk.snapshot(SNAPSHOT, "s".parse().unwrap()).await.is_err());
             tokio::time::sleep(Duration::from_secs(40)).await;
         }
         assert!(vdisk.stats().epoch.0 > epoch.0 + 10, "{}", vdisk.stats().epoch);
@@ -205,13 +208,12 @@ fn a_rollback_that_failed_does_not_happen_later() {
         let host = Host::new("/j/".into());
         let engine = host.start().await;
         let vdisk = create(&engine, FIRST).await;
-        let snapshot = SnapshotId(Uuid::new_v4());
         put(&vdisk, 0, 1).await;
-        vdisk.snapshot(snapshot, "before".parse().unwrap()).await.unwrap();
+        vdisk.snapshot(SNAPSHOT, "before".parse().unwrap()).await.unwrap();
         put(&vdisk, 0, 2).await;
         vdisk.destage().await.unwrap();
         host.fault.set(Some(|| Fault::ErrorAfter));
-        vdisk.rollback(snapshot).await.unwrap_err();
+        vdisk.rollback(SNAPSHOT).await.unwrap_err();
         expect(&vdisk, 0, 2).await;
         let refused = vdisk.write(ByteOffset(4096), vec![9; 4096].into(), false).await;
         assert!(matches!(refused, Err(VolumeError::Retry(_))), "{refused:?}");
