@@ -45,6 +45,7 @@ check: setup-build ## the quick loop: format, lints, tests without root or netwo
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	mkdir -p $(TARGET_DIR)
 	: >$(TOTALS)
+	export OVS_REPORT=$(TOTALS)
 	if cargo nextest --version >/dev/null 2>&1; then
 	    cargo nextest run --workspace --locked --color=never 2>&1 | tee $(TARGET_DIR)/check.log
 	    grep -E '^ *Summary' $(TARGET_DIR)/check.log | sed 's/^ */nextest:     /' >>$(TOTALS)
@@ -64,10 +65,12 @@ integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx agai
 	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
 
 .PHONY: test
-test: ## every test there is: check, then integration; prints the totals (25 min / 15 min)
+test: ## every test there is: check, planted defects, threads, integration; prints the totals (30 min / 20 min)
 	@SECONDS=0
 	$(MAKE) setup
 	$(MAKE) check
+	$(MAKE) planted
+	$(MAKE) shuttle SCHEDULES=500
 	$(MAKE) integration
 	echo
 	echo "totals, after $$((SECONDS / 60)) min $$((SECONDS % 60)) s:"
@@ -94,12 +97,15 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 	done
 
 .PHONY: planted
-planted: setup-build ## shows that the tests find each planted defect, and who finds it (10 min)
-	@/usr/bin/python3 -B tests/planted/run.py
+planted: setup-build ## shows that the tests find each planted defect, and who finds it (5 min)
+	@mkdir -p $(TARGET_DIR)
+	/usr/bin/python3 -B tests/planted/run.py | tee $(TARGET_DIR)/planted.log
+	tail -1 $(TARGET_DIR)/planted.log | sed 's/^planted: /planted:     /' >>$(TOTALS)
 
 .PHONY: shuttle
 shuttle: setup-build ## threads of the directory backend in SCHEDULES (3000) orders per case and scheduler, power lost after each (1 min / 15 s)
 	@OVS_SCHEDULES=$(SCHEDULES) cargo test -q --locked -p ovs-backend --features shuttle --lib concurrency
+	echo "shuttle:     $(SCHEDULES) schedules of each case" >>$(TOTALS)
 
 .PHONY: coverage
 coverage: ## lines that the hermetic tests reach in write buffer, map, snapshots, recovery; fails below 95 % (5 min / 2 min)

@@ -81,6 +81,8 @@ class Trouble:
                     deck = [(what, program) for program in self.programs for what in ("kill", "hold", "starve")
                             if what != "kill" or program in self.killable]
                     self.chance.shuffle(deck)
+                    if not self.done:  # short work meets a kill at least
+                        deck.sort(key=lambda one: one[0] == "kill")
                 what, program = deck.pop()
                 self.done.append(f"{what} {program.name}")
                 getattr(self, what)(program)
@@ -99,6 +101,7 @@ class Trouble:
             self.cgroup.close()
         print(f"{len(self.done)} faults: {', '.join(self.done)}")
         assert not self.thread.is_alive() and not self.problems, self.problems
+        assert any(one.startswith("kill") for one in self.done), "nothing was killed"
         self.stack.wait_ready()
 
 
@@ -215,6 +218,7 @@ class Files:
         self.stop_asked.set()
         self.thread.join(90)
         assert not self.thread.is_alive() and not self.problems, self.problems
+        assert any(one.startswith("kill") for one in self.done), "nothing was killed"
 
     def check(self):
         assert len(self.sums) > 5
@@ -324,6 +328,26 @@ def test_one_refusal_of_the_disk(small, call, when):
         blocks.check(after)
         after.write(0, block_of(0, 1 << 20))
         after.flush()
+
+
+def test_what_is_answered_is_synced(small):
+    """In the registry, in the backend's objects and their folders, in the write buffer: a kill shows nothing of it, since the kernel lives
+    on."""
+    blocks = Blocks(small)
+    blocks.write(0)
+    buffer = slot_in_use(small).parent
+
+    def synced(what):
+        with Strace(small.ovsd, "fdatasync,fsync:delay_enter=1", [], small.logs / "strace.log") as strace:
+            what()
+            files = re.findall(r"sync\(\d+<([^>]+)>", "\n".join(strace.calls()))
+        small.logs.joinpath("strace.log").unlink()
+        return {"buffer" if file.startswith(str(buffer)) else "folder" if pathlib.Path(file).is_dir() else
+                "registry" if file.endswith(".log") else "object" for file in files}
+
+    assert synced(blocks.flush) == {"buffer"}
+    assert synced(lambda: small.ovs("vdisk", "protect", "default/v")) >= {"registry", "object", "folder"}
+    assert synced(lambda: small.ovs("snapshot", "create", "default/v@s")) >= {"registry", "object", "folder"}
 
 
 def refused_flush(blocks):
@@ -440,7 +464,7 @@ def test_refusals_at_moments_from_the_seed(make_stack, chance):
     kill, what was flushed even if the write buffer gave up, and vDisks that were made are known."""
     stack = make_stack(TINY_BUFFER).start()
     stack.create("v", "64MiB")
-    blocks, made, ends = Blocks(stack), set(), []
+    blocks, made, ends, refusals = Blocks(stack), set(), [], 0
     for round_ in range(6 * ROUNDS):
         call, when = chance.choice(REFUSED_CALLS), chance.randrange(1, 30)
         with Strace(stack.ovsd, f"{call}:error=EIO:when={when}", [], stack.logs / f"strace-{round_}.log") as strace:
@@ -449,6 +473,7 @@ def test_refusals_at_moments_from_the_seed(make_stack, chance):
                 while time.monotonic() < deadline:
                     change_something(stack, blocks, chance, made)
             refused = sum("(INJECTED)" in line for line in strace.calls())
+            refusals += refused
         time.sleep(0.5)
         stack.ovsd.kill9()
         stack.restart()
@@ -462,6 +487,7 @@ def test_refusals_at_moments_from_the_seed(make_stack, chance):
         for name in made:
             assert stack.show(name)["state"] == "ok"
     print(*ends, sep="\n")
+    assert refusals > 0, "nothing was refused"
 
 
 # --- a disk that is full

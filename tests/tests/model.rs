@@ -1,4 +1,4 @@
-//! Seeds of the model. `OVS_SEED=n` runs one, `OVS_SEEDS=n` as many, `OVS_STEPS=n` of that length.
+//! Seeds of the model. `OVS_SEED=n` runs one, `OVS_SEEDS=n` as many, `OVS_FIRST=n` from there on, `OVS_STEPS=n` of that length.
 
 use ovs_tests::{check_seed, check_steps, generate, with_device_failures};
 
@@ -6,14 +6,18 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Two threads share the seeds, so that the machine's cores are used and a failure is one seed's.
+/// `first`: where the seeds of this test begin.
 fn check_seeds(first: u64, count: u64, steps: u64) {
     let steps = number("OVS_STEPS").unwrap_or(steps) as usize;
     if let Some(seed) = number("OVS_SEED") {
         return check_seed(seed, steps);
     }
-    let end = first + number("OVS_SEEDS").unwrap_or(count);
-    (first..end).for_each(|seed| check_seed(seed, steps));
+    seeds(first, count).for_each(|seed| check_seed(seed, steps));
+}
+
+fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let first = first + number("OVS_FIRST").unwrap_or(0);
+    first..first + number("OVS_SEEDS").unwrap_or(count)
 }
 
 #[test]
@@ -33,6 +37,5 @@ fn on_a_device_that_fails() {
     if let Some(seed) = number("OVS_SEED") {
         return check(seed, number("OVS_STEPS").unwrap_or(60) as usize);
     }
-    let count = number("OVS_SEEDS").unwrap_or(100);
-    (2_000_000..2_000_000 + count).for_each(|seed| check(seed, number("OVS_STEPS").unwrap_or(60) as usize));
+    seeds(2_000_000, 100).for_each(|seed| check(seed, number("OVS_STEPS").unwrap_or(60) as usize));
 }

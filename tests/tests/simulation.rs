@@ -1,7 +1,7 @@
 //! Seeds of the simulation. `OVS_SEED=n` runs one (`OVS_TRACE=1` with every event), `OVS_SEEDS=n` as many,
 //! `OVS_FIRST=n` from there on.
 
-use ovs_tests::{FaultClass, Report, simulate};
+use ovs_tests::{FaultClass, Report, simulate, tell};
 use std::collections::BTreeMap;
 
 /// Of this many seeds each class of faults comes in …
@@ -31,8 +31,11 @@ fn every_seed_is_explained_and_every_fault_comes() {
         (events, operations) = (events + report.events, operations + report.operations);
         report.faults.iter().for_each(|class| *shares.entry(*class).or_default() += 1);
     }
-    println!("{count} seeds: {operations} operations of clients, {events} events; of the seeds, so many had");
-    shares.iter().for_each(|(class, seeds)| println!("  {:>3} %  {class}", seeds * 100 / count));
+    let shown = |(class, seeds): (&FaultClass, &u64)| format!("{class} {} %", seeds * 100 / count);
+    let shares_told = shares.iter().map(shown).collect::<Vec<_>>().join(", ");
+    tell(&format!(
+        "simulation:  {count} seeds, {operations} operations of clients, {events} events; in so many: {shares_told}"
+    ));
     if count >= SEEDS {
         let rare: Vec<_> =
             shares.iter().filter(|(_, seeds)| **seeds * 100 < count * SHARE_PERCENT_MIN).collect();

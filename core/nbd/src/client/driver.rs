@@ -14,7 +14,7 @@ use crate::{
     },
     wire::Output,
 };
-use ovs_units::ByteOffset;
+use ovs_units::{ByteOffset, planted};
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -158,7 +158,11 @@ impl Driver {
         let mut replies = Replies::new(allocation_id);
         let mut output = Output::default();
         let mut answered = 0_u64;
-        for (cookie, request) in &mut self.requests {
+        let mut in_flight: Vec<_> = self.requests.iter_mut().collect();
+        if planted("client: what is sent again comes in no order") {
+            in_flight.reverse();
+        }
+        for (cookie, request) in in_flight {
             if request.send(*cookie, &mut output) {
                 self.shared.resent_requests.fetch_add(1, Relaxed);
             }
