@@ -36,11 +36,12 @@ LOSSES = ("ovs-volume", "test", "losses", [], {})
 CLIENT = ("ovs-nbd", "test", "client", [], {})
 COMMANDS = ("ovs-nbd", "test", "commands", [], {})
 BACKEND = ("ovs-backend", "lib", "ovs_backend", [], {})
+THREADS = ("ovs-backend", "shuttle", "ovs_backend", ["concurrency"], {"OVS_SCHEDULES": "300"})
 CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [], {})
 
 # Who looks for a defect, by how its name begins: the quick ones and those that find the most first.
 CORE = [HEAD, FOUND, OUTAGE, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, ROT, MODEL, ENGINE]
-FINDERS = {"session": [SESSIONS], "client": [CLIENT], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND], "registry: a commit": [CLUSTER]}
+FINDERS = {"session": [SESSIONS], "client": [CLIENT], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND, THREADS], "registry: a commit": [CLUSTER]}
 
 
 def planted():
@@ -52,10 +53,9 @@ def planted():
     return names
 
 
-def build():
+def build(packages, *features):
     """Builds the test binaries; returns {(kind, name, the crate's folder): (path, folder)}."""
-    packages = ["ovs-tests", "ovs-volume", "ovs-nbd", "ovs-backend", "ovs-cluster"]
-    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", "--features", "ovs-units/planted",
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", "--features", ",".join(["ovs-units/planted", *features]),
                *[f"-p{package}" for package in ["ovs-units", *packages]]]
     built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True).stdout
     binaries = {}
@@ -106,7 +106,9 @@ def finders_of(name):
 def main():
     names, wanted = planted(), sys.argv[1:]
     chosen = [name for name in names if not wanted or any(part in name for part in wanted)]
-    binaries = build()
+    binaries = build(["ovs-backend"], "ovs-backend/shuttle")
+    threads = {("shuttle", name, folder): found for (_, name, folder), found in binaries.items()}
+    binaries = {**build(["ovs-tests", "ovs-volume", "ovs-nbd", "ovs-backend", "ovs-cluster"]), **threads}
     used = {json.dumps(finder): finder for name in chosen for finder in finders_of(name)}
     patience_s = {}
 

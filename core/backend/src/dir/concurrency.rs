@@ -1,7 +1,7 @@
 //! Threads that put and delete beside each other, in orders that shuttle chooses; then the power goes.
 //!
-//! Every lock and every call of the disk is a place where another thread may go on. Afterwards the operations on each name
-//! must have an order, one after the other, that explains all answers and what is there after the power loss: `Ok` means
+//! Every lock and every call of the disk is a place where another thread may go on. The power goes after each answer, while
+//! the others are under way, and at the end. The operations on each name must have an order, one after the other, that explains all answers and what is there after the power loss: `Ok` means
 //! done, `Conflict` that other bytes were there, and what failed may have happened or not.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
@@ -16,9 +16,9 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use shuttle::{rand::Rng, thread};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Orders tried of each case, by each of the two schedulers; `OVS_SCHEDULES` says otherwise.
@@ -47,13 +47,49 @@ type Steps = &'static [(&'static str, Operation)];
 
 /// What all threads did. Its lock is held over no step of theirs.
 #[derive(Clone, Default)]
-struct History(Arc<Mutex<(usize, Vec<Done>)>>);
+struct History(Arc<Mutex<Events>>);
+
+#[derive(Default)]
+struct Events {
+    moment: usize,
+    /// By the moment at which they began.
+    under_way: BTreeMap<usize, (&'static str, Operation)>,
+    done: Vec<Done>,
+    /// The disk as it was when something had just been answered, and what had been done by then.
+    answers: Vec<(LosingDisk, Vec<Done>)>,
+}
+
+impl Events {
+    fn next_moment(&mut self) -> usize {
+        self.moment += 1;
+        self.moment
+    }
+
+    /// What had been answered by then, and what may have happened since.
+    fn so_far(&self, answered: usize) -> Vec<Done> {
+        let unanswered = |name: &'static str, operation: Operation, begun: usize| {
+            let (object, reason) = (name.to_owned(), "unanswered".to_owned());
+            let answer = Err(BackendError::Retry { operation: "put", object, reason });
+            Done { name, operation, begun, ended: usize::MAX, answer }
+        };
+        let (before, since) = self.done.split_at(answered);
+        let since = since.iter().map(|done| unanswered(done.name, done.operation, done.begun));
+        let under_way =
+            self.under_way.iter().map(|(begun, (name, operation))| unanswered(name, *operation, *begun));
+        before.iter().cloned().chain(since).chain(under_way).collect()
+    }
+}
 
 impl History {
-    fn moment(&self) -> usize {
-        let mut history = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        history.0 += 1;
-        history.0
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, name: &'static str, operation: Operation) -> usize {
+        let mut events = self.events();
+        let begun = events.next_moment();
+        events.under_way.insert(begun, (name, operation));
+        begun
     }
 
     fn run(&self, store: &Store<LosingDisk>, (name, operation): (&'static str, Operation)) {
@@ -61,7 +97,7 @@ impl History {
         // Once more after a failure, as callers do.
         for _ in 0..2 {
             let (begun, answer) = loop {
-                let begun = self.moment();
+                let begun = self.begin(name, operation);
                 let answer = match operation {
                     Put(byte) => store.put(&object, &contents(byte), Urgency::Reserve),
                     Delete => store.delete(&object),
@@ -69,23 +105,41 @@ impl History {
                 match answer {
                     // Refused, because another thread is at it: nothing was done.
                     Err(BackendError::Retry { reason, .. }) if reason.starts_with("an earlier attempt") => {
+                        self.events().under_way.remove(&begun);
                         thread::yield_now();
                     }
                     answer => break (begun, answer),
                 }
             };
             let again = matches!(answer, Err(BackendError::Retry { .. } | BackendError::NoSpace { .. }));
-            let ended = self.moment();
-            let done = Done { name, operation, begun, ended, answer };
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).1.push(done);
+            let is_done = answer.is_ok();
+            let answered = {
+                let mut events = self.events();
+                events.under_way.remove(&begun);
+                let ended = events.next_moment();
+                events.done.push(Done { name, operation, begun, ended, answer });
+                events.done.len()
+            };
+            if is_done {
+                let disk = store.disk.fork();
+                let mut events = self.events();
+                let so_far = events.so_far(answered);
+                events.answers.push((disk, so_far));
+            }
             if !again {
                 return;
             }
         }
     }
 
+    /// What was done in all, none of it undone by a loss of power right after any answer.
     fn done(&self) -> Vec<Done> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+        let mut events = self.events();
+        assert!(events.under_way.is_empty());
+        for (disk, so_far) in std::mem::take(&mut events.answers) {
+            check_power_losses(&disk, &so_far);
+        }
+        events.done.clone()
     }
 }
 

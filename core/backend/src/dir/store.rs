@@ -305,17 +305,23 @@ impl<D: Disk> Store<D> {
             }
             let above = parent(&folder);
             let turn = self.syncs.turn(above);
-            match self.disk.make_dir(&folder) {
+            let is_new = match self.disk.make_dir(&folder) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 // Below an object: `name` finds out.
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(Failure::at("make", &folder)(error));
-                }
-                _ => {}
+                Err(error) => return Err(Failure::at("make", &folder)(error)),
+            };
+            if planted("directory: a new folder counts as synced before it is") {
+                lock(&self.synced_folders).insert(folder.clone());
             }
             if let Err(error) = turn.sync(&self.disk, above) {
-                // As for an object's name: made anew by the next attempt. A folder that is in use stays.
-                let _ = self.disk.remove_dir(&folder);
+                // As for an object's name: made anew by the next attempt. But only what nobody else has seen: an empty
+                // folder of others may just have lost its last object, and taking it away would keep that from being
+                // synced.
+                if is_new || planted("directory: a folder of others is removed") {
+                    let _ = self.disk.remove_dir(&folder);
+                }
                 self.forget_folders();
                 return Err(Failure::at("sync", above)(error));
             }
