@@ -131,6 +131,15 @@ impl Host {
         Ok(engine)
     }
 
+    /// Those of the map's pages that are not read before they are needed.
+    fn spoil_leaves(&self) {
+        for (page, bytes) in self.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
+            let mut bytes = bytes.to_vec();
+            *bytes.last_mut().unwrap() ^= 1;
+            self.pages.damage(page, Some(bytes.into()));
+        }
+    }
+
     /// Another host with nothing of its own, over the same backend.
     async fn take_over(&mut self) -> Vdisk {
         (self.registry, self.pages) = Default::default();
@@ -173,6 +182,10 @@ async fn byte(vdisk: &Vdisk, number: u64) -> u8 {
 
 fn is_damaged(vdisk: &Vdisk) -> bool {
     matches!(vdisk.stats().state, VdiskState::Damaged(_))
+}
+
+fn is_degraded(vdisk: &Vdisk) -> bool {
+    matches!(vdisk.stats().state, VdiskState::Degraded(_))
 }
 
 fn run(case: impl Future<Output = ()>) {
@@ -376,17 +389,13 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         engine.close(Duration::from_secs(5)).await.unwrap();
         drop((vdisk, engine));
 
-        // Leaves alone: they are not read before they are needed.
-        for (page, bytes) in host.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
-            let mut bytes = bytes.to_vec();
-            *bytes.last_mut().unwrap() ^= 1;
-            host.pages.damage(page, Some(bytes.into()));
-        }
+        host.spoil_leaves();
         let engine = host.start(&buffer).await.unwrap();
         let vdisk = open(&engine).await;
         let answer = vdisk.read(cluster(5)).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
         assert_eq!(byte(&vdisk, 600).await, 0, "what needs another page is read");
+        assert!(is_degraded(&vdisk));
         assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
         put_stable(&vdisk, 5, 6).await;
         assert_eq!(byte(&vdisk, 5).await, 6, "what is in the write buffer is read");
@@ -398,6 +407,48 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         assert_eq!(byte(&vdisk, 5).await, 6);
         vdisk.destage().await.unwrap();
         assert_eq!(byte(&vdisk, 5).await, 6);
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+    });
+}
+
+/// Nobody reads the cluster: the copy of the map is the first to meet the damaged page.
+#[test]
+fn a_copy_that_meets_a_damaged_map_page_tells_it() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 5, 5).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        host.spoil_leaves();
+        host.copies_maps = true;
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+        put(&vdisk, 600, 6).await;
+        vdisk.destage().await.unwrap();
+        let told = async {
+            while !is_degraded(&vdisk) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), told).await.expect("the copy told nothing");
+        assert_eq!(newest_copy(&host).await, None, "it is not whole");
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
+        put(&vdisk, 601, 7).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        for (number, expected) in [(5, 5), (600, 6), (601, 7)] {
+            assert_eq!(byte(&vdisk, number).await, expected);
+        }
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
     });
 }
 
