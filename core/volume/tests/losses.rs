@@ -663,3 +663,54 @@ fn a_damaged_tombstone_deletes_nothing_and_hides_nobody() {
         assert_eq!(byte(&open(&engine).await, 3).await, 7);
     });
 }
+
+/// What a clone came from cannot be read. It is told so, and everybody else is found; nothing goes that it may have needed.
+#[test]
+fn a_damaged_ancestor_hides_nobody() {
+    run(async {
+        let mut host = Host::new(false);
+        let backend = Rc::new(MemoryBackend::new());
+        host.backend = backend.clone();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let grandparent = create(&engine).await;
+        put(&grandparent, 3, 7).await;
+        let mut last = grandparent.clone();
+        for number in 11..13 {
+            let snapshot = SnapshotId(Uuid::from_u128(100 + number));
+            last.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+            let (id, size) = (VdiskId(Uuid::from_u128(number)), ByteCount(8 << 20));
+            let (properties, base) = ("{}".into(), Some((last.id(), snapshot)));
+            let clone = CreateVdisk { id, vpool: POOL, size, properties, base, on_full: ON_FULL };
+            last = engine.create_vdisk(clone).await.unwrap();
+        }
+        let (id, size) = (VdiskId(Uuid::from_u128(20)), ByteCount(8 << 20));
+        let other =
+            CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
+        engine.create_vdisk(other).await.unwrap();
+        last.destage().await.unwrap();
+        drop((last, grandparent));
+        engine.delete_vdisk(POOL, DISK).await.unwrap();
+        drop(engine);
+
+        let is_of = |id: u128| {
+            let folder = format!("v/{}/", Uuid::from_u128(id).simple());
+            move |name: &ObjectName| name.as_str().starts_with(&folder)
+        };
+        // First a bit of the parent's journal turned, then all of the parent gone.
+        for is_gone in [false, true] {
+            for name in backend.names().into_iter().filter(is_of(11)) {
+                let mut bytes = backend.bytes(&name).unwrap().to_vec();
+                *bytes.last_mut().unwrap() ^= 1;
+                backend.damage(&name, (!is_gone).then(|| bytes.into()));
+            }
+            (host.registry, host.pages) = Default::default();
+            let engine = host.start(&Buffer::new()).await.unwrap();
+            let found = engine.discover(POOL).await.unwrap();
+            let problem =
+                |id: u128| found.iter().find(|found| found.id.0.as_u128() == id).unwrap().problem.clone();
+            assert!(problem(12).unwrap().contains("ancestor"), "{found:?}");
+            assert_eq!(problem(20), None);
+            assert!(backend.names().iter().any(is_of(10)), "who knows who needs it");
+        }
+    });
+}

@@ -15,7 +15,7 @@ use futures_util::future::LocalBoxFuture;
 use ovs_backend::Backend;
 use ovs_units::VdiskId;
 use ovs_volume::{Clock, Engine, EngineParts, LogDevice, VdiskState, VolumeError};
-use std::{cell::Cell, collections::BTreeSet, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
 /// In paused time, which passes when nobody has anything else to do: in calm weather nothing takes this long.
@@ -437,11 +437,10 @@ impl World {
     /// What is found on the backend is what there was; adopted, it can be opened.
     fn recover(&mut self, life: &Life, engine: &Engine) -> Result<(), Failure> {
         let vpool = self.vpool;
-        let found = self.try_often("discovering", life, async |world: &World| {
+        let found = self.try_often("discovering", life, async |_: &World| {
             let found = engine.discover(vpool).await?;
-            let expected: BTreeSet<VdiskId> = world.model.disks.borrow().iter().map(|disk| disk.id).collect();
-            // In bad weather some may be told with a problem; nobody takes that for the last word.
-            match found.iter().find(|found| expected.contains(&found.id) && found.problem.is_some()) {
+            // In bad weather some may be told with a problem, deleted ones too; nobody takes that for the last word.
+            match found.iter().find(|found| found.problem.is_some()) {
                 Some(found) => Err(VolumeError::Damaged(format!("{found:?}"))),
                 None => Ok(found),
             }
