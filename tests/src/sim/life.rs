@@ -9,10 +9,9 @@ use super::{
 };
 use crate::{
     MemoryDevice,
-    stores::{DirectedBackend, DirectedDevice, DirectedPages, DirectedRegistry, Director},
+    stores::{Directed, Director},
 };
 use futures_util::future::LocalBoxFuture;
-use ovs_backend::Backend;
 use ovs_units::VdiskId;
 use ovs_volume::{Clock, Engine, EngineParts, LogDevice, VdiskState, VolumeError};
 use std::{cell::Cell, rc::Rc, time::Duration};
@@ -164,25 +163,13 @@ impl World {
 
     fn parts(&self) -> EngineParts {
         let director: Rc<dyn Director> = self.weather.clone();
-        let random = || Rc::clone(&self.random);
+        let random = &self.random;
         EngineParts {
             clock: Rc::new(SimClock { start: Instant::now(), wall_ms: Rc::clone(&self.wall_ms) }),
-            chance: random(),
-            registry: Rc::new(DirectedRegistry {
-                inner: Rc::clone(&self.stores.registry),
-                director: Rc::clone(&director),
-                random: random(),
-            }),
-            pages: Rc::new(DirectedPages {
-                inner: Rc::clone(&self.stores.pages),
-                director: Rc::clone(&director),
-                random: random(),
-            }),
-            buffer: Rc::new(DirectedDevice {
-                inner: Rc::clone(&self.stores.device),
-                director,
-                random: random(),
-            }),
+            chance: random.clone(),
+            registry: Rc::new(Directed::new(&self.stores.registry, &director, random)),
+            pages: Rc::new(Directed::new(&self.stores.pages, &director, random)),
+            buffer: Rc::new(Directed::new(&self.stores.device, &director, random)),
         }
     }
 
@@ -199,12 +186,11 @@ impl World {
     /// An engine over what there is, no vDisk opened yet.
     pub(super) async fn open_engine(&self) -> Result<Engine, VolumeError> {
         let engine = Engine::open(self.config.clone(), self.parts()).await?;
-        let backend: Rc<dyn Backend> = Rc::new(DirectedBackend {
-            inner: Rc::clone(&self.stores.backend),
-            director: self.weather.clone(),
-            random: Rc::clone(&self.random),
-        });
-        engine.attach_backend(self.vpool, backend);
+        let director: Rc<dyn Director> = self.weather.clone();
+        engine.attach_backend(
+            self.vpool,
+            Rc::new(Directed::new(&self.stores.backend, &director, &self.random)),
+        );
         Ok(engine)
     }
 
