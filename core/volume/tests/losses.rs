@@ -8,7 +8,7 @@ use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Oper
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
     Chance, CreateVdisk, Engine, EngineConfig, EngineParts, LogDevice, MemoryPages, MemoryRegistry, OnFull,
-    Registry, SystemClock, Transaction, Vdisk, VdiskState, VolumeError,
+    PageStore, Registry, SystemClock, Transaction, Vdisk, VdiskState, VolumeError,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -449,6 +449,44 @@ fn a_copy_that_meets_a_damaged_map_page_tells_it() {
             assert_eq!(byte(&vdisk, number).await, expected);
         }
         assert_eq!(vdisk.stats().state, VdiskState::Ok);
+    });
+}
+
+/// It cannot tell what the page needs, and removes nothing now nor later.
+#[test]
+fn a_sweep_that_meets_a_damaged_map_page_tells_it() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 5, 5).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        for (page, _) in host.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 2) {
+            host.pages.damage(page, None);
+        }
+        let answer = engine.sweep_pages().await;
+        assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+        assert!(is_degraded(&vdisk));
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0);
+        let forgotten = async {
+            while !host.pages.records().await.unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), forgotten)
+            .await
+            .expect("the next start would believe it");
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!((byte(&vdisk, 5).await, vdisk.stats().state), (5, VdiskState::Ok));
     });
 }
 
