@@ -36,10 +36,7 @@ pub use random::Random;
 pub use reduce::{check_seed, check_steps};
 pub use sim::{FaultClass, Points, Report, fail_every_call, rot, simulate, sweep};
 pub use step::{InFlight, Step, generate, with_device_failures};
-pub use stores::{
-    Call, DirectedBackend, DirectedDevice, DirectedPages, DirectedRegistry, Director, Fault, Store, Stores,
-    digest,
-};
+pub use stores::{Call, Directed, Director, Fault, Store, Stores, digest};
 pub use unsettled::{UnsettledPages, UnsettledRegistry};
 pub use world::World;
 

@@ -125,6 +125,22 @@ impl Model {
         }
     }
 
+    /// vDisks that are there, and those that were deleted.
+    fn all(&self) -> Vec<VdiskId> {
+        let (disks, gone) = (self.disks.borrow(), self.gone.borrow());
+        disks.iter().map(|disk| disk.id).chain(gone.iter().map(|(id, _)| *id)).collect()
+    }
+
+    /// What it was cloned from, and that from, and so on.
+    fn ancestors(&self, id: VdiskId) -> Vec<VdiskId> {
+        let base_of = |id: VdiskId| match self.disk(id) {
+            Some(disk) => disk.base,
+            None => self.gone.borrow().iter().find(|(gone, _)| *gone == id).and_then(|(_, base)| *base),
+        };
+        let parent_of = |id: &VdiskId| base_of(*id).map(|(parent, _)| parent);
+        std::iter::successors(parent_of(&id), parent_of).collect()
+    }
+
     fn fail(&self, failure: Failure) {
         self.failure.borrow_mut().get_or_insert(failure);
     }

@@ -2,7 +2,8 @@
 //! and who learns when something that was asked for has become true.
 //!
 //! A store is here its state alone (`Stores`, cheap enough to fork at every change); its faults, delays and its trace
-//! are the director's. Simulation and crash sweep are two directors over the same four doors.
+//! are the director's. Simulation and crash sweep are two directors over the same four doors, which are one [`Directed`]
+//! with the trait of each store.
 
 mod backend;
 mod local;
@@ -11,9 +12,6 @@ use crate::{MemoryDevice, Random};
 use ovs_backend::MemoryBackend;
 use ovs_volume::{MemoryPages, MemoryRegistry};
 use std::{fmt, rc::Rc, time::Duration};
-
-pub use backend::DirectedBackend;
-pub use local::{DirectedDevice, DirectedPages, DirectedRegistry};
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,40 +139,83 @@ fn spoil(bytes: &[u8], fault: Option<Fault>) -> Vec<u8> {
     bytes
 }
 
-/// Runs the part of a call that all stores have in common. `work` does it and gives the answer.
-async fn directed<T, E>(
-    director: &dyn Director,
-    random: &Random,
-    call: &Call,
-    error: impl Fn(bool) -> E,
-    work: impl AsyncFnOnce(Option<Fault>) -> Result<T, E>,
-    digest_of: impl Fn(&T) -> u64,
-) -> Result<T, E> {
-    random.dawdle(2).await;
-    let fault = director.before(call);
-    match fault {
-        Some(Fault::ErrorBefore) => {
-            director.after(call, 1);
-            return Err(error(false));
-        }
-        Some(Fault::NoSpace) => {
-            director.after(call, 2);
-            return Err(error(true));
-        }
-        Some(Fault::HangBefore) => return std::future::pending().await,
-        Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
-        _ => {}
+/// A store behind a director.
+pub struct Directed<S> {
+    inner: Rc<S>,
+    director: Rc<dyn Director>,
+    /// How long it takes.
+    random: Rc<Random>,
+}
+
+/// A store that a director knows, and its errors.
+pub trait Directable {
+    /// Which it is.
+    const STORE: Store;
+    /// Of its calls.
+    type Error;
+    /// Of a call that is made to fail: for want of space, or to be tried again.
+    fn injected(call: &Call, is_full: bool) -> Self::Error;
+}
+
+impl<S: Directable> Directed<S> {
+    /// The store, as seen by the engine.
+    pub fn new(inner: &Rc<S>, director: &Rc<dyn Director>, random: &Rc<Random>) -> Directed<S> {
+        Directed { inner: inner.clone(), director: director.clone(), random: random.clone() }
     }
-    let answer = work(fault).await;
-    random.dawdle(2).await;
-    match fault {
-        Some(Fault::HangAfter) => return std::future::pending().await,
-        Some(Fault::ErrorAfter) => {
-            director.after(call, 3);
-            return Err(error(false));
+
+    /// Runs the part of a call that all stores have in common. `work` does it and gives the answer.
+    async fn direct<T>(
+        &self,
+        operation: &'static str,
+        object: impl Into<String>,
+        given: u64,
+        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, S::Error>,
+        digest_of: impl Fn(&T) -> u64,
+    ) -> Result<T, S::Error> {
+        let call = Call { store: S::STORE, operation, object: object.into(), digest: given };
+        self.random.dawdle(2).await;
+        let fault = self.director.before(&call);
+        match fault {
+            Some(Fault::ErrorBefore) => {
+                self.director.after(&call, 1);
+                return Err(S::injected(&call, false));
+            }
+            Some(Fault::NoSpace) => {
+                self.director.after(&call, 2);
+                return Err(S::injected(&call, true));
+            }
+            Some(Fault::HangBefore) => return std::future::pending().await,
+            Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+            _ => {}
         }
-        _ => {}
+        let answer = work(fault).await;
+        self.random.dawdle(2).await;
+        match fault {
+            Some(Fault::HangAfter) => return std::future::pending().await,
+            Some(Fault::ErrorAfter) => {
+                self.director.after(&call, 3);
+                return Err(S::injected(&call, false));
+            }
+            _ => {}
+        }
+        self.director.after(&call, answer.as_ref().map_or(4, &digest_of));
+        answer
     }
-    director.after(call, answer.as_ref().map_or(4, &digest_of));
-    answer
+
+    /// The same of a call that changes the store.
+    async fn change<T>(
+        &self,
+        operation: &'static str,
+        object: impl Into<String>,
+        given: u64,
+        work: impl Future<Output = Result<T, S::Error>>,
+        digest_of: impl Fn(&T) -> u64,
+    ) -> Result<T, S::Error> {
+        let work = async |_| {
+            let answer = work.await;
+            self.director.changed();
+            answer
+        };
+        self.direct(operation, object, given, work, digest_of).await
+    }
 }

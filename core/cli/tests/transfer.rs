@@ -11,7 +11,6 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
 };
 
 const MIB: u64 = 1 << 20;
@@ -218,9 +217,7 @@ fn an_interrupted_import_leaves_nothing_even_when_writes_stall() {
     let mut child = spawn_import(&ovsd, &[]);
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&pattern(1, 100_000)).unwrap();
-    while ovsd.disk.lock().opened.is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ovsd.disk.wait_for_a_client();
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
     drop(stdin);

@@ -5,7 +5,7 @@
 mod edge;
 mod fake;
 
-use edge::{Edge, can_mount};
+use edge::{Edge, PATIENCE, can_mount};
 use ovs_api::EventKind;
 use ovs_units::Name;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
@@ -276,9 +276,11 @@ fn requests_wait_for_an_ovsd_that_was_killed() {
     let path = edge.file("x.raw");
     let file = create_new(&path).unwrap();
     file.set_len(64 << 20).unwrap();
+    // Nobody goes on to the next write before the last one is counted, so that every kill meets some.
+    let (wrote, written) = std::sync::mpsc::sync_channel(0);
     let writers: Vec<_> = (0..4u64)
         .map(|writer| {
-            let path = path.clone();
+            let (path, wrote) = (path.clone(), wrote.clone());
             std::thread::spawn(move || {
                 let file = OpenOptions::new().write(true).custom_flags(O_DIRECT).open(path).unwrap();
                 for round in 0..40 {
@@ -287,18 +289,20 @@ fn requests_wait_for_an_ovsd_that_was_killed() {
                     if round % 10 == 9 {
                         file.sync_data().unwrap();
                     }
-                    std::thread::sleep(Duration::from_millis(5));
+                    let _ = wrote.send(()); // at last nobody counts
                 }
             })
         })
         .collect();
     for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(150));
+        (0..24).for_each(|_| written.recv_timeout(PATIENCE).unwrap());
+        let losses = edge.log().matches("NBD connection lost").count();
         edge.kill_ovsd();
-        std::thread::sleep(Duration::from_millis(50));
+        edge.eventually("a lost connection", || edge.log().matches("NBD connection lost").count() > losses);
         edge.start_ovsd();
     }
     edge.kill_ovsd();
+    drop(written);
     let listed = fs::read_dir(edge.dir()).unwrap().count();
     assert_eq!(listed, 1, "names are there while ovsd is not");
     edge.start_ovsd();
@@ -455,10 +459,10 @@ fn the_watchdog_reports_and_frees() {
     let path = edge.file("x.raw");
     let file = create_new(&path).unwrap();
     file.set_len(1 << 20).unwrap();
-    edge.world.state().is_stalled = true;
+    edge.world.state().is_stalled.send_replace(true);
     let stuck = file.write_all_at(b"x", 0);
     assert!(stuck.is_err(), "it was aborted");
-    edge.world.state().is_stalled = false;
+    edge.world.state().is_stalled.send_replace(false);
     drop(file);
     edge.eventually("a new mount", || fs::metadata(&path).is_ok());
     edge.eventually("a report", || edge.log().contains("nothing moves"));
@@ -478,14 +482,17 @@ fn devices_are_asked_for_on_a_socket_of_its_own() {
     runtime.block_on(async {
         let client = ovs_api::EdgeClient::new(&socket);
         // Not before it knows what a predecessor left.
-        let list = loop {
-            match client.list_devices().await {
-                Err(error) if error.is(ovs_api::ProblemKind::Unavailable) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+        let listed = async {
+            loop {
+                match client.list_devices().await {
+                    Err(error) if error.is(ovs_api::ProblemKind::Unavailable) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    answer => break answer.unwrap(),
                 }
-                answer => break answer.unwrap(),
             }
         };
+        let list = tokio::time::timeout(PATIENCE, listed).await.expect("it is still not ready");
         assert!(list.items.is_empty());
         let nobodys = "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap();
         let put = ovs_api::PutDevice { block_size_bytes: 4096 };

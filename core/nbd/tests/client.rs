@@ -280,18 +280,16 @@ fn no_acknowledged_write_is_lost_or_reordered_over_many_deaths() {
                 })
             })
             .collect();
-        let mut deaths = 0;
-        while !writers.iter().all(|writer| writer.is_finished()) {
-            tokio::time::sleep(Duration::from_millis(3 + deaths * 7 % 20)).await;
-            if deaths < 12 && client.stats().connected {
-                if deaths % 3 == 2 {
-                    house.stop().await;
-                } else {
-                    house.kill().await;
-                }
-                house.start();
-                deaths += 1;
+        for death in 0..12 {
+            // Sooner and later after the last one, and all of them long before the writers are done.
+            let deeds = house.disk.deeds.borrow().len() + 3 + death * 7 % 20;
+            until(|| client.stats().connected && house.disk.deeds.borrow().len() >= deeds).await;
+            if death % 3 == 2 {
+                house.stop().await;
+            } else {
+                house.kill().await;
             }
+            house.start();
         }
         for writer in writers {
             writer.await.unwrap();
@@ -344,10 +342,11 @@ fn an_answer_of_shutdown_is_a_disconnect() {
             let client = client.clone();
             async move { client.flush().await }
         });
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let since = tokio::time::Instant::now();
+        until(|| house.exports.opened.borrow().len() == 4).await;
+        let elapsed = since.elapsed();
         assert!(!flush.is_finished());
-        let attempts = house.exports.opened.borrow().len();
-        assert!((2..10).contains(&attempts), "{attempts} attempts: no pause between them");
+        assert!(elapsed >= Duration::from_millis(150), "{elapsed:?}: no pause between the attempts");
         *house.disk.fail.borrow_mut() = None;
         flush.await.unwrap().unwrap();
     });

@@ -62,7 +62,7 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         gauge("ovs_vdisk_buffered_bytes", "Bytes in the write buffer and not yet on the backend."),
         gauge("ovs_vdisk_mapped_bytes", "Bytes mapped on the backend."),
         gauge("ovs_vdisk_size_bytes", "Size."),
-        gauge("ovs_vdisk_ok", "1 when the vDisk serves."),
+        gauge("ovs_vdisk_ok", "1 when the vDisk's state is ok."),
     ];
     for stored in volumes.all_records().await {
         let record = stored.record;

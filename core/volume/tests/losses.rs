@@ -8,7 +8,7 @@ use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Oper
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
     Chance, CreateVdisk, Engine, EngineConfig, EngineParts, LogDevice, MemoryPages, MemoryRegistry, OnFull,
-    Registry, SystemClock, Transaction, Vdisk, VdiskState, VolumeError,
+    PageStore, Registry, SystemClock, Transaction, Vdisk, VdiskState, VolumeError,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -131,6 +131,15 @@ impl Host {
         Ok(engine)
     }
 
+    /// Those of the map's pages that are not read before they are needed.
+    fn spoil_leaves(&self) {
+        for (page, bytes) in self.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
+            let mut bytes = bytes.to_vec();
+            *bytes.last_mut().unwrap() ^= 1;
+            self.pages.damage(page, Some(bytes.into()));
+        }
+    }
+
     /// Another host with nothing of its own, over the same backend.
     async fn take_over(&mut self) -> Vdisk {
         (self.registry, self.pages) = Default::default();
@@ -173,6 +182,10 @@ async fn byte(vdisk: &Vdisk, number: u64) -> u8 {
 
 fn is_damaged(vdisk: &Vdisk) -> bool {
     matches!(vdisk.stats().state, VdiskState::Damaged(_))
+}
+
+fn is_degraded(vdisk: &Vdisk) -> bool {
+    matches!(vdisk.stats().state, VdiskState::Degraded(_))
 }
 
 fn run(case: impl Future<Output = ()>) {
@@ -376,17 +389,13 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         engine.close(Duration::from_secs(5)).await.unwrap();
         drop((vdisk, engine));
 
-        // Leaves alone: they are not read before they are needed.
-        for (page, bytes) in host.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
-            let mut bytes = bytes.to_vec();
-            *bytes.last_mut().unwrap() ^= 1;
-            host.pages.damage(page, Some(bytes.into()));
-        }
+        host.spoil_leaves();
         let engine = host.start(&buffer).await.unwrap();
         let vdisk = open(&engine).await;
         let answer = vdisk.read(cluster(5)).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
         assert_eq!(byte(&vdisk, 600).await, 0, "what needs another page is read");
+        assert!(is_degraded(&vdisk));
         assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
         put_stable(&vdisk, 5, 6).await;
         assert_eq!(byte(&vdisk, 5).await, 6, "what is in the write buffer is read");
@@ -398,6 +407,86 @@ fn a_damaged_map_page_is_made_anew_at_the_next_start() {
         assert_eq!(byte(&vdisk, 5).await, 6);
         vdisk.destage().await.unwrap();
         assert_eq!(byte(&vdisk, 5).await, 6);
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+    });
+}
+
+/// Nobody reads the cluster: the copy of the map is the first to meet the damaged page.
+#[test]
+fn a_copy_that_meets_a_damaged_map_page_tells_it() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 5, 5).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        host.spoil_leaves();
+        host.copies_maps = true;
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+        put(&vdisk, 600, 6).await;
+        vdisk.destage().await.unwrap();
+        let told = async {
+            while !is_degraded(&vdisk) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), told).await.expect("the copy told nothing");
+        assert_eq!(newest_copy(&host).await, None, "it is not whole");
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0, "what a damaged page needs is not known");
+        put(&vdisk, 601, 7).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        for (number, expected) in [(5, 5), (600, 6), (601, 7)] {
+            assert_eq!(byte(&vdisk, number).await, expected);
+        }
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+    });
+}
+
+/// It cannot tell what the page needs, and removes nothing now nor later.
+#[test]
+fn a_sweep_that_meets_a_damaged_map_page_tells_it() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 5, 5).await;
+        vdisk.destage().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        for (page, _) in host.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 2) {
+            host.pages.damage(page, None);
+        }
+        let answer = engine.sweep_pages().await;
+        assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+        assert!(is_degraded(&vdisk));
+        assert_eq!(engine.sweep_pages().await.unwrap(), 0);
+        let forgotten = async {
+            while !host.pages.records().await.unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), forgotten)
+            .await
+            .expect("the next start would believe it");
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop((vdisk, engine));
+
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!((byte(&vdisk, 5).await, vdisk.stats().state), (5, VdiskState::Ok));
     });
 }
 
@@ -610,5 +699,56 @@ fn a_damaged_tombstone_deletes_nothing_and_hides_nobody() {
         assert_eq!(problem(10), None);
         engine.adopt_vdisk(POOL, DISK).await.unwrap();
         assert_eq!(byte(&open(&engine).await, 3).await, 7);
+    });
+}
+
+/// What a clone came from cannot be read. It is told so, and everybody else is found; nothing goes that it may have needed.
+#[test]
+fn a_damaged_ancestor_hides_nobody() {
+    run(async {
+        let mut host = Host::new(false);
+        let backend = Rc::new(MemoryBackend::new());
+        host.backend = backend.clone();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let grandparent = create(&engine).await;
+        put(&grandparent, 3, 7).await;
+        let mut last = grandparent.clone();
+        for number in 11..13 {
+            let snapshot = SnapshotId(Uuid::from_u128(100 + number));
+            last.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+            let (id, size) = (VdiskId(Uuid::from_u128(number)), ByteCount(8 << 20));
+            let (properties, base) = ("{}".into(), Some((last.id(), snapshot)));
+            let clone = CreateVdisk { id, vpool: POOL, size, properties, base, on_full: ON_FULL };
+            last = engine.create_vdisk(clone).await.unwrap();
+        }
+        let (id, size) = (VdiskId(Uuid::from_u128(20)), ByteCount(8 << 20));
+        let other =
+            CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
+        engine.create_vdisk(other).await.unwrap();
+        last.destage().await.unwrap();
+        drop((last, grandparent));
+        engine.delete_vdisk(POOL, DISK).await.unwrap();
+        drop(engine);
+
+        let is_of = |id: u128| {
+            let folder = format!("v/{}/", Uuid::from_u128(id).simple());
+            move |name: &ObjectName| name.as_str().starts_with(&folder)
+        };
+        // First a bit of the parent's journal turned, then all of the parent gone.
+        for is_gone in [false, true] {
+            for name in backend.names().into_iter().filter(is_of(11)) {
+                let mut bytes = backend.bytes(&name).unwrap().to_vec();
+                *bytes.last_mut().unwrap() ^= 1;
+                backend.damage(&name, (!is_gone).then(|| bytes.into()));
+            }
+            (host.registry, host.pages) = Default::default();
+            let engine = host.start(&Buffer::new()).await.unwrap();
+            let found = engine.discover(POOL).await.unwrap();
+            let problem =
+                |id: u128| found.iter().find(|found| found.id.0.as_u128() == id).unwrap().problem.clone();
+            assert!(problem(12).unwrap().contains("ancestor"), "{found:?}");
+            assert_eq!(problem(20), None);
+            assert!(backend.names().iter().any(is_of(10)), "who knows who needs it");
+        }
     });
 }

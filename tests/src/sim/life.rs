@@ -9,13 +9,12 @@ use super::{
 };
 use crate::{
     MemoryDevice,
-    stores::{DirectedBackend, DirectedDevice, DirectedPages, DirectedRegistry, Director},
+    stores::{Directed, Director},
 };
 use futures_util::future::LocalBoxFuture;
-use ovs_backend::Backend;
 use ovs_units::VdiskId;
 use ovs_volume::{Clock, Engine, EngineParts, LogDevice, VdiskState, VolumeError};
-use std::{cell::Cell, collections::BTreeSet, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
 /// In paused time, which passes when nobody has anything else to do: in calm weather nothing takes this long.
@@ -164,25 +163,13 @@ impl World {
 
     fn parts(&self) -> EngineParts {
         let director: Rc<dyn Director> = self.weather.clone();
-        let random = || Rc::clone(&self.random);
+        let random = &self.random;
         EngineParts {
             clock: Rc::new(SimClock { start: Instant::now(), wall_ms: Rc::clone(&self.wall_ms) }),
-            chance: random(),
-            registry: Rc::new(DirectedRegistry {
-                inner: Rc::clone(&self.stores.registry),
-                director: Rc::clone(&director),
-                random: random(),
-            }),
-            pages: Rc::new(DirectedPages {
-                inner: Rc::clone(&self.stores.pages),
-                director: Rc::clone(&director),
-                random: random(),
-            }),
-            buffer: Rc::new(DirectedDevice {
-                inner: Rc::clone(&self.stores.device),
-                director,
-                random: random(),
-            }),
+            chance: random.clone(),
+            registry: Rc::new(Directed::new(&self.stores.registry, &director, random)),
+            pages: Rc::new(Directed::new(&self.stores.pages, &director, random)),
+            buffer: Rc::new(Directed::new(&self.stores.device, &director, random)),
         }
     }
 
@@ -199,12 +186,11 @@ impl World {
     /// An engine over what there is, no vDisk opened yet.
     pub(super) async fn open_engine(&self) -> Result<Engine, VolumeError> {
         let engine = Engine::open(self.config.clone(), self.parts()).await?;
-        let backend: Rc<dyn Backend> = Rc::new(DirectedBackend {
-            inner: Rc::clone(&self.stores.backend),
-            director: self.weather.clone(),
-            random: Rc::clone(&self.random),
-        });
-        engine.attach_backend(self.vpool, backend);
+        let director: Rc<dyn Director> = self.weather.clone();
+        engine.attach_backend(
+            self.vpool,
+            Rc::new(Directed::new(&self.stores.backend, &director, &self.random)),
+        );
         Ok(engine)
     }
 
@@ -437,11 +423,10 @@ impl World {
     /// What is found on the backend is what there was; adopted, it can be opened.
     fn recover(&mut self, life: &Life, engine: &Engine) -> Result<(), Failure> {
         let vpool = self.vpool;
-        let found = self.try_often("discovering", life, async |world: &World| {
+        let found = self.try_often("discovering", life, async |_: &World| {
             let found = engine.discover(vpool).await?;
-            let expected: BTreeSet<VdiskId> = world.model.disks.borrow().iter().map(|disk| disk.id).collect();
-            // In bad weather some may be told with a problem; nobody takes that for the last word.
-            match found.iter().find(|found| expected.contains(&found.id) && found.problem.is_some()) {
+            // In bad weather some may be told with a problem, deleted ones too; nobody takes that for the last word.
+            match found.iter().find(|found| found.problem.is_some()) {
                 Some(found) => Err(VolumeError::Damaged(format!("{found:?}"))),
                 None => Ok(found),
             }

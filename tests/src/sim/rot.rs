@@ -3,6 +3,9 @@
 //!
 //! What is read then is right, or an error. Of the write buffer's newest blocks nobody can tell whether they were ever
 //! synced, so there a vDisk may also be as after an earlier operation; it is never anything else.
+//!
+//! A recovery from the backend alone tells every other vDisk than the damaged one, and removes nothing that somebody needs
+//! or that it cannot judge. For that every vDisk gets damaged tombstones, too.
 
 use super::{
     Failure, World,
@@ -12,8 +15,11 @@ use super::{
     sweep::{Frame, Moment, OPERATIONS, Points, a_small_world},
     weather::Season,
 };
-use crate::Random;
+use crate::{MemoryDevice, Random};
 use bytes::Bytes;
+use ovs_backend::ObjectName;
+use ovs_format::tombstone;
+use ovs_units::VdiskId;
 use ovs_volume::{LogDevice, VdiskState};
 use std::{rc::Rc, time::Duration};
 
@@ -53,9 +59,31 @@ pub fn rot(seed: u64) -> Result<Points, String> {
         let other = moment.stores.backend.bytes(&names[(at + 1) % names.len()]).unwrap_or_default();
         for (how, bytes) in other_bytes(&bytes, other, &random) {
             let mut world = frame.world(&moment, random.next());
+            world.stores.backend.damage(name, bytes.clone());
+            let at = |failure| failed(format!("object {name}, {how}"), failure);
+            world.look_at_damage(Need::Everything).map_err(at)?;
+            let mut world = frame.world(&moment, random.next());
             world.stores.backend.damage(name, bytes);
-            let what = format!("object {name}, {how}");
-            world.look_at_damage(Need::Everything).map_err(|failure| failed(what, failure))?;
+            world.look_for_vdisks(name).map_err(at)?;
+            points.damages += 1;
+        }
+    }
+    let vdisks = moment.model.all();
+    for (at, id) in vdisks.iter().enumerate() {
+        let name = tombstone_of(*id);
+        if names.contains(&name) {
+            continue;
+        }
+        let other = tombstone::encode(vdisks[(at + 1) % vdisks.len()]);
+        for (how, bytes) in other_bytes(&tombstone::encode(*id).into(), other.into(), &random) {
+            if bytes.is_none() || (how == "with another's bytes" && vdisks.len() == 1) {
+                continue;
+            }
+            let mut world = frame.world(&moment, random.next());
+            world.stores.backend.damage(&name, bytes);
+            world
+                .look_for_vdisks(&name)
+                .map_err(|failure| failed(format!("a new object {name}, {how}"), failure))?;
             points.damages += 1;
         }
     }
@@ -141,6 +169,66 @@ impl World {
         self.drop_life(life, engine);
         Ok(())
     }
+}
+
+impl World {
+    /// The backend is all that is left, and this object of it is damaged.
+    fn look_for_vdisks(&mut self, damaged: &ObjectName) -> Result<(), Failure> {
+        (self.stores.registry, self.stores.pages) = Default::default();
+        self.stores.device = Rc::new(MemoryDevice::new(8, 64 << 10, Rc::clone(&self.random)));
+        let names = self.stores.backend.names();
+        let life = Life::begin()?;
+        self.weather.set(Season::Calm);
+        let engine = life.run(self.open_engine())?.map_err(|error| format!("opening: {error}"))?;
+        let found =
+            life.run(engine.discover(self.vpool))?.map_err(|error| format!("discovering: {error}"))?;
+        self.drop_life(life, engine);
+        let is_hit = |id: VdiskId| damaged.as_str().starts_with(&folder_of(id));
+        for disk in self.model.disks.borrow().iter() {
+            let id = disk.id;
+            let found = found.iter().find(|found| found.id == id);
+            match found.map(|found| (found, &found.problem)) {
+                _ if is_hit(id) => {}
+                None => return Err(format!("vDisk {id} is hidden")),
+                Some((_, Some(_))) if self.model.ancestors(id).into_iter().any(is_hit) => {}
+                Some((_, Some(problem))) => {
+                    return Err(format!("vDisk {id} is well, but told with {problem}"));
+                }
+                Some((found, None)) => {
+                    let is_same = found.size == disk.size()
+                        && found.base == disk.base
+                        && found.properties == disk.properties.borrow().as_bytes();
+                    if !is_same {
+                        return Err(format!("vDisk {id} is found as {found:?}"));
+                    }
+                }
+            }
+        }
+        let left = self.stores.backend.names();
+        let doubtful = found.iter().find(|found| found.problem.is_some());
+        for name in names.iter().filter(|name| !left.contains(name)) {
+            let is_of = |id: &VdiskId| name.as_str().starts_with(&folder_of(*id));
+            let is_needed =
+                |id: &VdiskId| self.model.disk(*id).is_some() || self.model.has_living_descendant(*id);
+            if let Some(id) = self.model.all().into_iter().filter(is_needed).find(is_of) {
+                return Err(format!("object {name} is removed, which vDisk {id} or a clone of it needs"));
+            }
+            if let Some(found) = doubtful {
+                return Err(format!(
+                    "object {name} is removed, and yet nobody knows what needs it: {found:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn folder_of(id: VdiskId) -> String {
+    format!("v/{}/", id.0.simple())
+}
+
+fn tombstone_of(id: VdiskId) -> ObjectName {
+    ObjectName::new(format!("{}tombstone", folder_of(id))).expect("a good name")
 }
 
 async fn check(disk: &Rc<Disk>, need: Need) -> Result<(), Failure> {

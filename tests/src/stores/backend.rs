@@ -1,54 +1,33 @@
 //! The backend.
 
-use super::{Call, Director, Fault, Store, digest, digest_all, directed, spoil};
-use crate::Random;
+use super::{Call, Directable, Directed, Fault, Store, digest, digest_all, spoil};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_backend::{Backend, BackendError, Capacity, MemoryBackend, ObjectInfo, ObjectName, Urgency};
-use std::rc::Rc;
 
-/// Objects behind a director.
-pub struct DirectedBackend {
-    /// What it holds.
-    pub inner: Rc<MemoryBackend>,
-    /// Who decides.
-    pub director: Rc<dyn Director>,
-    /// How long it takes.
-    pub random: Rc<Random>,
-}
-
-impl DirectedBackend {
-    async fn direct<T>(
-        &self,
-        operation: &'static str,
-        object: String,
-        given: u64,
-        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, BackendError>,
-        digest_of: impl Fn(&T) -> u64,
-    ) -> Result<T, BackendError> {
-        let call = Call { store: Store::Backend, operation, object, digest: given };
-        let error = |is_full| {
-            let (object, reason) = (call.object.clone(), "injected".to_owned());
-            match is_full {
-                true => BackendError::NoSpace { operation, object, reason },
-                false => BackendError::Retry { operation, object, reason },
-            }
-        };
-        directed(&*self.director, &self.random, &call, error, work, digest_of).await
-    }
-
-    /// The object itself, or another of those in its folder.
-    fn named(&self, name: &ObjectName, fault: Option<Fault>) -> ObjectName {
-        let Some(Fault::Swapped(which)) = fault else { return name.clone() };
-        let folder = name.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
-        let names = self.inner.names();
-        let others: Vec<_> =
-            names.into_iter().filter(|other| other.as_str().starts_with(folder) && other != name).collect();
-        others.get(which % others.len().max(1)).unwrap_or(name).clone()
+impl Directable for MemoryBackend {
+    const STORE: Store = Store::Backend;
+    type Error = BackendError;
+    fn injected(call: &Call, is_full: bool) -> BackendError {
+        let (operation, object, reason) = (call.operation, call.object.clone(), "injected".to_owned());
+        match is_full {
+            true => BackendError::NoSpace { operation, object, reason },
+            false => BackendError::Retry { operation, object, reason },
+        }
     }
 }
 
-impl Backend for DirectedBackend {
+/// The object itself, or another of those in its folder.
+fn named(backend: &MemoryBackend, name: &ObjectName, fault: Option<Fault>) -> ObjectName {
+    let Some(Fault::Swapped(which)) = fault else { return name.clone() };
+    let folder = name.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let names = backend.names();
+    let others: Vec<_> =
+        names.into_iter().filter(|other| other.as_str().starts_with(folder) && other != name).collect();
+    others.get(which % others.len().max(1)).unwrap_or(name).clone()
+}
+
+impl Backend for Directed<MemoryBackend> {
     fn put(
         &self,
         name: &ObjectName,
@@ -58,12 +37,8 @@ impl Backend for DirectedBackend {
         let name = name.clone();
         Box::pin(async move {
             let given = digest_all(parts.iter().map(|part| &part[..]));
-            let work = async |_| {
-                let answer = self.inner.put(&name, parts, urgency).await;
-                self.director.changed();
-                answer
-            };
-            self.direct("put", name.to_string(), given, work, |()| 0).await
+            let work = self.inner.put(&name, parts, urgency);
+            self.change("put", name.as_str(), given, work, |()| 0).await
         })
     }
 
@@ -76,10 +51,10 @@ impl Backend for DirectedBackend {
         let name = name.clone();
         Box::pin(async move {
             let work = async |fault| {
-                let found = self.inner.get_range(&self.named(&name, fault), offset, length).await?;
+                let found = self.inner.get_range(&named(&self.inner, &name, fault), offset, length).await?;
                 Ok(Bytes::from(spoil(&found, fault)))
             };
-            self.direct("get", name.to_string(), offset, work, |found| digest(found)).await
+            self.direct("get", name.as_str(), offset, work, |found| digest(found)).await
         })
     }
 
@@ -87,10 +62,10 @@ impl Backend for DirectedBackend {
         let name = name.clone();
         Box::pin(async move {
             let work = async |fault| {
-                let found = self.inner.get(&self.named(&name, fault)).await?;
+                let found = self.inner.get(&named(&self.inner, &name, fault)).await?;
                 Ok(Bytes::from(spoil(&found, fault)))
             };
-            self.direct("get", name.to_string(), 0, work, |found| digest(found)).await
+            self.direct("get", name.as_str(), 0, work, |found| digest(found)).await
         })
     }
 
@@ -103,26 +78,18 @@ impl Backend for DirectedBackend {
         let (prefix, after) = (prefix.to_owned(), after.cloned());
         Box::pin(async move {
             let work = async |_| self.inner.list(&prefix, after.as_ref(), limit).await;
-            self.direct("list", prefix.clone(), limit as u64, work, |found| found.len() as u64).await
+            self.direct("list", &prefix, limit as u64, work, |found| found.len() as u64).await
         })
     }
 
     fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(async move {
-            let work = async |_| {
-                let answer = self.inner.delete(&name).await;
-                self.director.changed();
-                answer
-            };
-            self.direct("delete", name.to_string(), 0, work, |()| 0).await
-        })
+        Box::pin(
+            async move { self.change("delete", name.as_str(), 0, self.inner.delete(&name), |()| 0).await },
+        )
     }
 
     fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
-        Box::pin(async move {
-            let work = async |_| self.inner.capacity().await;
-            self.direct("capacity", String::new(), 0, work, |_| 0).await
-        })
+        Box::pin(self.direct("capacity", "", 0, async |_| self.inner.capacity().await, |_| 0))
     }
 }

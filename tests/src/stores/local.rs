@@ -1,38 +1,24 @@
 //! The device of the write buffer, the registry, the map pages.
 
-use super::{Call, Director, Fault, Store, digest, digest_all, directed, spoil};
-use crate::{MemoryDevice, Random};
+use super::{Call, Directable, Directed, Fault, Store, digest, digest_all, spoil};
+use crate::MemoryDevice;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_volume::{
     Entry, LogDevice, MemoryPages, MemoryRegistry, PageId, PageStore, Registry, Revision, Transaction,
     VolumeError,
 };
-use std::{io, rc::Rc};
+use std::io;
 
-/// A device behind a director.
-pub struct DirectedDevice {
-    /// What it holds.
-    pub inner: Rc<MemoryDevice>,
-    /// Who decides.
-    pub director: Rc<dyn Director>,
-    /// How long it takes.
-    pub random: Rc<Random>,
-}
-
-impl DirectedDevice {
-    async fn direct<T>(
-        &self,
-        call: Call,
-        work: impl AsyncFnOnce(Option<Fault>) -> io::Result<T>,
-        digest_of: impl Fn(&T) -> u64,
-    ) -> io::Result<T> {
-        let error = |_| io::Error::other("injected");
-        directed(&*self.director, &self.random, &call, error, work, digest_of).await
+impl Directable for MemoryDevice {
+    const STORE: Store = Store::Device;
+    type Error = io::Error;
+    fn injected(_: &Call, _: bool) -> io::Error {
+        io::Error::other("injected")
     }
 }
 
-impl LogDevice for DirectedDevice {
+impl LogDevice for Directed<MemoryDevice> {
     fn slot_count(&self) -> usize {
         self.inner.slot_count()
     }
@@ -44,8 +30,6 @@ impl LogDevice for DirectedDevice {
     fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             let given = digest_all(parts.iter().map(|part| &part[..]));
-            let object = format!("slot {slot} at {offset}");
-            let call = Call { store: Store::Device, operation: "write", object, digest: given };
             let work = async |fault| {
                 // Of a write that fails some blocks may be there.
                 if fault == Some(Fault::ErrorAfter) {
@@ -54,14 +38,12 @@ impl LogDevice for DirectedDevice {
                 let result = self.inner.write(slot, offset, parts).await;
                 if fault == Some(Fault::ErrorAfter) { Ok(()) } else { result }
             };
-            self.direct(call, work, |()| 0).await
+            self.direct("write", format!("slot {slot} at {offset}"), given, work, |()| 0).await
         })
     }
 
     fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
-            let call =
-                Call { store: Store::Device, operation: "sync", object: format!("slot {slot}"), digest: 0 };
             let work = async |fault| {
                 if fault == Some(Fault::ErrorAfter) {
                     self.inner.fail(0, 1);
@@ -69,16 +51,15 @@ impl LogDevice for DirectedDevice {
                 let result = self.inner.sync(slot).await;
                 if fault == Some(Fault::ErrorAfter) { Ok(()) } else { result }
             };
-            self.direct(call, work, |()| 0).await
+            self.direct("sync", format!("slot {slot}"), 0, work, |()| 0).await
         })
     }
 
     fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
         Box::pin(async move {
+            let work = async |_| self.inner.read(slot, offset, length).await;
             let object = format!("slot {slot} at {offset}");
-            let call = Call { store: Store::Device, operation: "read", object, digest: length as u64 };
-            self.direct(call, async |_| self.inner.read(slot, offset, length).await, |bytes| digest(bytes))
-                .await
+            self.direct("read", object, length as u64, work, |bytes| digest(bytes)).await
         })
     }
 }
@@ -88,36 +69,20 @@ fn volume_error(is_full: bool) -> VolumeError {
     if is_full { VolumeError::NoSpace(reason) } else { VolumeError::Retry(reason) }
 }
 
-/// A registry behind a director.
-pub struct DirectedRegistry {
-    /// What it holds.
-    pub inner: Rc<MemoryRegistry>,
-    /// Who decides.
-    pub director: Rc<dyn Director>,
-    /// How long it takes.
-    pub random: Rc<Random>,
-}
-
-impl DirectedRegistry {
-    async fn direct<T>(
-        &self,
-        operation: &'static str,
-        object: String,
-        given: u64,
-        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, VolumeError>,
-        digest_of: impl Fn(&T) -> u64,
-    ) -> Result<T, VolumeError> {
-        let call = Call { store: Store::Registry, operation, object, digest: given };
-        directed(&*self.director, &self.random, &call, volume_error, work, digest_of).await
+impl Directable for MemoryRegistry {
+    const STORE: Store = Store::Registry;
+    type Error = VolumeError;
+    fn injected(_: &Call, is_full: bool) -> VolumeError {
+        volume_error(is_full)
     }
 }
 
-impl Registry for DirectedRegistry {
+impl Registry for Directed<MemoryRegistry> {
     fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
         let key = key.to_owned();
         Box::pin(async move {
             let value = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| digest(&entry.value));
-            self.direct("get", key.clone(), 0, async |_| self.inner.get(&key).await, value).await
+            self.direct("get", &key, 0, async |_| self.inner.get(&key).await, value).await
         })
     }
 
@@ -125,7 +90,7 @@ impl Registry for DirectedRegistry {
         let prefix = prefix.to_owned();
         Box::pin(async move {
             let values = |entries: &Vec<Entry>| digest_all(entries.iter().map(|entry| &entry.value[..]));
-            self.direct("scan", prefix.clone(), 0, async |_| self.inner.scan(&prefix).await, values).await
+            self.direct("scan", &prefix, 0, async |_| self.inner.scan(&prefix).await, values).await
         })
     }
 
@@ -133,38 +98,17 @@ impl Registry for DirectedRegistry {
         Box::pin(async move {
             let object = transaction.puts.first().map(|(key, _)| key.clone()).unwrap_or_default();
             let given = digest_all(transaction.puts.iter().map(|(_, value)| &value[..]));
-            let work = async |_| {
-                let answer = self.inner.commit(transaction).await;
-                self.director.changed();
-                answer
-            };
             let revision = |revision: &Option<Revision>| revision.map_or(0, |revision| revision.0);
-            self.direct("commit", object, given, work, revision).await
+            self.change("commit", object, given, self.inner.commit(transaction), revision).await
         })
     }
 }
 
-/// A page store behind a director.
-pub struct DirectedPages {
-    /// What it holds.
-    pub inner: Rc<MemoryPages>,
-    /// Who decides.
-    pub director: Rc<dyn Director>,
-    /// How long it takes.
-    pub random: Rc<Random>,
-}
-
-impl DirectedPages {
-    async fn direct<T>(
-        &self,
-        operation: &'static str,
-        object: String,
-        given: u64,
-        work: impl AsyncFnOnce(Option<Fault>) -> Result<T, VolumeError>,
-        digest_of: impl Fn(&T) -> u64,
-    ) -> Result<T, VolumeError> {
-        let call = Call { store: Store::Pages, operation, object, digest: given };
-        directed(&*self.director, &self.random, &call, volume_error, work, digest_of).await
+impl Directable for MemoryPages {
+    const STORE: Store = Store::Pages;
+    type Error = VolumeError;
+    fn injected(_: &Call, is_full: bool) -> VolumeError {
+        volume_error(is_full)
     }
 }
 
@@ -172,7 +116,7 @@ fn pages_digest(pages: &[(PageId, Bytes)]) -> u64 {
     digest_all(pages.iter().map(|(_, page)| &page[..]))
 }
 
-impl PageStore for DirectedPages {
+impl PageStore for Directed<MemoryPages> {
     fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
         Box::pin(async move {
             let work = async |fault| {
@@ -191,12 +135,7 @@ impl PageStore for DirectedPages {
     fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
         Box::pin(async move {
             let given = pages_digest(&pages);
-            let work = async |_| {
-                let answer = self.inner.store(pages).await;
-                self.director.changed();
-                answer
-            };
-            self.direct("store", String::new(), given, work, |()| 0).await
+            self.change("store", "", given, self.inner.store(pages), |()| 0).await
         })
     }
 
@@ -209,12 +148,7 @@ impl PageStore for DirectedPages {
         let owner = owner.to_owned();
         Box::pin(async move {
             let given = pages_digest(&pages) ^ digest(&record);
-            let work = async |_| {
-                let answer = self.inner.commit(&owner, pages, record).await;
-                self.director.changed();
-                answer
-            };
-            self.direct("commit", owner.clone(), given, work, |()| 0).await
+            self.change("commit", &owner, given, self.inner.commit(&owner, pages, record), |()| 0).await
         })
     }
 
@@ -222,7 +156,7 @@ impl PageStore for DirectedPages {
         let owner = owner.to_owned();
         Box::pin(async move {
             let found = |found: &Option<Bytes>| found.as_ref().map_or(0, |found| digest(found));
-            self.direct("record", owner.clone(), 0, async |_| self.inner.record(&owner).await, found).await
+            self.direct("record", &owner, 0, async |_| self.inner.record(&owner).await, found).await
         })
     }
 
@@ -230,27 +164,17 @@ impl PageStore for DirectedPages {
         Box::pin(async move {
             let found =
                 |found: &Vec<(String, Bytes)>| digest_all(found.iter().map(|(_, record)| &record[..]));
-            self.direct("records", String::new(), 0, async |_| self.inner.records().await, found).await
+            self.direct("records", "", 0, async |_| self.inner.records().await, found).await
         })
     }
 
     fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
         let owner = owner.to_owned();
-        Box::pin(async move {
-            let work = async |_| {
-                let answer = self.inner.forget(&owner).await;
-                self.director.changed();
-                answer
-            };
-            self.direct("forget", owner.clone(), 0, work, |()| 0).await
-        })
+        Box::pin(async move { self.change("forget", &owner, 0, self.inner.forget(&owner), |()| 0).await })
     }
 
     fn highest(&self) -> LocalBoxFuture<'_, Result<u64, VolumeError>> {
-        Box::pin(async move {
-            self.direct("highest", String::new(), 0, async |_| self.inner.highest().await, |highest| *highest)
-                .await
-        })
+        Box::pin(self.direct("highest", "", 0, async |_| self.inner.highest().await, |highest| *highest))
     }
 
     fn sweep(

@@ -131,6 +131,41 @@ fn query_kinds_follow_the_schema() {
     }
 }
 
+/// A client that goes by the document and the code that checks agree on every character. What the document can only say
+/// in words, the code alone refuses: bytes of UTF-8 where a schema counts characters, and sums.
+#[test]
+fn labels_are_refused_where_the_schema_says_so() {
+    let (whole, change, selector) =
+        (validator("Labels"), validator("LabelsPatch"), validator("LabelSelector"));
+    let check = |key: &str, value: &str, is_allowed: bool| {
+        let shown = format!("{:.20?} = {:.20?} ({} bytes)", key, value, value.len());
+        let document = json!({ key: value });
+        let labels = Labels([(key.to_owned(), value.to_owned())].into());
+        let patch = LabelsPatch([(key.to_owned(), Some(value.to_owned()))].into());
+        let text = format!("{key}={value}");
+        let coded = [labels.check().is_ok(), patch.check().is_ok(), text.parse::<LabelSelector>().is_ok()];
+        assert_eq!(coded, [is_allowed; 3], "the code: {shown}");
+        let described =
+            [whole.is_valid(&document), change.is_valid(&document), selector.is_valid(&json!(text))];
+        assert_eq!(described, [is_allowed; 3], "the document: {shown}");
+    };
+    let longest = ["k".repeat(128), "v".repeat(4096)];
+    check(&longest[0], &longest[1], true);
+    check(&longest[0], &"v".repeat(4097), false);
+    check(&"k".repeat(129), "", false);
+    for value in ["", "\n", "\t \r\n", "\u{1}\u{1f}", "\u{7f}\u{9f}", "\u{2028}", "é=", "\u{10ffff}"] {
+        check("k", value, true);
+        check(&format!("k{value}"), "", value.is_empty());
+    }
+    for value in ["\0", "a\0", "\0a", "\n\0\n"] {
+        check("k", value, false);
+        check(value, "", false);
+    }
+    assert!(change.is_valid(&json!({ "k": null })) && !whole.is_valid(&json!({ "k": null })));
+    let many_bytes = Labels([("k".to_owned(), "é".repeat(4096))].into());
+    assert!(many_bytes.check().is_err() && whole.is_valid(&serde_json::to_value(&many_bytes).unwrap()));
+}
+
 /// What the code writes is what the document says, and comes back as it was.
 fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(schema: &str, value: &T) {
     let json = serde_json::to_value(value).unwrap();

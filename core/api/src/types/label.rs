@@ -13,22 +13,35 @@ const VALUE_BYTES_MAX: usize = 4096;
 /// All of an object's labels together: they are in its record, which is written with every change.
 const TOTAL_BYTES_MAX: usize = 32 << 10;
 
-/// Labels of an object, stored verbatim.
+/// Labels of an object, stored verbatim: any text but NUL, a value in at most 4096 bytes of UTF-8, all keys and values
+/// together in at most 32 KiB.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-#[schemars(extend("propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" }, "maxProperties" = 64))]
+#[schemars(extend(
+    "propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" },
+    "additionalProperties" = { "type": "string", "pattern": "^[^\\x00]*$", "maxLength": 4096 },
+    "maxProperties" = 64
+))]
 pub struct Labels(pub BTreeMap<String, String>);
 
-/// A change to labels: a value sets, null removes, a key that is not named stays.
+/// A change to labels: a value sets, null removes, a key that is not named stays. What comes of it must be allowed as
+/// labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-#[schemars(extend("propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" }, "maxProperties" = 128))]
+#[schemars(extend(
+    "propertyNames" = { "pattern": "^[a-zA-Z0-9._/:-]{1,128}$" },
+    "additionalProperties" = { "type": ["string", "null"], "pattern": "^[^\\x00]*$", "maxLength": 4096 },
+    "maxProperties" = 128
+))]
 pub struct LabelsPatch(pub BTreeMap<String, Option<String>>);
 
-/// `KEY` (has the label) or `KEY=VALUE` (has it with that value).
+/// `KEY` (has the label) or `KEY=VALUE` (has it with that value, of at most 4096 bytes).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String", extend("pattern" = "^[a-zA-Z0-9._/:-]{1,128}(=[^\\x00]*)?$"))]
+#[schemars(
+    with = "String",
+    extend("pattern" = "^[a-zA-Z0-9._/:-]{1,128}(=[^\\x00]*)?$", "maxLength" = 128 + 1 + 4096)
+)]
 pub struct LabelSelector {
     /// The label's key.
     pub key: String,

@@ -25,7 +25,8 @@ pub enum OnFull {
 pub enum VdiskState {
     /// It serves.
     Ok,
-    /// It serves, but a copy that its mode asks for is missing.
+    /// It serves, but a copy that its mode asks for is missing, or a part of its map on this host cannot be read before
+    /// ovsd is started again.
     Degraded,
     /// Its backend does not take data: writes wait, reads go on. Clears by itself.
     Stalled,

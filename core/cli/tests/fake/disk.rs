@@ -10,15 +10,22 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 
 const CLUSTER: u64 = 4096;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Clusters that were written; the others are holes.
 #[derive(Clone)]
-pub struct Disk(Arc<Mutex<Contents>>);
+pub struct Disk(Arc<Shared>);
+
+struct Shared {
+    contents: Mutex<Contents>,
+    was_opened: Condvar,
+}
 
 #[derive(Default)]
 pub struct Contents {
@@ -37,11 +44,20 @@ pub struct Contents {
 
 impl Disk {
     pub fn new(size_bytes: u64) -> Disk {
-        Disk(Arc::new(Mutex::new(Contents { size_bytes, ..Contents::default() })))
+        let contents = Mutex::new(Contents { size_bytes, ..Contents::default() });
+        Disk(Arc::new(Shared { contents, was_opened: Condvar::new() }))
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().unwrap()
+        self.0.contents.lock().unwrap()
+    }
+
+    /// Comes back when a client has opened it.
+    #[track_caller]
+    pub fn wait_for_a_client(&self) {
+        let nobody = |contents: &mut Contents| contents.opened.is_empty();
+        let waited = self.0.was_opened.wait_timeout_while(self.lock(), PATIENCE, nobody).unwrap();
+        assert!(!waited.1.timed_out(), "no client came");
     }
 
     pub fn resize(&self, size_bytes: u64) {
@@ -164,6 +180,7 @@ impl Exports for Disk {
             return Err(OpenError::Denied("without a session".into()));
         }
         self.lock().opened.push(name.to_owned());
+        self.0.was_opened.notify_all();
         Ok(Rc::new(self.clone()))
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// False, with a word on standard error, where this machine has no FUSE for us.
 pub fn can_mount() -> bool {

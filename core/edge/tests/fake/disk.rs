@@ -4,7 +4,7 @@ use super::World;
 use bytes::{Bytes, BytesMut};
 use ovs_nbd::{ClientInfo, Device, ExportInfo, Exports, Extent, NbdError, OpenError, ReadReply, ZeroKind};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId};
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc};
 
 const PAGE: u64 = 4096;
 
@@ -117,9 +117,9 @@ impl RamDisk {
     /// A little time passes before anything happens, so that a kill meets requests at every stage.
     async fn with<T>(&self, work: impl FnOnce(&mut Pages) -> T) -> Result<T, NbdError> {
         tokio::task::yield_now().await;
-        while self.world.state().is_stalled {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let mut is_stalled = self.world.state().is_stalled.subscribe();
+        // The sender lives as long as the world.
+        let _ = is_stalled.wait_for(|is_stalled| !is_stalled).await;
         let done = self.world.state().pages.get_mut(&self.id).map(work);
         tokio::task::yield_now().await;
         done.ok_or_else(|| NbdError::Io("deleted".into()))

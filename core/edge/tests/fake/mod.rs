@@ -18,7 +18,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
-use tokio::{net::UnixListener, sync::broadcast, task::LocalSet};
+use tokio::{
+    net::UnixListener,
+    sync::{broadcast, watch},
+    task::LocalSet,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -35,8 +39,8 @@ pub struct State {
     pub vdisks: BTreeMap<VdiskId, Vdisk>,
     pub pages: HashMap<VdiskId, disk::Pages>,
     pub attachments: BTreeMap<Uuid, Attachment>,
-    /// NBD requests wait while this is set.
-    pub is_stalled: bool,
+    /// NBD requests wait while this is true.
+    pub is_stalled: watch::Sender<bool>,
     /// Resizes asked for.
     pub resizes: u64,
     /// NBD flushes served.
@@ -58,7 +62,7 @@ impl World {
             vdisks: BTreeMap::new(),
             pages: HashMap::new(),
             attachments: BTreeMap::new(),
-            is_stalled: false,
+            is_stalled: watch::Sender::new(false),
             resizes: 0,
             flushes: 0,
             sessions: Vec::new(),

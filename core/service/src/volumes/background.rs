@@ -165,6 +165,7 @@ impl Volumes {
         for (id, slot) in slots {
             let reason = match (slot.problem(), self.engine.vdisk(id).map(|vdisk| vdisk.stats().state)) {
                 (Some(problem), _) => Some(problem.detail),
+                (None, Some(VdiskState::Degraded(reason))) => Some(format!("degraded: {reason}")),
                 (None, Some(VdiskState::Stalled(reason))) => Some(format!("stalled: {reason}")),
                 (None, Some(VdiskState::Damaged(reason))) => Some(format!("damaged: {reason}")),
                 (None, Some(VdiskState::Offline(reason))) => Some(format!("offline: {reason}")),

@@ -14,8 +14,8 @@ use super::{
     Volumes,
     idempotency::Terms,
     open::{check_record_size, gone_is_fine, to_engine, to_properties},
-    pools::{exists, from_policy, offline, to_policy},
-    problem::{from_catalogue, from_volume},
+    pools::{from_policy, offline, to_policy},
+    problem::{exists, from_catalogue, from_volume},
 };
 use ovs_api::{
     CreateVdisk, Created, EventKind, Problem, ProblemKind, SnapshotRef, Vdisk as ApiVdisk, VdiskRef,

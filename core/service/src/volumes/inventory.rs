@@ -1,6 +1,9 @@
 //! `<state>/vpools.json`: which backends and vPools there are and which host this is, so that a lost registry is
 //! rebuilt without anybody's help. Written whole, synced and renamed at every change of a backend or vPool.
 
+use super::{Volumes, problem::from_catalogue};
+use ovs_api::{Problem, ProblemKind};
+use ovs_cluster::catalogue::{CatalogueError, State, VpoolRecord};
 use ovs_units::{Name, VpoolId};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -111,6 +114,62 @@ impl Inventory {
 
 fn invalid(path: &Path, reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {reason}", path.display()))
+}
+
+impl Volumes {
+    /// Writes `vpools.json` anew.
+    pub(super) async fn write_inventory(&self) -> Result<(), Problem> {
+        let _locked = self.locks.lock("inventory").await;
+        let backends = self.all_backends().await?;
+        let mut are_all_read = true;
+        let log = |error: CatalogueError| {
+            tracing::error!(%error, "a vPool's record cannot be read");
+            are_all_read = false;
+        };
+        let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
+        let mut inventory = self.inventory.borrow().clone();
+        inventory
+            .incomplete
+            .retain(|id| !are_all_read || vpools.iter().any(|stored| stored.record.id == *id));
+        inventory.backends = backends
+            .into_iter()
+            .map(|known| KnownBackend {
+                uuid: known.uuid,
+                name: known.name,
+                path: known.path,
+                created_ms: known.created_ms,
+            })
+            .collect();
+        inventory.vpools = vpools
+            .into_iter()
+            .filter(|stored| stored.record.state == State::Ready)
+            .map(|stored| KnownVpool {
+                id: stored.record.id,
+                name: stored.record.name,
+                backend: stored.record.backend,
+                namespace: stored.record.namespace,
+            })
+            .collect();
+        self.store_inventory(inventory).await
+    }
+
+    pub(super) async fn store_inventory(&self, inventory: Inventory) -> Result<(), Problem> {
+        let path = self.settings.paths.state_dir().join("vpools.json");
+        let file = inventory.clone();
+        let written = tokio::task::spawn_blocking(move || file.store(&path)).await;
+        match written {
+            Ok(Ok(())) => {
+                *self.inventory.borrow_mut() = inventory;
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                Err(Problem::new(ProblemKind::Unavailable, format!("vpools.json was not written: {error}")))
+            }
+            Err(error) => {
+                Err(Problem::new(ProblemKind::Internal, format!("vpools.json was not written: {error}")))
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,12 +15,14 @@
 
 pub mod attach;
 pub mod attachments;
+mod backends;
 mod background;
 mod create;
 mod idempotency;
 #[doc(hidden)]
 pub mod inventory;
 mod locks;
+mod namespace;
 mod open;
 mod pools;
 mod problem;
@@ -31,6 +33,7 @@ mod start;
 mod status;
 mod trash;
 mod vdisks;
+mod vpools;
 
 #[cfg(test)]
 mod tests;

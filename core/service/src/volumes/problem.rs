@@ -4,8 +4,10 @@ use super::attachments::{Busy, Holder};
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::BackendError;
 use ovs_cluster::catalogue::CatalogueError;
+use ovs_units::Name;
 use ovs_volume::VolumeError;
 use serde_json::json;
+use uuid::Uuid;
 
 /// A volume's error.
 pub fn from_volume(error: VolumeError) -> Problem {
@@ -56,4 +58,10 @@ pub fn in_use(what: &str, holders: &[Holder]) -> Problem {
 /// No such thing.
 pub fn not_found(kind: &str, name: impl std::fmt::Display) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("there is no {kind} {name}"))
+}
+
+/// The name is taken.
+pub fn exists(kind: &str, name: &Name, uuid: Uuid) -> Problem {
+    let detail = format!("{kind} {name} exists, and was made by a different request");
+    Problem::new(ProblemKind::Exists, detail).with("uuid", uuid.to_string())
 }

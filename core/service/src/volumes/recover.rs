@@ -11,9 +11,10 @@
 use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
+    namespace::{Namespace, get_config, open_namespace, put_config},
     open::from_properties,
-    pools::{Namespace, PRESET, exists, get_config, open_namespace, put_config},
-    problem::{from_catalogue, from_volume},
+    problem::{exists, from_catalogue, from_volume},
+    vpools::PRESET,
 };
 use crate::tasks::{About, Running};
 use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task, TaskId};

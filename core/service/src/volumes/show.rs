@@ -185,6 +185,7 @@ fn state_of(problem: &Problem) -> VdiskState {
 fn from_engine_state(state: &EngineState) -> (VdiskState, Option<String>) {
     match state {
         EngineState::Ok => (VdiskState::Ok, None),
+        EngineState::Degraded(reason) => (VdiskState::Degraded, Some(reason.clone())),
         EngineState::Stalled(reason) => (VdiskState::Stalled, Some(reason.clone())),
         EngineState::Damaged(reason) => (VdiskState::Damaged, Some(reason.clone())),
         EngineState::Offline(reason) => (VdiskState::Offline, Some(reason.clone())),

@@ -5,8 +5,10 @@ use crate::log::Log;
 use crate::sco::ScoHeaders;
 use crate::vdisk;
 use crate::{Chance, Clock, PageStore, Registry, Revision, Transaction, Vdisk, VolumeError};
+use ovs_units::VdiskId;
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -29,6 +31,8 @@ pub(crate) struct Context {
     /// A page of a map could not be read: the checkpoints on this host are of no use, and none is made from them.
     pub(crate) pages_are_damaged: Cell<bool>,
     pub(super) pages_found_damaged: Rc<Notify>,
+    /// Whose map that was, and what was wrong first.
+    unreadable_maps: RefCell<BTreeMap<VdiskId, String>>,
     /// Up to which page the last sweep went, and how many it left.
     pub(super) swept: Cell<(u64, u64)>,
     pub(crate) destage_turns: Semaphore,
@@ -61,6 +65,7 @@ impl Context {
             taking_in: Cell::new(0),
             pages_are_damaged: Cell::new(false),
             pages_found_damaged: Rc::default(),
+            unreadable_maps: RefCell::default(),
             swept: Cell::new((0, 0)),
             destage_turns,
             destage_moved_at: Cell::new(Duration::ZERO),
@@ -97,6 +102,19 @@ impl Context {
             self.pages_found_damaged.notify_one();
         }
         error
+    }
+
+    /// The same from a vDisk that shows it from then on.
+    pub(crate) fn map_of_unreadable(&self, vdisk: VdiskId, error: VolumeError) -> VolumeError {
+        if let VolumeError::Damaged(reason) = &error {
+            self.unreadable_maps.borrow_mut().entry(vdisk).or_insert_with(|| reason.clone());
+        }
+        self.map_unreadable(error)
+    }
+
+    /// What is wrong with its map on this host.
+    pub(crate) fn map_damage(&self, vdisk: VdiskId) -> Option<String> {
+        self.unreadable_maps.borrow().get(&vdisk).cloned()
     }
 
     pub(super) async fn forget_checkpoints(&self) -> Result<(), VolumeError> {

@@ -3,40 +3,32 @@
 use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, head_key};
 use crate::journal;
+use crate::sco::vdisk_prefix;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
 use ovs_format::tombstone;
 use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use uuid::Uuid;
 
 impl Engine {
     /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them.
     pub async fn discover(&self, vpool: VpoolId) -> Result<Vec<FoundVdisk>, VolumeError> {
         let backend = self.backend(vpool)?;
+        let mut reader = Reader { backend: &*backend, vpool, told: HashMap::new() };
         let (mut found, mut deleted, mut needed) = (Vec::new(), Vec::new(), HashSet::new());
         for id in vdisks_on(&*backend).await? {
-            let is_deleted = match is_deleted(&*backend, id).await {
-                Err(VolumeError::Damaged(reason)) => {
-                    found.push(unreadable(id, vpool, reason));
-                    continue;
+            let told = reader.told(id).await?;
+            match (&told.is_deleted, &told.head) {
+                (Ok(true), _) => deleted.push(id), // if it cannot be read, its removal was cut short
+                (Ok(false), Ok(Some(head))) => {
+                    let problem = reader.note_ancestors(head, &mut needed).await?;
+                    found.push(found_vdisk(id, head, problem));
                 }
-                answer => answer?,
-            };
-            if is_deleted {
-                deleted.push(id);
-            }
-            match metadata_of(&*backend, id, vpool).await {
-                Ok(Some(head)) if is_deleted => drop(head),
-                Ok(Some(head)) => {
-                    self.note_ancestors(&*backend, vpool, &head, &mut needed).await?;
-                    found.push(found_vdisk(id, &head, None));
-                }
-                Ok(None) => {} // nothing was ever acknowledged of it
-                Err(VolumeError::Damaged(_)) if is_deleted => {} // its removal was cut short
-                Err(VolumeError::Damaged(reason)) => found.push(unreadable(id, vpool, reason)),
-                Err(error) => return Err(error),
+                (Ok(false), Ok(None)) => {} // removed meanwhile
+                (Err(reason), _) | (_, Err(reason)) => found.push(unreadable(id, vpool, reason.clone())),
             }
         }
         // Removals that a crash cut short, and that no head remembers. Not while anything is unreadable: it might
@@ -49,22 +41,6 @@ impl Engine {
             }
         }
         Ok(found)
-    }
-
-    async fn note_ancestors(
-        &self,
-        backend: &dyn Backend,
-        vpool: VpoolId,
-        head: &Head,
-        needed: &mut HashSet<VdiskId>,
-    ) -> Result<(), VolumeError> {
-        let mut base = head.base;
-        while let Some((parent, _)) = base
-            && needed.insert(parent)
-        {
-            base = metadata_of(backend, parent, vpool).await?.and_then(|head| head.base);
-        }
-        Ok(())
     }
 
     /// Writes the head of a vDisk found on the backend into the registry, where it is missing or older, and that of
@@ -171,6 +147,70 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Reads what a backend tells of each vDisk, once.
+struct Reader<'a> {
+    backend: &'a dyn Backend,
+    vpool: VpoolId,
+    told: HashMap<VdiskId, Rc<Told>>,
+}
+
+/// Damage is an answer: it is that vDisk's alone.
+struct Told {
+    is_deleted: Result<bool, String>,
+    /// None: there is nothing of it.
+    head: Result<Option<Head>, String>,
+}
+
+impl Reader<'_> {
+    async fn told(&mut self, id: VdiskId) -> Result<Rc<Told>, VolumeError> {
+        if let Some(told) = self.told.get(&id) {
+            return Ok(told.clone());
+        }
+        let is_deleted = or_damage(is_deleted(self.backend, id).await)?;
+        let mut head = or_damage(metadata_of(self.backend, id, self.vpool).await)?;
+        if let Ok(None) = head
+            && !self.backend.list(&vdisk_prefix(id), None, 1).await?.is_empty()
+        {
+            // The first record is put before anything else, and goes with everything else.
+            head = Err(format!("vDisk {id} has objects and no journal"));
+        }
+        let told = Rc::new(Told { is_deleted, head });
+        self.told.insert(id, told.clone());
+        Ok(told)
+    }
+
+    /// Returns what is wrong with one of them.
+    async fn note_ancestors(
+        &mut self,
+        head: &Head,
+        needed: &mut HashSet<VdiskId>,
+    ) -> Result<Option<String>, VolumeError> {
+        let (mut base, mut met) = (head.base, HashSet::new());
+        while let Some((parent, _)) = base
+            && met.insert(parent)
+        {
+            needed.insert(parent);
+            let told = self.told(parent).await?;
+            base = match (&told.is_deleted, &told.head) {
+                (Ok(_), Ok(Some(head))) => head.base,
+                (Ok(_), Ok(None)) => return Ok(Some(format!("nothing is there of its ancestor {parent}"))),
+                (Err(reason), _) | (_, Err(reason)) => {
+                    return Ok(Some(format!("of its ancestor {parent}: {reason}")));
+                }
+            };
+        }
+        Ok(None)
+    }
+}
+
+fn or_damage<T>(answer: Result<T, VolumeError>) -> Result<Result<T, String>, VolumeError> {
+    match answer {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(VolumeError::Damaged(reason)) => Ok(Err(reason)),
+        Err(error) => Err(error),
     }
 }
 

@@ -35,7 +35,8 @@ impl Engine {
             live.extend(record.table_pages.iter().copied());
             let roots = record.snapshots.iter().map(|(_, root)| root.page).chain([record.root.page]);
             for root in roots.filter(|root| *root != 0) {
-                self.mark(root, &mut live).await?;
+                let marked = self.mark(root, &mut live).await;
+                marked.map_err(|error| context.map_of_unreadable(vdisk, error))?;
             }
         }
         let removed = context.pages.sweep(up_to, &|page| live.contains(&page.0)).await?;

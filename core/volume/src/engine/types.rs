@@ -108,6 +108,8 @@ pub struct SnapshotInfo {
 pub enum VdiskState {
     /// Well.
     Ok,
+    /// It serves, but not what a damaged page of its map on this host leads to, until the engine is opened again.
+    Degraded(String),
     /// The backend does not take data, for this reason. Clears by itself.
     Stalled(String),
     /// Something acknowledged is lost or wrong: it does not serve.

@@ -8,6 +8,7 @@ use crate::sco::{object_name, vdisk_prefix};
 use crate::{PageId, PageStore, VolumeError};
 use bytes::Bytes;
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
+use ovs_format::FormatError;
 use ovs_format::journal::Position;
 use ovs_format::map_copy::{MapCopy, PartWriter, decode_part, relabel};
 use ovs_format::page::{CheckpointRecord, RootEntry, decode_inner, decode_leaf, decode_table};
@@ -134,8 +135,40 @@ async fn whole(backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, Volume
     }
 }
 
-fn damaged(name: &ObjectName) -> impl Fn(ovs_format::FormatError) -> VolumeError {
+fn damaged(name: &ObjectName) -> impl Fn(FormatError) -> VolumeError {
     move |error| VolumeError::Damaged(format!("object {name}: {error}"))
+}
+
+/// Where the pages of a map are, and who hears of one that cannot be read.
+pub(crate) struct Pages<'a> {
+    pub(crate) store: &'a dyn PageStore,
+    pub(crate) unreadable: &'a dyn Fn(VolumeError) -> VolumeError,
+}
+
+impl Pages<'_> {
+    /// A page, and those that it names.
+    async fn load(&self, page: u64, kind: Kind) -> Result<(Bytes, Vec<(u64, Kind)>), VolumeError> {
+        let load = async {
+            let missing = || VolumeError::Damaged(format!("map page {page} is missing from the local store"));
+            let bytes = self.store.load(PageId(page)).await?.ok_or_else(missing)?;
+            let named = named_by(page, kind, &bytes)
+                .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
+            Ok((bytes, named))
+        };
+        load.await.map_err(self.unreadable)
+    }
+}
+
+/// A copy may become all that there is of the map: nothing unsound goes into it.
+fn named_by(page: u64, kind: Kind, bytes: &[u8]) -> Result<Vec<(u64, Kind)>, FormatError> {
+    match kind {
+        Kind::Table => decode_table(page, bytes).map(|_| Vec::new()),
+        Kind::Level(0) => decode_leaf(page, bytes).map(|_| Vec::new()),
+        Kind::Level(level) => {
+            let children = decode_inner(page, bytes)?;
+            Ok(children.iter().map(|child| (child.page, Kind::Level(level - 1))).collect())
+        }
+    }
 }
 
 /// Puts a copy of the maps of a checkpoint, which stays as it is meanwhile. `go_on` is asked between the parts.
@@ -143,7 +176,7 @@ fn damaged(name: &ObjectName) -> impl Fn(ovs_format::FormatError) -> VolumeError
 pub(crate) async fn put(
     backend: &dyn Backend,
     vdisk: VdiskId,
-    pages: &dyn PageStore,
+    pages: Pages<'_>,
     copy: CopyId,
     maps: &CheckpointRecord,
     head: Bytes,
@@ -159,18 +192,8 @@ pub(crate) async fn put(
         if page == 0 || !met.insert(page) {
             continue;
         }
-        let missing = || VolumeError::Damaged(format!("map page {page} is missing from the local store"));
-        let bytes = pages.load(PageId(page)).await?.ok_or_else(missing)?;
-        // A copy may become all that there is of the map: nothing unsound goes into it.
-        let damaged = |error| VolumeError::Damaged(format!("map page {page}: {error}"));
-        match kind {
-            Kind::Table => drop(decode_table(page, &bytes).map_err(damaged)?),
-            Kind::Level(0) => drop(decode_leaf(page, &bytes).map_err(damaged)?),
-            Kind::Level(level) => {
-                let children = decode_inner(page, &bytes).map_err(damaged)?;
-                waiting.extend(children.iter().map(|child| (child.page, Kind::Level(level - 1))));
-            }
-        }
+        let (bytes, named) = pages.load(page, kind).await?;
+        waiting.extend(named);
         part.add(page, &bytes);
         if part.len() >= PART_BYTES {
             go_on()?;

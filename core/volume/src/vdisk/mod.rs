@@ -167,7 +167,7 @@ impl Vdisk {
         let inner = &self.inner;
         let c = &inner.counters;
         VdiskStats {
-            state: inner.state(),
+            state: inner.state_as_told(),
             epoch: inner.epoch(),
             sequence: inner.last_sequence.get(),
             size: inner.size.get(),
@@ -205,6 +205,16 @@ impl Inner {
         self.trouble.borrow().clone().unwrap_or(VdiskState::Ok)
     }
 
+    /// A damaged map hinders nothing but what needs it, so that nobody here asks for this.
+    fn state_as_told(&self) -> VdiskState {
+        match (self.state(), self.context.map_damage(self.id)) {
+            (VdiskState::Ok, Some(reason)) => VdiskState::Degraded(format!(
+                "{reason}; what it leads to is not served until the map is made anew at the next start"
+            )),
+            (state, _) => state,
+        }
+    }
+
     pub(crate) fn epoch(&self) -> Epoch {
         self.head.borrow().head.epoch
     }
@@ -224,7 +234,7 @@ impl Inner {
             return Err(VolumeError::Offline(format!("vDisk {} is being closed", self.id)));
         }
         match self.state() {
-            VdiskState::Ok | VdiskState::Stalled(_) => Ok(()),
+            VdiskState::Ok | VdiskState::Degraded(_) | VdiskState::Stalled(_) => Ok(()),
             VdiskState::Damaged(reason) => Err(VolumeError::Damaged(reason)),
             VdiskState::Offline(reason) => Err(VolumeError::Offline(reason)),
         }

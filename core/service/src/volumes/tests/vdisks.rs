@@ -297,3 +297,38 @@ fn a_loss_is_accepted_once_and_only_where_there_is_one() {
         refused(volumes.accept_vdisk_loss(vdisk_ref("a"), no_terms()).await, ProblemKind::Conflict);
     });
 }
+
+/// A map is a cache: its damage is shown while it hinders, and is gone with the next start.
+#[test]
+fn a_damaged_map_page_is_shown_until_the_next_start() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.create_vdisk(new_vdisk("a", 8192), no_terms()).await.unwrap();
+        write(&volumes, "a", 0, 7, 4096).await;
+        volumes.engine.close(Duration::from_secs(10)).await.unwrap();
+    });
+    // Leaves: the others are read when the vDisk is opened.
+    for (page, _) in world.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
+        world.pages.damage(page, None);
+    }
+    world.life(async |volumes: Rc<Volumes>| {
+        let id = volumes.resolve(&vdisk_ref("a")).await.unwrap();
+        volumes.ensure_open(id).await.unwrap().read(range(0, 1)).await.unwrap_err();
+        let shown = volumes.get_vdisk(vdisk_ref("a")).await.unwrap();
+        assert_eq!(shown.state, VdiskState::Degraded);
+        let reason = shown.state_reason.unwrap();
+        assert!(reason.contains("map page"), "{reason}");
+        let metrics = crate::metrics::text(&volumes).await;
+        let mut samples = metrics.lines().filter(|line| line.starts_with("ovs_vdisk_ok{"));
+        assert!(samples.all(|line| line.ends_with(" 0")), "{metrics}");
+        volumes.look_for_alarms().await;
+        let alarms = volumes.alarms.list();
+        assert!(alarms.iter().any(|alarm| alarm.detail.starts_with("degraded: map page")), "{alarms:?}");
+        // That the map is of no use is noted in the background.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(byte_at(&volumes, "a", 0).await, 7);
+        assert_eq!(volumes.get_vdisk(vdisk_ref("a")).await.unwrap().state, VdiskState::Ok);
+    });
+}
