@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
+use futures_util::future::LocalBoxFuture;
 use ovs_backend::{Backend, Call, Fault, FaultyBackend, MemoryBackend, Operation};
 use ovs_tests::{MemoryDevice, Random};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
-    CreateVdisk, Engine, EngineConfig, EngineParts, MemoryPages, MemoryRegistry, OnFull, SystemClock, Vdisk,
-    VolumeError,
+    CreateVdisk, Engine, EngineConfig, EngineParts, Entry, MemoryPages, MemoryRegistry, OnFull, Registry,
+    Revision, SystemClock, Transaction, Vdisk, VolumeError,
 };
 use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
@@ -38,7 +39,7 @@ struct Host {
     buffer: Rc<MemoryDevice>,
     random: Rc<Random>,
     backend: Rc<dyn Backend>,
-    registry: Rc<MemoryRegistry>,
+    registry: Rc<dyn Registry>,
     pages: Rc<MemoryPages>,
     fault: Rc<Cell<Option<NewFault>>>,
 }
@@ -57,7 +58,7 @@ impl Host {
             buffer: Rc::new(MemoryDevice::new(12, 256 << 10, Rc::clone(&random))),
             random,
             backend: Rc::new(FaultyBackend::new(MemoryBackend::new(), schedule)),
-            registry: Rc::default(),
+            registry: Rc::new(MemoryRegistry::default()),
             pages: Rc::default(),
             fault,
         }
@@ -187,7 +188,7 @@ fn what_was_written_meanwhile_is_of_both_epochs() {
         vdisk.destage().await.unwrap();
         drop((vdisk, engine));
         // Nothing but the backend is left.
-        let host = Host { registry: Rc::default(), pages: Rc::default(), ..host };
+        let host = Host { registry: Rc::new(MemoryRegistry::default()), pages: Rc::default(), ..host };
         let host =
             Host { buffer: Rc::new(MemoryDevice::new(12, 256 << 10, Rc::clone(&host.random))), ..host };
         let engine = host.start().await;
@@ -220,7 +221,8 @@ fn a_rollback_that_failed_does_not_happen_later() {
         host.fault.set(None);
         put(&vdisk, 1, 3).await;
         drop((vdisk, engine));
-        let without_registry = Host { registry: Rc::default(), pages: Rc::default(), ..host.clone() };
+        let registry = Rc::new(MemoryRegistry::default());
+        let without_registry = Host { registry, pages: Rc::default(), ..host.clone() };
         for host in [host, without_registry] {
             let engine = host.start().await;
             if !engine.discover(POOL).await.unwrap().is_empty() {
@@ -230,5 +232,54 @@ fn a_rollback_that_failed_does_not_happen_later() {
             expect(&vdisk, 0, 2).await;
             expect(&vdisk, 1, 3).await;
         }
+    });
+}
+
+/// The answer to a commit is lost, and so is the answer to whether it was done.
+#[derive(Default)]
+struct LosingAnswers {
+    registry: MemoryRegistry,
+    commits: Cell<u32>,
+    gets: Cell<u32>,
+}
+
+fn is_lost(left: &Cell<u32>) -> bool {
+    left.replace(left.get().saturating_sub(1)) > 0
+}
+
+fn lost<T>() -> Result<T, VolumeError> {
+    Err(VolumeError::Retry("the answer is lost".into()))
+}
+
+impl Registry for LosingAnswers {
+    fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
+        if is_lost(&self.gets) { Box::pin(async { lost() }) } else { self.registry.get(key) }
+    }
+
+    fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
+        self.registry.scan(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
+        Box::pin(async move {
+            let committed = self.registry.commit(transaction).await;
+            if is_lost(&self.commits) { lost() } else { committed }
+        })
+    }
+}
+
+#[test]
+fn who_does_not_hear_that_it_has_committed_does_not_take_itself_for_another() {
+    run(async {
+        let registry = Rc::new(LosingAnswers::default());
+        let host = Host { registry: registry.clone(), ..Host::new(String::new()) };
+        let vdisk = create(&host.start().await, FIRST).await;
+        put(&vdisk, 0, 1).await;
+        registry.commits.set(2);
+        registry.gets.set(3);
+        vdisk.set_properties("{}1".into()).await.unwrap();
+        assert_eq!((registry.commits.get(), registry.gets.get()), (0, 0));
+        put(&vdisk, 1, 2).await;
+        vdisk.destage().await.unwrap();
     });
 }

@@ -116,7 +116,7 @@ impl Volumes {
             Err(problem)
                 if problem.kind() == ProblemKind::NotFound
                     && request.uuid.is_some()
-                    && !self.is_all_known() =>
+                    && (self.is_rebuilt.get() || !self.is_all_known()) =>
             {
                 Err(Problem::new(ProblemKind::Unavailable, format!("{}, so far", problem.detail)))
             }

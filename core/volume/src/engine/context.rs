@@ -96,20 +96,16 @@ impl Context {
         (active as u64).max(1)
     }
 
-    /// Hears of an error of reading a map. Maps are a cache: the next start makes them anew from the backend.
-    pub(crate) fn map_unreadable(&self, error: VolumeError) -> VolumeError {
-        if matches!(error, VolumeError::Damaged(_)) && !self.pages_are_damaged.replace(true) {
-            self.pages_found_damaged.notify_one();
-        }
-        error
-    }
-
-    /// The same from a vDisk that shows it from then on.
-    pub(crate) fn map_of_unreadable(&self, vdisk: VdiskId, error: VolumeError) -> VolumeError {
+    /// Hears of an error of reading a vDisk's map, which shows it from then on. Maps are a cache: the next start makes them
+    /// anew from the backend.
+    pub(crate) fn map_unreadable(&self, vdisk: VdiskId, error: VolumeError) -> VolumeError {
         if let VolumeError::Damaged(reason) = &error {
             self.unreadable_maps.borrow_mut().entry(vdisk).or_insert_with(|| reason.clone());
+            if !self.pages_are_damaged.replace(true) {
+                self.pages_found_damaged.notify_one();
+            }
         }
-        self.map_unreadable(error)
+        error
     }
 
     /// What is wrong with its map on this host.
@@ -137,8 +133,12 @@ impl Context {
     ) -> Result<Option<Revision>, VolumeError> {
         let mut attempt = 0;
         loop {
-            let error = match self.registry.commit(transaction.clone()).await {
-                Ok(None) if attempt > 0 => return self.was_done(&transaction).await,
+            let answer = match self.registry.commit(transaction.clone()).await {
+                // To ask may fail as well, and what was done must be known.
+                Ok(None) if attempt > 0 => self.was_done(&transaction).await,
+                answer => answer,
+            };
+            let error = match answer {
                 Ok(revision) => return Ok(revision),
                 Err(error @ (VolumeError::Retry(_) | VolumeError::NoSpace(_)))
                     if !give_up.get() || attempt < 5 =>

@@ -36,7 +36,7 @@ impl Engine {
             let roots = record.snapshots.iter().map(|(_, root)| root.page).chain([record.root.page]);
             for root in roots.filter(|root| *root != 0) {
                 let marked = self.mark(root, &mut live).await;
-                marked.map_err(|error| context.map_of_unreadable(vdisk, error))?;
+                marked.map_err(|error| context.map_unreadable(vdisk, error))?;
             }
         }
         let removed = context.pages.sweep(up_to, &|page| live.contains(&page.0)).await?;

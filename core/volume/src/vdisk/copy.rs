@@ -69,7 +69,7 @@ impl Inner {
             false => self.check_serving(),
         };
         let encoded = Bytes::from(head.encode());
-        let unreadable = |error| self.context.map_of_unreadable(self.id, error);
+        let unreadable = |error| self.context.map_unreadable(self.id, error);
         let pages = copy::Pages { store: &*self.context.pages, unreadable: &unreadable };
         let put = copy::put(&*self.backend, self.id, pages, this, &maps, encoded, &go_on).await;
         let bytes = match put {

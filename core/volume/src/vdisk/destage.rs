@@ -191,7 +191,7 @@ impl Inner {
             let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
             let prepared = tree.prepare(&*self.context.pages, range).await;
             // The data is well: it goes out once the map has been made anew.
-            prepared.map_err(|error| match self.context.map_unreadable(error) {
+            prepared.map_err(|error| match self.context.map_unreadable(self.id, error) {
                 VolumeError::Damaged(reason) => VolumeError::Retry(reason),
                 error => error,
             })?;

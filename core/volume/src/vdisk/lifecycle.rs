@@ -121,7 +121,7 @@ impl Vdisk {
             let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
             let tree = inner.tree.borrow().clone();
             let prepared = tree.prepare(&*inner.context.pages, tail).await;
-            prepared.map_err(|error| inner.context.map_unreadable(error))?;
+            prepared.map_err(|error| inner.context.map_unreadable(inner.id, error))?;
             let position = inner.append_to_journal(&Record::Resize { size }).await?;
             inner
                 .commit(|head| {

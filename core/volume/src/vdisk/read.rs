@@ -153,7 +153,7 @@ impl Inner {
             }
         }
         let found = view.tree.find(&*self.context.pages, range).await;
-        Ok(match found.map_err(|error| self.context.map_of_unreadable(self.id, error))? {
+        Ok(match found.map_err(|error| self.context.map_unreadable(self.id, error))? {
             (Some(place), count) => Source::Sco(place, count),
             (None, count) => Source::Nowhere(count),
         })
