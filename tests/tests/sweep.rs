@@ -37,6 +37,9 @@ fn a_failure_of_every_call() {
 
 #[test]
 fn a_damage_of_everything() {
-    let Points { damages, .. } = run(10, rot);
-    tell(&format!("sweep:       {damages} damages"));
+    let Points { damages, vouched, .. } = run(10, rot);
+    assert!(vouched > 0);
+    tell(&format!(
+        "sweep:       {damages} damages, {vouched} blocks of the write buffer that others vouch for"
+    ));
 }

@@ -1,8 +1,8 @@
 //! Media that do not keep what they were given: after a small workload, every block of the write buffer, every object and
 //! every map page is damaged in turn: gone, a bit turned, cut short, as it was before, another one's bytes.
 //!
-//! What is read then is right, or an error. Of the write buffer's newest blocks nobody can tell whether they were ever
-//! synced, so there a vDisk may also be as after an earlier operation; it is never anything else.
+//! What is read then is right, or an error. Of the write buffer's newest blocks, which nothing vouches for, nobody can tell
+//! whether they were ever synced, so there a vDisk may also be as after an earlier operation; it is never anything else.
 //!
 //! A recovery from the backend alone tells every other vDisk than the damaged one, and removes nothing that somebody needs
 //! or that it cannot judge. For that every vDisk gets damaged tombstones, too.
@@ -18,10 +18,13 @@ use super::{
 use crate::{MemoryDevice, Random};
 use bytes::Bytes;
 use ovs_backend::ObjectName;
-use ovs_format::tombstone;
+use ovs_format::{
+    log::{BatchHeader, SegmentHeader},
+    tombstone,
+};
 use ovs_units::VdiskId;
-use ovs_volume::{LogDevice, VdiskState};
-use std::{rc::Rc, time::Duration};
+use ovs_volume::LogDevice;
+use std::{collections::BTreeSet, ops::Range, rc::Rc, time::Duration};
 
 const BLOCK_BYTES: usize = 4096;
 
@@ -44,12 +47,16 @@ pub fn rot(seed: u64) -> Result<Points, String> {
     let (frame, random) = (Frame::of(&world), Random::new(seed));
     let moment = Moment { stores: world.stores.clone(), model: world.model.fork() };
     let mut points = Points::default();
+    let vouched = vouched_blocks(&moment.stores.device);
     for (slot, block) in used_blocks(&moment) {
+        let is_vouched_for = vouched.contains(&(slot, block));
+        let need = if is_vouched_for { Need::Everything } else { Need::SomeCut };
+        points.vouched += u64::from(is_vouched_for);
         for (how, bytes) in other_blocks(&moment, slot, block, &random) {
             let mut world = frame.world(&moment, random.next());
             world.stores.device.damage(slot, block, bytes);
             let what = format!("block {block} of slot {slot}, {how}");
-            world.look_at_damage(Need::SomeCut).map_err(|failure| failed(what, failure))?;
+            world.look_at_damage(need).map_err(|failure| failed(what, failure))?;
             points.damages += 1;
         }
     }
@@ -109,6 +116,39 @@ fn used_blocks(moment: &Moment) -> Vec<(usize, usize)> {
     all.filter(|(slot, block)| device.block(*slot, *block).iter().any(|byte| *byte != 0)).collect()
 }
 
+/// Blocks of which headers elsewhere in the log say that they are on stable storage.
+fn vouched_blocks(device: &MemoryDevice) -> BTreeSet<(usize, usize)> {
+    let mut stretches = Vec::new();
+    for slot in 0..device.slot_count() {
+        let Ok(segment) = SegmentHeader::decode(&device.block(slot, 0)) else { continue };
+        stretches.push((slot, 0..1, segment.start_lsn, segment.synced_lsn));
+        let bytes = |first: usize, count: usize| {
+            (first..first + count).flat_map(|block| device.block(slot, block)).collect::<Vec<u8>>()
+        };
+        let blocks = device.slot_bytes() as usize / BLOCK_BYTES;
+        let mut at = 1;
+        while at < blocks
+            && let Ok(header_bytes) = BatchHeader::claimed_bytes(&device.block(slot, at))
+            && let header_blocks = header_bytes.div_ceil(BLOCK_BYTES)
+            && at + header_blocks <= blocks
+            && let Ok(batch) = BatchHeader::decode(&bytes(at, header_blocks)[..header_bytes])
+            && batch.generation == segment.generation
+        {
+            let end = at + header_blocks + batch.payload_clusters();
+            stretches.push((slot, at..end, batch.lsn, batch.synced_lsn));
+            at = end;
+        }
+    }
+    let attested_but = |but: usize| {
+        let others = stretches.iter().enumerate().filter(|(at, _)| *at != but);
+        others.map(|(_, (.., attests))| *attests).max().unwrap_or(0)
+    };
+    let is_vouched_for =
+        |(at, (_, _, lsn, _)): &(usize, &(usize, Range<usize>, u64, u64))| *lsn < attested_but(*at);
+    let vouched = stretches.iter().enumerate().filter(is_vouched_for);
+    vouched.flat_map(|(_, (slot, blocks, ..))| blocks.clone().map(|block| (*slot, block))).collect()
+}
+
 fn other_blocks(moment: &Moment, slot: usize, block: usize, random: &Random) -> Vec<(&'static str, Bytes)> {
     let device = &moment.stores.device;
     let other = device.block((slot + 1) % device.slot_count(), block);
@@ -155,11 +195,7 @@ impl World {
                 Err(error) if need == Need::NoError => return Err(format!("it does not open: {error}")),
                 Err(_) => continue,
                 Ok(vdisk) => {
-                    let is_damaged = matches!(vdisk.stats().state, VdiskState::Damaged(_));
                     *disk.vdisk.borrow_mut() = Some(vdisk);
-                    if is_damaged && need != Need::NoError {
-                        continue;
-                    }
                 }
             }
             life.run(check(&disk, need))?.map_err(|failure| format!("vDisk {}: {failure}", disk.id))?;
@@ -241,11 +277,11 @@ async fn check(disk: &Rc<Disk>, need: Need) -> Result<(), Failure> {
         Err(_) => {}
         Ok(found) => {
             let history = disk.history.borrow();
-            if need == Need::SomeCut && !history.is_complete() {
-                return Ok(()); // a rollback or another size: nobody remembers what there was before
+            // Behind a rollback or another size nobody remembers what there was before.
+            if need != Need::SomeCut || history.is_complete() {
+                let least = if need == Need::SomeCut { history.settled() } else { history.acknowledged() };
+                history.explain(&found, &least, &history.begun())?;
             }
-            let least = if need == Need::SomeCut { history.settled() } else { history.acknowledged() };
-            history.explain(&found, &least, &history.begun())?;
         }
     }
     let snapshots = disk.snapshots.borrow().clone();

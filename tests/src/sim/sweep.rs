@@ -44,6 +44,8 @@ pub struct Points {
     pub failed_calls: u64,
     /// Blocks, objects and pages that were damaged, in each of several ways.
     pub damages: u64,
+    /// Blocks of the write buffer among them that later ones vouch for.
+    pub vouched: u64,
 }
 
 impl std::ops::AddAssign for Points {
@@ -52,6 +54,7 @@ impl std::ops::AddAssign for Points {
         self.crashes += other.crashes;
         self.failed_calls += other.failed_calls;
         self.damages += other.damages;
+        self.vouched += other.vouched;
     }
 }
 
