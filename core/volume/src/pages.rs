@@ -70,6 +70,20 @@ impl MemoryPages {
         };
     }
 
+    /// Every owner's record, in the order of their names.
+    pub fn all_records(&self) -> Vec<(String, Bytes)> {
+        self.state.borrow().1.iter().map(|(owner, record)| (owner.clone(), record.clone())).collect()
+    }
+
+    /// Damage: another record of an owner, or none at all.
+    pub fn damage_record(&self, owner: &str, record: Option<Bytes>) {
+        let (_, records) = &mut *self.state.borrow_mut();
+        match record {
+            Some(record) => records.insert(owner.to_owned(), record),
+            None => records.remove(owner),
+        };
+    }
+
     /// Another page than this one: a store that mistakes one for the other answers with it.
     pub fn other(&self, page: PageId, which: usize) -> Option<PageId> {
         let (pages, _) = &*self.state.borrow();
@@ -111,9 +125,7 @@ impl PageStore for MemoryPages {
     }
 
     fn records(&self) -> LocalBoxFuture<'_, Result<Vec<(String, Bytes)>, VolumeError>> {
-        Box::pin(
-            async move { Ok(self.state.borrow().1.iter().map(|(o, r)| (o.clone(), r.clone())).collect()) },
-        )
+        Box::pin(async move { Ok(self.all_records()) })
     }
 
     fn forget(&self, owner: &str) -> LocalBoxFuture<'_, Result<(), VolumeError>> {

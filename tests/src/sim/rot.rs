@@ -1,5 +1,6 @@
-//! Media that do not keep what they were given: after a small workload, every block of the write buffer, every object and
-//! every map page is damaged in turn: gone, a bit turned, cut short, as it was before, another one's bytes.
+//! Media that do not keep what they were given: after a small workload, every block of the write buffer, every object,
+//! every map page and checkpoint is damaged in turn: gone, a bit turned, cut short, as it was before, another one's bytes.
+//! (Heads are not: the registry's own checksums vouch for them.)
 //!
 //! What is read then is right, or an error. Of the write buffer's newest blocks, which nothing vouches for, nobody can tell
 //! whether they were ever synced, so there a vDisk may also be as after an earlier operation; it is never anything else.
@@ -102,6 +103,16 @@ pub fn rot(seed: u64) -> Result<Points, String> {
             let at = |failure| failed(format!("map page {}, {how}", page.0), failure);
             world.look_at_damage(Need::Everything).map_err(at)?;
             // Maps are a cache: the next start makes them anew.
+            world.look_at_damage(Need::NoError).map_err(at)?;
+            points.damages += 1;
+        }
+    }
+    let records = moment.stores.pages.all_records();
+    for (at, (owner, bytes)) in records.iter().enumerate() {
+        for (how, bytes) in other_bytes(bytes, records[(at + 1) % records.len()].1.clone(), &random) {
+            let mut world = frame.world(&moment, random.next());
+            world.stores.pages.damage_record(owner, bytes);
+            let at = |failure| failed(format!("checkpoint of {owner}, {how}"), failure);
             world.look_at_damage(Need::NoError).map_err(at)?;
             points.damages += 1;
         }
