@@ -112,14 +112,7 @@ impl Stores {
 
 /// Spreads bytes over a number, in order.
 pub fn digest(bytes: &[u8]) -> u64 {
-    let words = bytes.chunks(8).map(|chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(word)
-    });
-    words.fold(bytes.len() as u64, |sum, word| {
-        (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    })
+    (bytes.len() as u64) << 32 | u64::from(crc32c::crc32c(bytes))
 }
 
 fn digest_all<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {

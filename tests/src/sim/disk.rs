@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 
 /// Read at once when everything is compared.
 const READ_BYTES: u64 = 512 << 10;
+const ZEROS: [u8; CLUSTER_SIZE_BYTES as usize] = [0; CLUSTER_SIZE_BYTES as usize];
 
 pub(super) struct Disk {
     pub(super) id: VdiskId,
@@ -105,7 +106,7 @@ impl Disk {
                 Some(id) => vdisk.read_snapshot(id, range).await?,
             };
             for (number, cluster) in bytes.chunks(CLUSTER_SIZE_BYTES as usize).enumerate() {
-                if cluster.iter().any(|byte| *byte != 0) {
+                if *cluster != ZEROS[..cluster.len()] {
                     content.write(ByteOffset(at + number as u64 * CLUSTER_SIZE_BYTES), cluster);
                 }
             }
@@ -147,8 +148,10 @@ impl Disk {
 
 /// Contents of one's own: of that length, like no other's.
 pub(super) fn new_data(number: u64, length: u64) -> Bytes {
-    let words = (0..length.div_ceil(8)).map(|word| crate::random::mix(number << 32 | word));
-    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    let mut bytes = Vec::with_capacity(length as usize + 8);
+    for word in 0..length.div_ceil(8) {
+        bytes.extend_from_slice(&crate::random::mix(number << 32 | word).to_le_bytes());
+    }
     bytes.truncate(length as usize);
     bytes.into()
 }
