@@ -28,6 +28,7 @@ ROT = ("ovs-tests", "test", "sweep", ["a_damage"], {"OVS_SEEDS": "4"})
 MODEL = ("ovs-tests", "test", "model", [], {})
 FOUND = ("ovs-tests", "test", "found", [], {})
 OFFLINE = ("ovs-tests", "test", "offline", [], {})
+ROOM = ("ovs-tests", "test", "room", [], {})
 OUTAGE = ("ovs-tests", "test", "outage", [], {})
 ENGINE = ("ovs-volume", "test", "engine", [], {})
 SESSIONS = ("ovs-nbd", "test", "sessions", [], {})
@@ -40,7 +41,7 @@ THREADS = ("ovs-backend", "shuttle", "ovs_backend", ["concurrency"], {"OVS_SCHED
 CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [], {})
 
 # Who looks for a defect, by how its name begins: the quick ones and those that find the most first.
-CORE = [HEAD, FOUND, OUTAGE, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, ROT, MODEL, ENGINE]
+CORE = [HEAD, FOUND, OUTAGE, ROOM, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, ROT, MODEL, ENGINE]
 FINDERS = {"session": [SESSIONS], "client": [CLIENT], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND, THREADS], "registry: a commit": [CLUSTER]}
 
 

@@ -73,6 +73,11 @@ impl Layer {
         ClusterCount(self.data_clusters.get())
     }
 
+    /// What it takes of the write buffer at most: the data, and a block for the header of every record.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.data_clusters.get() + self.extents.borrow().len() as u64
+    }
+
     /// Maps the record's clusters to it; what was mapped there before is forgotten.
     pub(crate) fn insert(&self, record: Rc<Record>, now: Duration) {
         let (start, count) = (record.header.cluster.0, record.header.count);

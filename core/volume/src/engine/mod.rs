@@ -392,9 +392,10 @@ impl Engine {
                     vdisk.inner.destage_soon();
                 });
                 let log = inner.context.log.clone();
-                let stats = log.stats();
-                if stats.used_bytes * 4 > stats.total_bytes * 3 {
-                    log.move_oldest().await;
+                if log.no_slot_for_writes() {
+                    let vdisks = &inner.vdisks;
+                    let is_well = |vdisk: &Vdisk| vdisk.inner.state() == VdiskState::Ok;
+                    log.move_one(|id| vdisks.borrow().get(id).is_some_and(is_well)).await;
                 }
                 drop((log, inner));
                 // At most so often: whoever waits for room asks again.

@@ -1,14 +1,17 @@
 //! Admission to the log, and appending.
 
-use super::record::{Append, Record};
+use super::record::{Append, Record, Segment};
 use super::{Log, RESERVE_MOVES, RESERVE_WRITES, RESERVE_ZEROES};
 use ovs_format::checksum;
 use ovs_format::log::{BLOCK_BYTES, RecordHeader, RecordKind};
-use ovs_units::{CLUSTER_SIZE_BYTES, planted};
+use ovs_units::{CLUSTER_SIZE_BYTES, VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
 };
+
+/// Segments that are looked at in one search for one to move: each has some thousand records.
+const MOVE_LOOKS_MAX: usize = 8;
 
 /// Who asks for room: how much of the reserve it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(crate) struct Room {
 
 impl Room {
     /// The blocks, now in the caller's care.
-    fn take(mut self) -> u64 {
+    pub(super) fn take(mut self) -> u64 {
         std::mem::take(&mut self.blocks)
     }
 }
@@ -66,6 +69,12 @@ impl Log {
         }
         state.promised_blocks.set(state.promised_blocks.get() + blocks);
         Some(Room { log: self.clone(), blocks })
+    }
+
+    /// Blocks that writes may fill when nothing else is in the log.
+    pub(crate) fn blocks_for_writes(&self) -> u64 {
+        let device = &self.state.device;
+        device.slot_count().saturating_sub(RESERVE_WRITES) as u64 * (device.slot_bytes() / BLOCK_BYTES as u64)
     }
 
     /// Below this many free slots everything buffered is sent out.
@@ -113,38 +122,29 @@ impl Log {
         record
     }
 
-    /// Writes the live records of the oldest segment again, elsewhere, so that its slot becomes free. For records of
-    /// vDisks that cannot leave the buffer while others come and go. Returns false when that would gain nothing.
-    pub(crate) async fn move_oldest(&self) -> bool {
-        let oldest = {
-            let segments = self.state.segments.borrow();
-            let current = self.state.current.borrow().as_ref().map(|segment| segment.generation);
-            segments
-                .values()
-                .filter_map(std::rc::Weak::upgrade)
-                .find(|s| Some(s.generation) != current && !s.retired.get())
-        };
-        let Some(segment) = oldest else { return false };
-        // Those that are on their way already have been promised their room.
-        let mut records = segment.live_records();
-        records.retain(|record| record.promised_blocks.get() == 0);
-        let live_clusters: usize = records.iter().map(|record| record.data_clusters() + 1).sum();
-        let slot_clusters = self.state.device.slot_bytes() / BLOCK_BYTES as u64;
-        if live_clusters as u64 * 4 > slot_clusters {
-            return false;
-        }
+    /// Have writes no slot left but the one that is written to now?
+    pub(crate) fn no_slot_for_writes(&self) -> bool {
+        self.state.free.borrow().len() <= RESERVE_WRITES
+    }
+
+    /// Writes the live records of a segment again, elsewhere, so that its slot becomes free. For records of vDisks that
+    /// cannot leave the buffer while others come and go; `can_leave` says who can.
+    pub(crate) async fn move_one(&self, can_leave: impl Fn(&VdiskId) -> bool) {
+        let mut looks = std::iter::from_fn(|| self.next_to_move()).take(MOVE_LOOKS_MAX);
+        let found = looks.find_map(|segment| self.worth_moving(&segment, &can_leave));
+        let Some(records) = found else { return };
         if planted("reclaim: records are dropped, not moved") {
             records.iter().for_each(|record| *record.place.borrow_mut() = None);
-            return true;
+            return;
         }
         for record in records {
-            let Some(room) = self.room(record.data_clusters() as u64, RoomFor::Move) else { return false };
+            let Some(room) = self.room(record.data_clusters() as u64, RoomFor::Move) else { return };
             if record.has_data() {
                 match self.read(&record, 0, record.header.count).await {
                     Ok(data) => record.set_resident(data),
                     Err(error) => {
                         tracing::error!(vdisk = %record.header.vdisk, %error, "cannot move a record of the write buffer");
-                        return false;
+                        return;
                     }
                 }
             }
@@ -152,6 +152,36 @@ impl Log {
             self.state.pending.borrow_mut().push_back(record);
             self.state.work.notify_one();
         }
-        true
+    }
+
+    /// Segments that may be moved have their turns, in the order of the log. The one that is written to is among them once
+    /// a write may not fit into it: nothing else would ever end it.
+    pub(super) fn next_to_move(&self) -> Option<Rc<Segment>> {
+        let segments = self.state.segments.borrow();
+        let current = self.state.current.borrow().as_ref().map(|segment| segment.generation);
+        let kept = current.filter(|_| self.current_blocks_left() > self.record_clusters_max());
+        let last = self.state.last_moved.get();
+        let next = segments
+            .range(last + 1..)
+            .chain(segments.range(..=last))
+            .filter_map(|(_, segment)| segment.upgrade())
+            .find(|segment| Some(segment.generation) != kept && !segment.retired.get())?;
+        self.state.last_moved.set(next.generation);
+        Some(next)
+    }
+
+    /// Its live records, if they are few for a slot. What can leave will leave soon: of that, only a little is moved.
+    pub(super) fn worth_moving(
+        &self,
+        segment: &Segment,
+        can_leave: impl Fn(&VdiskId) -> bool,
+    ) -> Option<Vec<Rc<Record>>> {
+        // Those that are on their way already have been promised their room.
+        let mut records = segment.live_records();
+        records.retain(|record| record.promised_blocks.get() == 0);
+        let blocks: u64 = records.iter().map(|record| record.data_clusters() as u64 + 1).sum();
+        let quarters = if records.iter().any(|record| can_leave(&record.header.vdisk)) { 1 } else { 3 };
+        let is_worth = blocks * 4 <= self.state.device.slot_bytes() / BLOCK_BYTES as u64 * quarters;
+        (is_worth && !records.is_empty()).then_some(records)
     }
 }

@@ -92,6 +92,8 @@ pub(crate) struct State {
     current_offset: Cell<u64>,
     segments: RefCell<BTreeMap<u64, Weak<Segment>>>,
     free: RefCell<VecDeque<FreeSlot>>,
+    /// The generation of the segment that was last looked at for being moved.
+    last_moved: Cell<u64>,
     promised_blocks: Cell<u64>,
 
     work: Rc<Notify>,

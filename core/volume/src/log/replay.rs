@@ -551,6 +551,7 @@ fn empty_state(
         current_offset: Cell::new(0),
         segments: RefCell::new(BTreeMap::new()),
         free: RefCell::new(VecDeque::new()),
+        last_moved: Cell::new(0),
         promised_blocks: Cell::new(0),
         work: Rc::new(Notify::new()),
         sync_wanted: Rc::new(Notify::new()),

@@ -225,6 +225,12 @@ impl Inner {
         ovs_units::ClusterCount(sealed + self.active.borrow().data().0).bytes()
     }
 
+    /// Blocks of the write buffer that its layers take.
+    fn buffered_blocks(&self) -> u64 {
+        let sealed: u64 = self.sealed.borrow().iter().map(|layer| layer.blocks()).sum();
+        sealed + self.active.borrow().blocks()
+    }
+
     pub(crate) fn has_buffered(&self) -> bool {
         !self.active.borrow().is_empty() || !self.sealed.borrow().is_empty()
     }

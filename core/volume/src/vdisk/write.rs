@@ -253,9 +253,10 @@ impl Inner {
 
     /// While the buffer is short, a vDisk that holds more than its part of it waits for its own data to leave.
     fn is_over_its_share(&self) -> bool {
-        let stats = self.context.log.stats();
-        let is_short = stats.used_bytes * 2 > stats.total_bytes;
-        is_short && self.buffered().0 > stats.total_bytes / 2 / self.context.active_vdisks()
+        let log = &self.context.log;
+        let half_blocks = log.blocks_for_writes() / 2;
+        let is_short = log.stats().used_bytes / CLUSTER_SIZE_BYTES > half_blocks;
+        is_short && self.buffered_blocks() > half_blocks / self.context.active_vdisks()
     }
 
     fn is_busy(&self, range: ClusterRange) -> bool {
