@@ -101,3 +101,24 @@ fn a_loss_is_remembered_until_it_is_accepted() {
         assert_eq!(first_byte(&hit).await.unwrap(), 5);
     });
 }
+
+/// Each slot that fails is lost until the next start, and nothing else is: the last ones are not begun.
+#[test]
+fn failed_slots_are_done_without_while_there_are_others() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let host = Host::new();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let engine = host.start().await;
+        let vdisk = create(&engine, 10).await;
+        for failed in 1..=6 {
+            host.buffer.fail(1, 0);
+            write(&vdisk, failed).await.unwrap();
+            assert_eq!(engine.stats().buffer_failed_slots, u64::from(failed));
+            assert_eq!(first_byte(&vdisk).await.unwrap(), failed);
+            vdisk.flush().await.unwrap();
+        }
+        host.buffer.fail(1, 0);
+        assert!(matches!(write(&vdisk, 7).await, Err(VolumeError::Offline(_))));
+    });
+}

@@ -17,6 +17,8 @@ mod append;
 mod device;
 mod record;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use append::{Room, RoomFor};

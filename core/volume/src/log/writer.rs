@@ -443,7 +443,7 @@ impl State {
     }
 
     /// Lets go of payload in memory past the budget, oldest first; all of it is stable.
-    fn evict(&self) {
+    pub(super) fn evict(&self) {
         while self.memory_bytes.get() > self.memory_bytes_max {
             let Some(oldest) = self.resident.borrow_mut().pop_front() else { return };
             // One that is being moved is needed in memory until it is stable again, and comes back here then.

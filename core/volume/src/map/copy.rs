@@ -280,3 +280,31 @@ pub(crate) async fn restore(
     }
     context.pages.commit(&vdisk.to_string(), Vec::new(), Bytes::from(maps.encode(vdisk))).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_backend::MemoryBackend;
+    use uuid::Uuid;
+
+    const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
+
+    #[test]
+    fn of_a_copy_that_is_old_everything_goes_and_of_others_nothing() {
+        let backend = MemoryBackend::new();
+        let copy = |index| {
+            let position = Position { epoch: Epoch(1), index: JournalIndex(index) };
+            CopyId::new(position, PutId(Uuid::from_u128(index.into())))
+        };
+        let (old, new) = (copy(1), copy(2));
+        let names = |copy: CopyId| [copy.root(VDISK), copy.part(VDISK, 0), copy.part(VDISK, 1)];
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            for name in names(old).into_iter().chain(names(new)) {
+                backend.put(&name, vec![Bytes::from_static(b"x")], Urgency::Normal).await.unwrap();
+            }
+            remove(&backend, VDISK, |copy| copy == old).await.unwrap();
+            assert_eq!(list(&backend, VDISK).await.unwrap(), [new]);
+        });
+        assert_eq!(backend.names(), names(new));
+    }
+}

@@ -55,3 +55,29 @@ impl Table {
         Ok(Table { chunks })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryPages;
+    use ovs_units::{Epoch, PutId, ScoNumber, VdiskId};
+    use uuid::Uuid;
+
+    /// All pages but the last are full, or an index would name another SCO.
+    #[test]
+    fn a_page_that_is_too_short_is_damage() {
+        let id = Uuid::from_u128(1);
+        let (vdisk, epoch, number, put) = (VdiskId(id), Epoch(1), ScoNumber(1), PutId(id));
+        let sco = ScoRef { vdisk, epoch, number, put, cluster_count: 1, header_checksum: 1 };
+        let pages = MemoryPages::default();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            for (number, count) in [(1, TABLE_CHUNK), (2, TABLE_CHUNK - 1)] {
+                let bytes = page::encode_table(number, &vec![sco; count]).into();
+                pages.store(vec![(PageId(number), bytes)]).await.unwrap();
+            }
+            assert_eq!(Table::load(&pages, &[1, 2]).await.unwrap().len(), 2 * TABLE_CHUNK as u64 - 1);
+            let short = Table::load(&pages, &[2, 1]).await;
+            assert!(matches!(short, Err(VolumeError::Damaged(_))));
+        });
+    }
+}

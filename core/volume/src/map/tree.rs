@@ -286,3 +286,41 @@ impl Page {
         self.node.borrow().clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_all_that_a_vdisk_may_ever_have_had() {
+        let clusters_max = ovs_units::VDISK_SIZE_BYTES_MAX / ovs_units::CLUSTER_SIZE_BYTES;
+        let tail = Tree::tail(Cluster(5));
+        assert_eq!(tail.start, Cluster(5));
+        assert!(tail.end().0 >= clusters_max);
+        let last = Place { sco: 1, offset: 2 };
+        let mut tree = Tree::default();
+        tree.set(ClusterRange { start: Cluster(clusters_max - 1), count: ClusterCount(1) }, Some(last));
+        tree.set(tail, None);
+        assert!(tree.root.is_none());
+    }
+
+    /// Nothing but the pages of a range is prepared: its neighbours may not be in memory.
+    #[test]
+    fn a_change_up_to_the_end_of_a_page_leaves_the_next_one_alone() {
+        let mut tree = Tree::default();
+        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
+        let place = |offset| Some(Place { sco: 1, offset });
+        let end = FANOUT as u64;
+        tree.set(range(end - 2, 4), place(0));
+        let mut next = tree.root.clone().unwrap();
+        for level in (1..=TOP_LEVEL).rev() {
+            let node = next.page.resident().unwrap();
+            let Node::Inner(children) = &*node else { panic!("level {level}") };
+            next = children[index_at(end, level)].clone().unwrap();
+        }
+        *next.page.node.borrow_mut() = None;
+        tree.set(range(end - 2, 2), place(7));
+        tree.set(range(end - 1, 1), None);
+        assert_eq!(tree.root.unwrap().mapped, 3);
+    }
+}

@@ -463,3 +463,29 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(second: (u64, u32, u32), expected: usize) {
+        let entry = |(cluster, sco, offset)| TlogEntry {
+            cluster: Cluster(cluster),
+            count: 2,
+            target: Target::Sco { sco, offset },
+        };
+        let mut plan = Plan::new(256);
+        plan.push_entry(entry((8, 1, 5)));
+        plan.push_entry(entry(second));
+        assert_eq!(plan.entries.len(), expected, "{second:?}");
+        assert_eq!(plan.entries.iter().map(|entry| entry.count).sum::<u64>(), 4);
+    }
+
+    #[test]
+    fn neighbours_that_go_to_neighbouring_places_are_one_entry() {
+        check((10, 1, 7), 1);
+        check((11, 1, 7), 2);
+        check((10, 2, 7), 2);
+        check((10, 1, 8), 2);
+    }
+}

@@ -47,6 +47,7 @@ pub struct World {
     pages: Rc<MemoryPages>,
     backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
     takes_data: Rc<Cell<bool>>,
+    takes_deletions: Rc<Cell<bool>>,
     /// SCOs that the backend has room for.
     room: Rc<Cell<u64>>,
     checkpoint_every: u64,
@@ -58,10 +59,15 @@ impl World {
     pub async fn new() -> World {
         let takes_data = Rc::new(Cell::new(true));
         let taking = takes_data.clone();
+        let takes_deletions = Rc::new(Cell::new(true));
+        let deleting = takes_deletions.clone();
         let room = Rc::new(Cell::new(u64::MAX));
         let left = room.clone();
         let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
             if call.operation == Operation::Put && !taking.get() {
+                return Some(Fault::ErrorBefore);
+            }
+            if call.operation == Operation::Delete && !deleting.get() {
                 return Some(Fault::ErrorBefore);
             }
             if call.operation != Operation::Put || !call.object.contains("/s/") {
@@ -79,6 +85,7 @@ impl World {
             pages: Rc::default(),
             backend: Rc::new(backend),
             takes_data,
+            takes_deletions,
             room,
             checkpoint_every: 32,
             engine: None,
@@ -227,6 +234,10 @@ impl World {
 
     pub fn backend_takes_data(&self, takes: bool) {
         self.takes_data.set(takes);
+    }
+
+    pub fn backend_takes_deletions(&self, takes: bool) {
+        self.takes_deletions.set(takes);
     }
 
     /// Lets background work go on for so many seconds.

@@ -1,0 +1,172 @@
+//! The log by itself, on a device of twelve slots.
+
+use super::replay::Replay;
+use super::*;
+use bytes::Bytes;
+use ovs_format::log::{BLOCK_BYTES, WIPED};
+use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
+
+const VDISK: VdiskId = VdiskId(Uuid::from_u128(2));
+
+/// A log with slots of so many blocks, and a budget of so many clusters' payloads in memory.
+async fn open(directory: &tempfile::TempDir, slot_blocks: u64, clusters_in_memory: u64) -> (Log, Replay) {
+    let device = FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64).unwrap();
+    let budget = clusters_in_memory * CLUSTER_SIZE_BYTES;
+    Log::open(Rc::new(device), Uuid::from_u128(1), budget).await.unwrap()
+}
+
+/// A record in a batch of its own, of a cluster with data or of zeros, written and not stable.
+async fn write_one(log: &Log, number: u64, is_zero: bool) -> Rc<Record> {
+    let data = (!is_zero).then(|| Bytes::from(vec![number as u8; CLUSTER_SIZE_BYTES as usize]));
+    let room = log.room(u64::from(!is_zero), RoomFor::Write).unwrap();
+    let (epoch, sequence, cluster) = (Epoch(1), Sequence(number + 1), Cluster(number));
+    let record = log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data });
+    assert!(record.written().await);
+    record
+}
+
+/// Clusters with data.
+async fn write(log: &Log, clusters: std::ops::Range<u64>) -> Vec<Rc<Record>> {
+    let mut records = Vec::new();
+    for number in clusters {
+        records.push(write_one(log, number, false).await);
+    }
+    records
+}
+
+/// The numbers of those whose payload is in memory.
+fn resident(records: &[Rc<Record>]) -> Vec<u64> {
+    let here = records.iter().filter(|record| record.resident(0, 1).is_some());
+    here.map(|record| record.header.cluster.0).collect()
+}
+
+fn run(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, case);
+}
+
+#[test]
+fn of_what_is_stable_the_newest_payloads_stay_in_memory_within_the_budget() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 256, 4).await.0;
+        let mut records = write(&log, 0..8).await;
+        assert_eq!(resident(&records), [0, 1, 2, 3, 4, 5, 6, 7], "not stable, whatever the budget");
+        log.sync().await.unwrap();
+        assert_eq!(resident(&records), [4, 5, 6, 7]);
+        records.extend(write(&log, 8..10).await);
+        log.sync().await.unwrap();
+        assert_eq!(resident(&records), [6, 7, 8, 9]);
+        for record in &records {
+            let number = record.header.cluster.0;
+            assert_eq!(log.read(record, 0, 1).await.unwrap()[..], [number as u8; 4096], "cluster {number}");
+        }
+        // What is needed no more makes room, and no list of it is kept.
+        records.drain(..9);
+        records.extend(write(&log, 10..13).await);
+        log.sync().await.unwrap();
+        assert_eq!(resident(&records), [9, 10, 11, 12]);
+        assert_eq!(log.state.resident.borrow().len(), 4);
+        assert_eq!(log.state.memory_bytes.get(), 4 * CLUSTER_SIZE_BYTES);
+    });
+}
+
+/// One that is being moved is not stable meanwhile: should that fail, it is written from memory once more.
+#[test]
+fn what_is_being_moved_stays_in_memory() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 256, 2).await.0;
+        let mut records = write(&log, 0..2).await;
+        log.sync().await.unwrap();
+        records.extend(write(&log, 2..4).await);
+        records[0].promised_blocks.set(log.room(1, RoomFor::Move).unwrap().take());
+        log.state.evict();
+        assert_eq!(resident(&records), [0, 2, 3]);
+    });
+}
+
+/// Who asked for room and then wrote nothing leaves it to others.
+#[test]
+fn room_that_was_not_used_is_given_back() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let rooms = || std::iter::from_fn(|| log.room(3, RoomFor::Write)).collect::<Vec<_>>().len();
+        let count = rooms();
+        assert!(count > 10);
+        assert_eq!(rooms(), count);
+    });
+}
+
+/// Of what leaves soon only a quarter of a slot is moved, of the rest three, each record with the block of its header.
+#[test]
+fn what_is_moved_is_few_for_its_slot() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let mut records = write(&log, 0..30).await;
+        let segment = records[0].place.borrow().as_ref().unwrap().segment.clone();
+        let mut moved = |live: usize, leaves: bool| {
+            records.truncate(live);
+            log.worth_moving(&segment, |_| leaves).map(|records| records.len())
+        };
+        log.sync().await.unwrap();
+        assert_eq!([moved(25, false), moved(24, false)], [None, Some(24)]);
+        assert_eq!([moved(9, true), moved(8, true)], [None, Some(8)]);
+        assert_eq!(moved(0, false), None);
+    });
+}
+
+/// Nothing would end a segment that is full for writes while they get no other.
+#[test]
+fn the_segment_that_is_written_to_is_moved_only_when_it_is_full() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let mut records = write(&log, 0..10).await;
+        let first = log.state.current.borrow().as_ref().unwrap().generation;
+        assert!(log.next_to_move().is_none());
+        records.extend(write(&log, 10..29).await);
+        assert_eq!(log.next_to_move().unwrap().generation, first);
+        // A second segment, and one that is kept as evidence.
+        records.extend(write(&log, 29..40).await);
+        assert_eq!(log.next_to_move().unwrap().generation, first);
+        assert_eq!(log.next_to_move().unwrap().generation, first);
+        records[0].place.borrow().as_ref().unwrap().segment.retired.set(true);
+        assert!(log.next_to_move().is_none());
+    });
+}
+
+/// A crash of the replay itself, between the seal at the end that it chose and the segment that begins there: what lay
+/// behind the end is not what follows the seal.
+#[test]
+fn what_a_replay_dropped_stays_dropped() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot.
+        let (log, _) = open(&directory, 16, 100).await;
+        let records = write(&log, 0..30).await;
+        let (slot, hole) = {
+            let place = records[5].place.borrow();
+            let place = place.as_ref().unwrap();
+            (place.segment.slot, place.offset - BLOCK_BYTES as u64)
+        };
+        log.state.device.write(slot, hole, vec![vec![0; BLOCK_BYTES].into()]).await.unwrap();
+        drop((log, records));
+        let (log, replay) = open(&directory, 16, 100).await;
+        assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
+        let begun = log.state.current.borrow().as_ref().unwrap().slot;
+        let mut wiped = vec![0; BLOCK_BYTES];
+        wiped[..WIPED.len()].copy_from_slice(WIPED);
+        log.state.device.write(begun, 0, vec![wiped.into()]).await.unwrap();
+        drop((log, replay));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage, []);
+        assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
+    });
+}
+
+fn numbers(replay: &Replay) -> Vec<u64> {
+    replay.records[&VDISK].iter().map(|record| record.header.cluster.0).collect()
+}
