@@ -26,7 +26,7 @@ fn run(count: u64, work: impl Fn(u64) -> Result<Points, String>) -> Points {
 fn a_crash_at_every_point() {
     let subsets = number("OVS_SUBSETS").unwrap_or(8) as usize;
     let Points { moments, crashes, .. } = run(6, |seed| sweep(seed, subsets));
-    tell(&format!("sweep:       {crashes} crash points, at {moments} changes of a store"));
+    tell(&format!("sweep:       {crashes} crash points, at {moments} changes and acknowledgements"));
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl Site {
         disk.history.borrow_mut().begin(client, change.clone());
         self.sent(disk, &change, stable).await?;
         disk.history.borrow_mut().acknowledge(client, stable);
+        self.weather.acknowledged();
         self.weather.event(format_args!("client {client} has its answer"), client as u64);
         Ok(())
     }
@@ -126,7 +127,10 @@ impl Site {
         self.weather.event(format_args!("a flush of {}", disk.id), 0);
         let vdisk = disk.open().map_err(|_| Stop)?;
         match vdisk.flush().await {
-            Ok(()) => disk.history.borrow_mut().is_stable(&cut),
+            Ok(()) => {
+                disk.history.borrow_mut().is_stable(&cut);
+                self.weather.acknowledged();
+            }
             Err(error) => self.look_at(disk, "a flush", error)?,
         }
         Ok(())

@@ -176,6 +176,7 @@ impl Operator {
             disk.history.borrow_mut().keep();
         }
         self.site.model.disks.borrow_mut().push(Rc::clone(&disk));
+        self.site.weather.acknowledged();
         self.serve(&disk);
         Ok(())
     }
@@ -194,6 +195,7 @@ impl Operator {
         // Its clients find that it is gone.
         *disk.vdisk.borrow_mut() = None;
         self.site.model.forget(disk.id);
+        self.site.weather.acknowledged();
         Ok(())
     }
 
@@ -213,6 +215,7 @@ impl Operator {
         disk.history.borrow_mut().is_stable(&least);
         // Whatever ends this before it is compared, it is there.
         *self.site.model.pending.borrow_mut() = Some(admin(Some(most.clone())));
+        self.site.weather.acknowledged();
         let content = loop {
             match disk.read_all(Some(id), info.size).await {
                 Ok(content) => break content,
@@ -236,6 +239,7 @@ impl Operator {
         let admin = Admin::DeleteSnapshot { disk: disk.id, id };
         self.asked("delete-snapshot", disk, admin, vdisk.delete_snapshot(id)).await?;
         disk.snapshots.borrow_mut().retain(|snapshot| snapshot.id != id);
+        self.site.weather.acknowledged();
         Ok(())
     }
 
@@ -246,6 +250,7 @@ impl Operator {
         let admin = Admin::Rollback { disk: disk.id, content: content.clone() };
         self.asked("rollback", disk, admin, vdisk.rollback(snapshot.id)).await?;
         disk.history.borrow_mut().settle(content);
+        self.site.weather.acknowledged();
         Ok(())
     }
 
@@ -257,11 +262,13 @@ impl Operator {
         }
         let cut = disk.history.borrow().acknowledged();
         disk.history.borrow_mut().is_stable(&cut);
+        self.site.weather.acknowledged();
         let size = ByteCount((1 + self.site.random.below(300)) * CLUSTER_SIZE_BYTES);
         self.asked("resize", disk, Admin::Resize { disk: disk.id, size }, vdisk.resize(size)).await?;
         let mut content = disk.history.borrow().now().clone();
         content.resize(size);
         disk.history.borrow_mut().settle(content);
+        self.site.weather.acknowledged();
         Ok(())
     }
 
@@ -272,6 +279,7 @@ impl Operator {
         let bytes = Bytes::from(properties.clone());
         self.asked("set-properties", disk, admin, vdisk.set_properties(bytes)).await?;
         *disk.properties.borrow_mut() = properties;
+        self.site.weather.acknowledged();
         Ok(())
     }
 
@@ -312,6 +320,7 @@ impl Operator {
         match vdisk.destage().await {
             Ok(()) => {
                 disk.history.borrow_mut().is_stable(&cut);
+                self.site.weather.acknowledged();
                 Ok(())
             }
             Err(error) => self.site.look_at(disk, "a destage", error),

@@ -1,7 +1,8 @@
 //! Every point at which a small workload can end, and every call that can fail.
 //!
-//! A workload runs once in calm weather; at each change of a store (a block written, a sync, a commit, a put …) the stores
-//! and what there should be are forked. From each of these moments the world goes on as after the death of the process,
+//! A workload runs once in calm weather; at each change of a store (a block written, a sync, a commit, a put …), at each
+//! acknowledgement, which may come before the change that makes it true, and at the end the stores and what there should
+//! be are forked. From each of these moments the world goes on as after the death of the process,
 //! and as after a power loss with every subset of the unsynced blocks, up to a bound: it opens, is explained by
 //! DESIGN section 5 to the letter, loses its power again with nothing unsynced left, and must then show the same. Of
 //! some openings the moments within are crash points too.
@@ -36,7 +37,7 @@ const NESTED_SUBSETS: usize = 4;
 /// How much was tried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Points {
-    /// Changes of a store at which everything ended.
+    /// Changes of a store and acknowledgements at which everything ended.
     pub moments: u64,
     /// Ways in which it did: deaths, and power losses with different blocks gone.
     pub crashes: u64,
@@ -71,6 +72,7 @@ pub fn sweep(seed: u64, subsets: usize) -> Result<Points, String> {
     let moments = Rc::new(RefCell::new(Vec::new()));
     world.watch(&moments);
     world.work(OPERATIONS).map_err(failed)?;
+    world.weather.acknowledged();
     world.unwatch();
     let mut points = Points::default();
     let random = Random::new(seed);

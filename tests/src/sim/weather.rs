@@ -149,7 +149,7 @@ pub(super) struct Weather {
     plan: Cell<Option<(u64, Fault)>>,
     /// Calls so far.
     calls: Cell<u64>,
-    /// Hears of every change.
+    /// Hears of every change and every acknowledgement.
     watcher: RefCell<Option<Rc<dyn Fn()>>>,
 }
 
@@ -206,9 +206,21 @@ impl Weather {
         self.calls.get()
     }
 
-    /// From now on `watcher` hears of every change of a store.
+    /// From now on `watcher` hears of every change of a store and every acknowledgement.
     pub(super) fn watch(&self, watcher: Option<Rc<dyn Fn()>>) {
         *self.watcher.borrow_mut() = watcher;
+    }
+
+    /// Somebody was told something that must stay true: a moment at which everything may end, whatever the stores do next.
+    pub(super) fn acknowledged(&self) {
+        self.moment();
+    }
+
+    fn moment(&self) {
+        let watcher = self.watcher.borrow().clone();
+        if let Some(watcher) = watcher {
+            watcher();
+        }
     }
 
     /// Notes that a fault of the class has come.
@@ -334,10 +346,7 @@ impl Director for Weather {
     }
 
     fn changed(&self) {
-        let watcher = self.watcher.borrow().clone();
-        if let Some(watcher) = watcher {
-            watcher();
-        }
+        self.moment();
     }
 
     fn after(&self, call: &Call, digest: u64) {
