@@ -197,7 +197,7 @@ impl Frame {
 }
 
 /// Ways in which a power loss may go, as [`crate::MemoryDevice::lose_power_but`] takes them: all if they are at most
-/// `most`, otherwise none, all, each block alone gone or there, each write and its predecessors, and some by chance.
+/// `most`. Otherwise, as far as there is room: none, all, each write and its predecessors, and of the rest some by chance.
 fn subsets_of(unsynced: &[Unsynced], most: usize, random: &Random) -> Vec<Vec<usize>> {
     let versions: Vec<usize> = unsynced.iter().map(|block| block.writes.len()).collect();
     let all = versions.iter().try_fold(1usize, |count, versions| count.checked_mul(versions + 1));
@@ -213,35 +213,40 @@ fn subsets_of(unsynced: &[Unsynced], most: usize, random: &Random) -> Vec<Vec<us
         }
         return ways;
     }
-    let mut ways = vec![vec![0; versions.len()], versions.clone()];
     let mut writes: Vec<u64> = unsynced.iter().flat_map(|block| block.writes.iter().copied()).collect();
     writes.sort_unstable();
     writes.dedup();
-    for last in writes {
-        ways.push(
-            unsynced
-                .iter()
-                .map(|block| block.writes.iter().take_while(|write| **write <= last).count())
-                .collect(),
-        );
-    }
+    let up_to = |last: u64| -> Vec<usize> {
+        let of = |block: &Unsynced| block.writes.iter().take_while(|write| **write <= last).count();
+        unsynced.iter().map(of).collect()
+    };
+    let prefixes = writes.into_iter().map(up_to).collect();
+    let mut others = Vec::new();
     for block in 0..versions.len() {
         let mut alone = vec![0; versions.len()];
         alone[block] = versions[block];
-        ways.push(alone);
+        others.push(alone);
         let mut gone = versions.clone();
         gone[block] -= 1;
-        ways.push(gone);
+        others.push(gone);
     }
-    while ways.len() < most {
-        ways.push(versions.iter().map(|most| random.below(*most as u64 + 1) as usize).collect());
-    }
-    ways.sort_unstable();
-    ways.dedup();
-    while ways.len() > most {
-        ways.swap_remove(random.below(ways.len() as u64) as usize);
+    let by_chance = || versions.iter().map(|most| random.below(*most as u64 + 1) as usize).collect();
+    others.extend((0..most).map(|_| by_chance()));
+    let mut ways = vec![vec![0; versions.len()], versions.clone()];
+    for way in drawn(prefixes, random).chain(drawn(others, random)) {
+        if ways.len() < most && !ways.contains(&way) {
+            ways.push(way);
+        }
     }
     ways
+}
+
+/// All of them, in any order.
+fn drawn<T>(mut from: Vec<T>, random: &Random) -> impl Iterator<Item = T> {
+    std::iter::from_fn(move || {
+        let count = from.len() as u64;
+        (count > 0).then(|| from.swap_remove(random.below(count) as usize))
+    })
 }
 
 pub(super) fn a_small_world(seed: u64) -> World {
