@@ -77,8 +77,9 @@ struct World {
     /// The registry is gone: what there is must be found on the backend.
     is_forgotten: bool,
     wall_ms: Rc<Cell<u64>>,
-    /// In some life the write buffer went offline: vDisks may wait for somebody to accept that they have lost something.
-    was_offline: bool,
+    /// In a life since vDisks were last opened the write buffer's device failed: they may wait for somebody to accept that
+    /// they have lost something.
+    may_have_lost: bool,
 }
 
 /// What there should be.
@@ -171,7 +172,7 @@ impl World {
             ended: Ending::Clean,
             is_forgotten: false,
             wall_ms: Rc::new(Cell::new(1_800_000_000_000 + random.below(1 << 40))),
-            was_offline: false,
+            may_have_lost: false,
             random,
         }
     }

@@ -161,8 +161,8 @@ impl Site {
     pub(super) fn look_at(&self, disk: &Disk, what: &str, error: VolumeError) -> Result<(), Stop> {
         self.weather.event(format_args!("{what} fails: {error}"), 0);
         match error {
-            VolumeError::Offline(_) | VolumeError::Fenced(_) => Err(Stop),
-            VolumeError::Retry(_) | VolumeError::NoSpace(_) => Ok(()),
+            VolumeError::Offline(_) if self.weather.may_be_offline() => Err(Stop),
+            VolumeError::Retry(_) | VolumeError::NoSpace(_) if self.weather.is_troubled() => Ok(()),
             VolumeError::Damaged(_) if self.weather.may_have_spoiled() => Ok(()),
             error => self.fails(format!("vDisk {}: {what} came back with {error:?}", disk.id)),
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 use futures_util::future::LocalBoxFuture;
 use ovs_units::VdiskId;
-use ovs_volume::{Clock, Engine, EngineParts, LogDevice, VdiskState, VolumeError};
+use ovs_volume::{Clock, Engine, EngineParts, LogDevice, Vdisk, VdiskState, VolumeError};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
 
@@ -124,7 +124,6 @@ impl World {
         })?;
         self.weather.is_backend_full.set(false);
         self.check()?;
-        self.look_for_offline();
         let is_calm = !self.random.one_in(3) && self.calm_down(&life)?;
         self.end_life(life, engine, number, is_calm)
     }
@@ -213,6 +212,8 @@ impl World {
         self.weather.set(Season::Calm);
         self.settle(life, &engine, &gone)?;
         life.run(engine.claim_buffered(ON_FULL))?.map_err(|error| format!("claiming: {error}"))?;
+        // What earlier lives have lost is accepted now.
+        self.may_have_lost = false;
         Ok(engine)
     }
 
@@ -279,10 +280,11 @@ impl World {
             opened => opened.map(Some),
         })?;
         let Some(vdisk) = opened else { return Ok(false) };
-        if let (true, VdiskState::Offline(_)) = (self.was_offline, vdisk.stats().state) {
-            let accepting = vdisk.clone();
-            self.try_often("accepting a loss", life, async |_: &World| accepting.accept_loss().await)?
-                .ok_or_else(|| format!("vDisk {id} is offline with nothing to accept"))?;
+        if let VdiskState::Offline(reason) = vdisk.stats().state {
+            if !self.may_have_lost && !self.weather.may_be_offline() {
+                return Err(format!("vDisk {id} is offline, and nothing has failed: {reason}"));
+            }
+            self.accept_loss(life, &vdisk)?;
         }
         if let Some(disk) = self.model.disk(id) {
             *disk.vdisk.borrow_mut() = Some(vdisk);
@@ -290,16 +292,28 @@ impl World {
         Ok(true)
     }
 
-    fn look_for_offline(&mut self) {
+    /// Somebody says that what is there will do. Not where the write buffer has failed in this life too.
+    fn accept_loss(&self, life: &Life, vdisk: &Vdisk) -> Result<(), Failure> {
+        let accepted = self.try_often("accepting a loss", life, async |world: &World| {
+            match vdisk.accept_loss().await {
+                Err(VolumeError::Offline(_)) if world.weather.has_device_failed() => Ok(true),
+                answer => answer.map(|told| told.is_some() || world.weather.may_be_offline()),
+            }
+        })?;
+        if accepted { Ok(()) } else { Err(format!("vDisk {} is offline with nothing to accept", vdisk.id())) }
+    }
+
+    /// Does any vDisk serve no more in this life?
+    fn is_offline(&self) -> bool {
         let disks = self.model.disks.borrow();
         let mut open = disks.iter().filter_map(|disk| disk.open().ok());
-        self.was_offline |= open.any(|vdisk| matches!(vdisk.stats().state, VdiskState::Offline(_)));
+        open.any(|vdisk| matches!(vdisk.stats().state, VdiskState::Offline(_)))
     }
 
     /// In calm weather everything goes on by itself. False where something hangs, or serves no more.
     fn calm_down(&mut self, life: &Life) -> Result<bool, Failure> {
         self.weather.set(Season::Calm);
-        if self.weather.has_fired(FaultClass::BackendHung) || self.was_offline {
+        if self.weather.has_fired(FaultClass::BackendHung) || self.is_offline() {
             return Ok(false);
         }
         self.model.operator_rests.set(true);
@@ -311,8 +325,7 @@ impl World {
         let settled = life.run(until(|| disks.iter().all(|disk| disk.busy.get() == 0)));
         settled.map_err(|_| format!("in calm weather something still waits after {PATIENCE:?}"))?;
         self.check()?;
-        self.look_for_offline();
-        Ok(!self.was_offline)
+        Ok(!self.is_offline())
     }
 
     fn pause_all(&self) -> Vec<Rc<Disk>> {
@@ -418,6 +431,8 @@ impl World {
             disk.busy.set(0);
         }
         self.stores.device.fail(0, 0);
+        self.may_have_lost |= self.weather.has_device_failed();
+        self.weather.end_life();
     }
 
     /// What is found on the backend is what there was; adopted, it can be opened.

@@ -130,7 +130,7 @@ impl Frame {
             ended: Ending::Death,
             is_forgotten: false,
             wall_ms: Rc::new(Cell::new(1_800_000_000_000)),
-            was_offline: true,
+            may_have_lost: false,
             random,
         }
     }
@@ -255,7 +255,6 @@ pub(super) fn a_small_world(seed: u64) -> World {
     // Few and small slots, so that they are used again within a workload.
     world.stores = Stores::new(crate::MemoryDevice::new(9, 64 << 10, Rc::clone(random)));
     world.config.destage_after = Duration::from_millis(50 << random.below(8));
-    world.was_offline = true;
     world
 }
 

@@ -139,6 +139,9 @@ pub(super) struct Weather {
     classes: RefCell<BTreeSet<FaultClass>>,
     fired: RefCell<BTreeSet<FaultClass>>,
     fired_in_life: RefCell<BTreeMap<FaultClass, u64>>,
+    /// Errors that stores gave in this life, and those of them that the write buffer's device gave to a write or a sync.
+    troubles: Cell<u64>,
+    device_troubles: Cell<u64>,
     hash: Cell<u64>,
     events: Cell<u64>,
     began: Cell<Option<Instant>>,
@@ -162,6 +165,8 @@ impl Weather {
             classes: RefCell::default(),
             fired: RefCell::default(),
             fired_in_life: RefCell::default(),
+            troubles: Cell::new(0),
+            device_troubles: Cell::new(0),
             hash: Cell::new(0),
             events: Cell::new(0),
             began: Cell::new(None),
@@ -175,12 +180,19 @@ impl Weather {
 
     /// Another life, with other classes.
     pub(super) fn begin_life(&self) {
-        self.fired_in_life.borrow_mut().clear();
+        self.end_life();
         // Some lives are all storm, some are about one thing.
         let one_in = 2 + self.random.below(5);
         let chosen = FaultClass::ALL.into_iter().filter(|_| self.random.one_in(one_in));
         *self.classes.borrow_mut() = chosen.collect();
         self.season.set(Season::Calm);
+    }
+
+    /// What came is of a life that is over.
+    pub(super) fn end_life(&self) {
+        self.fired_in_life.borrow_mut().clear();
+        self.troubles.set(0);
+        self.device_troubles.set(0);
     }
 
     /// From now on the times of the trace are those of the runtime that this is called in.
@@ -240,6 +252,30 @@ impl Weather {
     /// May bytes that were read in this life have been others than those stored?
     pub(super) fn may_have_spoiled(&self) -> bool {
         self.fired_in_life.borrow().keys().any(|class| class.spoils())
+    }
+
+    /// Has any call come back with less than was asked for, in this life?
+    pub(super) fn is_troubled(&self) -> bool {
+        self.troubles.get() > 0
+    }
+
+    /// Has the write buffer lost anything in this life? Then it may have given up.
+    pub(super) fn has_device_failed(&self) -> bool {
+        self.device_troubles.get() > 0
+    }
+
+    /// May a vDisk serve no more?
+    pub(super) fn may_be_offline(&self) -> bool {
+        self.has_device_failed() || self.may_have_spoiled()
+    }
+
+    fn note_trouble(&self, call: &Call, fault: Fault) {
+        if !matches!(fault, Fault::Slow(_)) {
+            self.troubles.set(self.troubles.get() + 1);
+            if call.store == Store::Device && call.operation != "read" {
+                self.device_troubles.set(self.device_troubles.get() + 1);
+            }
+        }
     }
 
     /// In this life, so far.
@@ -338,11 +374,12 @@ impl Director for Weather {
     fn before(&self, call: &Call) -> Option<Fault> {
         self.event(format_args!("{call}"), call.digest);
         let number = self.calls.replace(self.calls.get() + 1);
-        match self.plan.get() {
+        let fault = match self.plan.get() {
             Some((planned, fault)) if planned == number => Some(fault),
             _ if self.season.get() == Season::Calm => None,
             _ => self.fault(call),
-        }
+        };
+        fault.inspect(|fault| self.note_trouble(call, *fault))
     }
 
     fn changed(&self) {
