@@ -5,7 +5,9 @@
 //! **cut** of that: of each client its first so many operations, where
 //! * everything that had to be in is in (flushed before a power loss; acknowledged before a death or a snapshot);
 //! * with an operation, all that were acknowledged before it began are in;
-//! * the one operation at the cut may be there cluster by cluster, and no cluster is torn.
+//! * the one operation at the cut may be there cluster by cluster if it was never acknowledged, and otherwise a beginning
+//!   of its parts: those that the engine puts into its order one after the other ([`Change::parts`]);
+//! * no cluster is torn.
 
 use crate::Content;
 use bytes::Bytes;
@@ -45,6 +47,8 @@ struct Client {
 #[derive(Debug, Clone)]
 struct Operation {
     change: Change,
+    /// Data clusters in one part at most.
+    part_clusters_max: u64,
     begun: u64,
     acknowledged: Option<u64>,
 }
@@ -77,6 +81,29 @@ impl Change {
     fn clusters(&self) -> impl Iterator<Item = Cluster> + use<> {
         let touched = self.range().clusters_touched();
         (touched.start.0..touched.end().0).map(Cluster)
+    }
+
+    /// What an engine puts into its order as one, in that order. Whole clusters are one part, data of at most so many
+    /// clusters each; each cluster that is touched in part is another. Those of a write follow each other as they are on
+    /// the vDisk, zeros come behind their ragged edges.
+    pub fn parts(&self, clusters_max: u64) -> Vec<std::ops::Range<u64>> {
+        let (touched, covered) = (self.range().clusters_touched(), self.range().clusters_covered());
+        let alone = |from: u64, to: u64| (from..to).map(|at| at..at + 1);
+        if covered.is_empty() {
+            return alone(touched.start.0, touched.end().0).collect();
+        }
+        let (head, tail) = (alone(touched.start.0, covered.start.0), alone(covered.end().0, touched.end().0));
+        match self {
+            Change::Write(..) => {
+                let whole = (covered.start.0..covered.end().0).step_by(clusters_max as usize);
+                let whole = whole.map(|at| at..covered.end().0.min(at + clusters_max));
+                head.chain(whole).chain(tail).collect()
+            }
+            Change::Zero(_) => {
+                let whole = covered.start.0..covered.end().0;
+                head.chain(tail).chain(std::iter::once(whole)).collect()
+            }
+        }
     }
 }
 
@@ -111,12 +138,17 @@ impl History {
         self.clients.len()
     }
 
-    /// A client begins an operation; its last one has been acknowledged.
-    pub fn begin(&mut self, client: usize, change: Change) {
+    /// A client begins an operation, on an engine with so many clusters in a part; its last one has been acknowledged.
+    pub fn begin(&mut self, client: usize, change: Change, part_clusters_max: u64) {
         self.moments += 1;
         let operations = &mut self.clients[client].operations;
         debug_assert!(operations.back().is_none_or(|last| last.acknowledged.is_some()), "one at a time");
-        operations.push_back(Operation { change, begun: self.moments, acknowledged: None });
+        operations.push_back(Operation {
+            change,
+            part_clusters_max,
+            begun: self.moments,
+            acknowledged: None,
+        });
     }
 
     /// Its operation is acknowledged; with `stable` nothing takes it away any more.
@@ -308,7 +340,8 @@ impl History {
             let is_partial = !wrong.is_empty()
                 && whole < most
                 && wrong.iter().all(|cluster| is_of_next(cluster) && found.same_at(&content, *cluster))
-                && next.change.clusters().any(|cluster| found.same_at(&old, cluster));
+                && next.change.clusters().any(|cluster| found.same_at(&old, cluster))
+                && (next.acknowledged.is_none() || next.is_a_beginning(&wrong, found, &content));
             if is_partial {
                 candidates.push(Candidate { whole, is_partial: true });
             }
@@ -334,6 +367,16 @@ impl History {
                 )
             }
         }
+    }
+}
+
+impl Operation {
+    /// Where these clusters are as it left them, is everything up to its last part with one of them?
+    fn is_a_beginning(&self, changed: &[Cluster], found: &Content, after: &Content) -> bool {
+        let parts = self.change.parts(self.part_clusters_max);
+        let last = parts.iter().rposition(|part| changed.iter().any(|cluster| part.contains(&cluster.0)));
+        let mut there = parts.iter().take(last.map_or(0, |last| last + 1)).cloned().flatten();
+        there.all(|cluster| found.same_at(after, Cluster(cluster)))
     }
 }
 
@@ -367,10 +410,10 @@ mod tests {
     fn a_history() -> History {
         let mut history = History::new(content(&[0; 4]), 2);
         for (client, change) in [(0, write(0, 2, 1)), (0, write(0, 2, 2)), (1, write(2, 2, 3))] {
-            history.begin(client, change);
+            history.begin(client, change, 1);
             history.acknowledge(client, false);
         }
-        history.begin(0, write(0, 2, 4));
+        history.begin(0, write(0, 2, 4), 1);
         history
     }
 
@@ -395,10 +438,26 @@ mod tests {
     #[test]
     fn the_operation_at_the_cut_may_be_there_in_part() {
         check([4, 2, 3, 3], [2, 1], Some([2, 1]));
+        check([2, 4, 3, 3], [2, 1], Some([2, 1]));
         check([2, 1, 0, 0], [0, 0], Some([1, 0]));
+        // What was acknowledged is there from its beginning on.
+        check([1, 2, 0, 0], [0, 0], None);
         check([2, 2, 3, 0], [0, 0], Some([2, 0]));
         check([4, 1, 3, 3], [0, 0], None);
         check([9, 2, 3, 3], [0, 0], None);
+    }
+
+    #[test]
+    fn an_operation_has_parts() {
+        let check = |change: Change, expected: &[std::ops::Range<u64>]| assert_eq!(change.parts(2), expected);
+        let data = |length: u64| Bytes::from(vec![1; length as usize]);
+        let zero =
+            |start, length| Change::Zero(ByteRange { start: ByteOffset(start), length: ByteCount(length) });
+        check(Change::Write(ByteOffset(CLUSTER), data(5 * CLUSTER)), &[1..3, 3..5, 5..6]);
+        check(Change::Write(ByteOffset(1), data(4 * CLUSTER)), &[0..1, 1..3, 3..4, 4..5]);
+        check(Change::Write(ByteOffset(CLUSTER - 1), data(2)), &[0..1, 1..2]);
+        check(zero(CLUSTER, 5 * CLUSTER + 1), &[6..7, 1..6]);
+        check(zero(1, 4 * CLUSTER), &[0..1, 4..5, 1..4]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Site {
     pub(super) random: Rc<Random>,
     pub(super) weather: Rc<Weather>,
     pub(super) model: Rc<Model>,
+    /// Data clusters that the engine takes into its order as one.
+    pub(super) part_clusters_max: u64,
 }
 
 /// Nothing more can be done in this life.
@@ -98,7 +100,7 @@ impl Site {
             format_args!("client {client} of {}: {range:?}, stable: {stable}", disk.id),
             client as u64,
         );
-        disk.history.borrow_mut().begin(client, change.clone());
+        disk.history.borrow_mut().begin(client, change.clone(), self.part_clusters_max);
         self.sent(disk, &change, stable).await?;
         disk.history.borrow_mut().acknowledge(client, stable);
         self.weather.acknowledged();

@@ -12,7 +12,7 @@ use crate::{
     stores::{Directed, Director},
 };
 use futures_util::future::LocalBoxFuture;
-use ovs_units::VdiskId;
+use ovs_units::{CLUSTER_SIZE_BYTES, VdiskId};
 use ovs_volume::{Clock, Engine, EngineParts, LogDevice, Vdisk, VdiskState, VolumeError};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::{runtime::Runtime, task::LocalSet, time::Instant};
@@ -93,11 +93,7 @@ impl World {
     pub(super) fn live(&mut self, number: u64) -> Result<(), Failure> {
         let life = self.begin_life()?;
         let engine = self.open_all(&life)?;
-        let site = Site {
-            random: Rc::clone(&self.random),
-            weather: Rc::clone(&self.weather),
-            model: Rc::clone(&self.model),
-        };
+        let site = self.site();
         let operator = Operator { site, engine: engine.clone(), vpool: self.vpool, has_clients: true };
         let time = Duration::from_millis(200 + self.random.below(4000));
         self.weather.set(Season::Serving);
@@ -126,6 +122,17 @@ impl World {
         self.check()?;
         let is_calm = !self.random.one_in(3) && self.calm_down(&life)?;
         self.end_life(life, engine, number, is_calm)
+    }
+
+    /// What its clients and its operator know.
+    pub(super) fn site(&self) -> Site {
+        Site {
+            random: Rc::clone(&self.random),
+            weather: Rc::clone(&self.weather),
+            model: Rc::clone(&self.model),
+            // 1 MiB, or a sixteenth of a segment that is smaller than 16 MiB (docs/failure-model.md).
+            part_clusters_max: (self.stores.device.slot_bytes() / CLUSTER_SIZE_BYTES / 16).clamp(1, 256),
+        }
     }
 
     /// Everything compared for the last time.

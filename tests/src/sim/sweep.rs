@@ -9,7 +9,6 @@
 
 use super::{
     Ending, Failure, Model, World,
-    client::Site,
     life::Life,
     operator::Operator,
     weather::{Season, Weather},
@@ -279,11 +278,7 @@ impl World {
         let life = Life::begin()?;
         self.weather.set(Season::Calm);
         let engine = self.open(&life)?;
-        let site = Site {
-            random: Rc::clone(&self.random),
-            weather: Rc::clone(&self.weather),
-            model: Rc::clone(&self.model),
-        };
+        let site = self.site();
         let operator = Operator { site, engine: engine.clone(), vpool: self.vpool, has_clients: false };
         life.run(operator.work_through(operations))?;
         self.check()?;
