@@ -124,7 +124,7 @@ impl Site {
         Err(Stop)
     }
 
-    async fn flush(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
+    pub(super) async fn flush(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
         let cut = disk.history.borrow().acknowledged();
         self.weather.event(format_args!("a flush of {}", disk.id), 0);
         let vdisk = disk.open().map_err(|_| Stop)?;

@@ -5,10 +5,12 @@
 //! be are forked. From each of these moments the world goes on as after the death of the process,
 //! and as after a power loss with every subset of the unsynced blocks, up to a bound: it opens, is explained by
 //! DESIGN section 5 to the letter, loses its power again with nothing unsynced left, and must then show the same. Of
-//! some openings the moments within are crash points too.
+//! some openings the moments within are crash points too; and some go on for a few operations and end once more: what a
+//! successor numbers must not be taken for what was there before.
 
 use super::{
     Ending, Failure, Model, World,
+    client::Stop,
     life::Life,
     operator::Operator,
     weather::{Season, Weather},
@@ -32,6 +34,8 @@ pub(super) const OPERATIONS: u64 = 14;
 const NESTED_ONE_IN: u64 = 16;
 /// In so many ways at each of its moments.
 const NESTED_SUBSETS: usize = 4;
+/// After one end in so many the world goes on, and ends again.
+const GOES_ON_ONE_IN: u64 = 8;
 
 /// How much was tried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -167,6 +171,10 @@ impl Frame {
         world.ended = Ending::PowerLoss;
         world.stores.device.lose_power_but(|_| 0);
         world.look().map_err(|failure| format!("and a second power loss: {failure}"))?;
+        if mix(seed).is_multiple_of(GOES_ON_ONE_IN) {
+            world.go_on().map_err(|failure| format!("and more operations: {failure}"))?;
+            count += 1;
+        }
         Ok(count)
     }
 }
@@ -284,6 +292,35 @@ impl World {
         self.check()?;
         self.drop_life(life, engine);
         Ok(())
+    }
+
+    /// A few operations, some of them flushed, and another end.
+    fn go_on(&mut self) -> Result<(), Failure> {
+        let life = Life::begin()?;
+        self.weather.set(Season::Calm);
+        let engine = self.open(&life)?;
+        let site = self.site();
+        let operator =
+            Operator { site: site.clone(), engine: engine.clone(), vpool: self.vpool, has_clients: false };
+        let disks = self.model.disks.borrow().clone();
+        life.run(async {
+            for disk in &disks {
+                for _ in 0..2 {
+                    site.act(disk, 0).await?;
+                }
+                site.flush(disk).await?;
+            }
+            operator.work_through(2).await;
+            Ok::<(), Stop>(())
+        })?
+        .or_else(|Stop| self.check())?;
+        self.check()?;
+        self.drop_life(life, engine);
+        self.ended = if self.random.one_in(2) { Ending::Death } else { Ending::PowerLoss };
+        if self.ended == Ending::PowerLoss {
+            self.stores.device.lose_power();
+        }
+        self.look()
     }
 
     /// Opens, compares, and ends without a word.
