@@ -12,7 +12,7 @@ use ovs_volume::VolumeError;
 use std::{rc::Rc, time::Duration};
 
 /// An operation is sent so often.
-const TRIES: u64 = 30;
+pub(super) const TRIES: u64 = 30;
 
 /// Looks soon, and then ever less often.
 pub(super) async fn until(is_so: impl Fn() -> bool) {

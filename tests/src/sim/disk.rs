@@ -15,6 +15,8 @@ pub(super) struct Disk {
     pub(super) id: VdiskId,
     pub(super) base: Option<(VdiskId, SnapshotId)>,
     pub(super) properties: RefCell<String>,
+    /// Others that were asked for and not answered: it may have any of them.
+    pub(super) properties_asked: RefCell<Vec<String>>,
     pub(super) history: RefCell<History>,
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Of this life.
@@ -44,6 +46,7 @@ impl Disk {
             id,
             base,
             properties: RefCell::new(properties),
+            properties_asked: RefCell::default(),
             history: RefCell::new(History::new(content, clients)),
             snapshots: RefCell::default(),
             vdisk: RefCell::default(),
@@ -58,11 +61,20 @@ impl Disk {
             id: self.id,
             base: self.base,
             properties: self.properties.clone(),
+            properties_asked: self.properties_asked.clone(),
             history: self.history.clone(),
             snapshots: self.snapshots.clone(),
             vdisk: RefCell::default(),
             pauses: Cell::new(0),
             busy: Cell::new(0),
+        }
+    }
+
+    /// It has these, or those that were asked for, and whatever it has stays.
+    pub(super) fn settle_properties(&self, found: &[u8]) {
+        let asked = self.properties_asked.take();
+        if let Some(asked) = asked.into_iter().find(|asked| asked.as_bytes() == found) {
+            *self.properties.borrow_mut() = asked;
         }
     }
 

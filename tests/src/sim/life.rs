@@ -342,7 +342,10 @@ impl World {
     }
 
     fn end_life(&mut self, life: Life, engine: Engine, number: u64, is_calm: bool) -> Result<(), Failure> {
-        let is_quiet = is_calm && self.model.pending.borrow().is_none();
+        let is_named = |disk: &Rc<Disk>| disk.properties_asked.borrow().is_empty();
+        let is_quiet = is_calm
+            && self.model.pending.borrow().is_none()
+            && self.model.disks.borrow().iter().all(is_named);
         let loss = if is_quiet && number > 0 { self.random.below(4) } else { 9 };
         if loss == 0 && self.put_everything_on_the_backend(&life)? {
             self.drop_life(life, engine);

@@ -1,13 +1,14 @@
 //! The operator: everything but reading and writing, beside the clients.
 
 use super::{
-    client::{Site, Stop, until},
+    client::{Site, Stop, TRIES, until},
     disk::{Disk, Snapshot},
+    settle::same,
 };
 use crate::{Content, history::Cut};
 use bytes::Bytes;
 use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Name, SnapshotId, VdiskId, VpoolId};
-use ovs_volume::{Chance, CreateVdisk, Engine, OnFull, VolumeError};
+use ovs_volume::{Chance, CreateVdisk, Engine, OnFull, SnapshotInfo, Vdisk, VolumeError};
 use std::{rc::Rc, time::Duration};
 
 pub(super) const ON_FULL: OnFull = OnFull::Stall { timeout: None };
@@ -23,7 +24,6 @@ pub(super) enum Admin {
     DeleteSnapshot { disk: VdiskId, id: SnapshotId },
     Rollback { disk: VdiskId, content: Content },
     Resize { disk: VdiskId, size: ByteCount },
-    Properties { disk: VdiskId, properties: String },
 }
 
 /// The operator of a life.
@@ -37,7 +37,7 @@ pub(super) struct Operator {
 }
 
 impl Operator {
-    /// Until the life ends, or an operation's outcome is not known.
+    /// Until the life ends, or an operation's outcome cannot be found out.
     pub(super) async fn work(self) {
         loop {
             tokio::time::sleep(Duration::from_millis(self.site.random.below(150))).await;
@@ -110,14 +110,15 @@ impl Operator {
         }
     }
 
-    /// Asks; an answer that does not come leaves what was asked for pending.
+    /// Asks. `None` when it failed, and what became of it is found out and settled; an answer that does not come leaves what
+    /// was asked for pending.
     async fn asked<T>(
         &self,
         what: &str,
         disk: &Disk,
         admin: Admin,
         work: impl Future<Output = Result<T, VolumeError>>,
-    ) -> Result<T, Stop> {
+    ) -> Result<Option<T>, Stop> {
         *self.site.model.pending.borrow_mut() = Some(admin);
         self.site.weather.event(format_args!("the operator: {what} of {}", disk.id), 0);
         let answer = work.await;
@@ -125,11 +126,11 @@ impl Operator {
             Ok(answer) => {
                 self.site.weather.event(format_args!("the operator has its answer"), 0);
                 *self.site.model.pending.borrow_mut() = None;
-                Ok(answer)
+                Ok(Some(answer))
             }
             Err(error) => {
                 self.site.look_at(disk, what, error)?;
-                Err(Stop)
+                self.find_out().await.map(|()| None)
             }
         }
     }
@@ -169,16 +170,22 @@ impl Operator {
             on_full: ON_FULL,
         };
         let admin = Admin::Create(Rc::clone(&disk));
-        let vdisk = self.asked("create", &disk, admin, self.engine.create_vdisk(request)).await?;
+        let asked = self.asked("create", &disk, admin, self.engine.create_vdisk(request)).await?;
+        if let Some(vdisk) = asked {
+            self.is_made(&disk, vdisk);
+        }
+        Ok(())
+    }
+
+    fn is_made(&self, disk: &Rc<Disk>, vdisk: Vdisk) {
         *disk.vdisk.borrow_mut() = Some(vdisk);
         if !self.has_clients {
             // Damage may take it back to before a flush.
             disk.history.borrow_mut().keep();
         }
-        self.site.model.disks.borrow_mut().push(Rc::clone(&disk));
+        self.site.model.disks.borrow_mut().push(Rc::clone(disk));
         self.site.weather.acknowledged();
-        self.serve(&disk);
-        Ok(())
+        self.serve(disk);
     }
 
     /// Its clients begin.
@@ -191,12 +198,18 @@ impl Operator {
     async fn delete(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
         let _paused = self.pause(disk).await?;
         let admin = Admin::Delete(disk.id);
-        self.asked("delete", disk, admin, self.engine.delete_vdisk(self.vpool, disk.id)).await?;
+        let asked = self.asked("delete", disk, admin, self.engine.delete_vdisk(self.vpool, disk.id)).await?;
+        if asked.is_some() {
+            self.is_gone(disk);
+        }
+        Ok(())
+    }
+
+    fn is_gone(&self, disk: &Disk) {
         // Its clients find that it is gone.
         *disk.vdisk.borrow_mut() = None;
         self.site.model.forget(disk.id);
         self.site.weather.acknowledged();
-        Ok(())
     }
 
     async fn snapshot(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
@@ -210,23 +223,28 @@ impl Operator {
         let least = disk.history.borrow().acknowledged();
         let admin =
             |most| Admin::Snapshot { disk: disk.id, id, name: name.clone(), least: least.clone(), most };
-        let info = self.asked("snapshot", disk, admin(None), vdisk.snapshot(id, name.clone())).await?;
+        let asked = self.asked("snapshot", disk, admin(None), vdisk.snapshot(id, name.clone())).await?;
+        let Some(info) = asked else { return Ok(()) };
         let most = disk.history.borrow().begun();
         disk.history.borrow_mut().is_stable(&least);
         // Whatever ends this before it is compared, it is there.
         *self.site.model.pending.borrow_mut() = Some(admin(Some(most.clone())));
         self.site.weather.acknowledged();
-        let content = loop {
-            match disk.read_all(Some(id), info.size).await {
-                Ok(content) => break content,
-                Err(error) => self.site.look_at(disk, "a read of a snapshot", error)?,
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
-        let explained = disk.history.borrow().explain(&content, &least, &most);
+        self.snapshot_is_there(disk, info, &least, &most).await
+    }
+
+    async fn snapshot_is_there(
+        &self,
+        disk: &Disk,
+        info: SnapshotInfo,
+        least: &Cut,
+        most: &Cut,
+    ) -> Result<(), Stop> {
+        let SnapshotInfo { id, name, size, .. } = info;
+        let content = self.read_all(disk, Some(id), size).await?;
+        let explained = disk.history.borrow().explain(&content, least, most);
         if let Err(difference) = explained {
-            self.site.model.fail(format!("vDisk {}: snapshot {name}: {difference}", disk.id));
-            return Err(Stop);
+            return self.fails(disk, &format!("snapshot {name}: {difference}"));
         }
         *self.site.model.pending.borrow_mut() = None;
         disk.history.borrow_mut().unpin();
@@ -234,12 +252,33 @@ impl Operator {
         Ok(())
     }
 
+    async fn read_all(
+        &self,
+        disk: &Disk,
+        snapshot: Option<SnapshotId>,
+        size: ByteCount,
+    ) -> Result<Content, Stop> {
+        loop {
+            match disk.read_all(snapshot, size).await {
+                Ok(content) => return Ok(content),
+                Err(error) => self.site.look_at(disk, "a read of all of it", error)?,
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn fails(&self, disk: &Disk, failure: &str) -> Result<(), Stop> {
+        self.site.model.fail(format!("vDisk {}: {failure}", disk.id));
+        Err(Stop)
+    }
+
     async fn delete_snapshot(&self, disk: &Rc<Disk>, id: SnapshotId) -> Result<(), Stop> {
         let Ok(vdisk) = disk.open() else { return Ok(()) };
         let admin = Admin::DeleteSnapshot { disk: disk.id, id };
-        self.asked("delete-snapshot", disk, admin, vdisk.delete_snapshot(id)).await?;
-        disk.snapshots.borrow_mut().retain(|snapshot| snapshot.id != id);
-        self.site.weather.acknowledged();
+        if self.asked("delete-snapshot", disk, admin, vdisk.delete_snapshot(id)).await?.is_some() {
+            disk.snapshots.borrow_mut().retain(|snapshot| snapshot.id != id);
+            self.site.weather.acknowledged();
+        }
         Ok(())
     }
 
@@ -248,9 +287,10 @@ impl Operator {
         let _paused = self.pause(disk).await?;
         let content = snapshot.content;
         let admin = Admin::Rollback { disk: disk.id, content: content.clone() };
-        self.asked("rollback", disk, admin, vdisk.rollback(snapshot.id)).await?;
-        disk.history.borrow_mut().settle(content);
-        self.site.weather.acknowledged();
+        if self.asked("rollback", disk, admin, vdisk.rollback(snapshot.id)).await?.is_some() {
+            disk.history.borrow_mut().settle(content);
+            self.site.weather.acknowledged();
+        }
         Ok(())
     }
 
@@ -264,23 +304,156 @@ impl Operator {
         disk.history.borrow_mut().is_stable(&cut);
         self.site.weather.acknowledged();
         let size = ByteCount((1 + self.site.random.below(300)) * CLUSTER_SIZE_BYTES);
-        self.asked("resize", disk, Admin::Resize { disk: disk.id, size }, vdisk.resize(size)).await?;
-        let mut content = disk.history.borrow().now().clone();
-        content.resize(size);
-        disk.history.borrow_mut().settle(content);
-        self.site.weather.acknowledged();
+        let admin = Admin::Resize { disk: disk.id, size };
+        if self.asked("resize", disk, admin, vdisk.resize(size)).await?.is_some() {
+            let mut content = disk.history.borrow().now().clone();
+            content.resize(size);
+            disk.history.borrow_mut().settle(content);
+            self.site.weather.acknowledged();
+        }
         Ok(())
     }
 
     async fn properties(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
         let Ok(vdisk) = disk.open() else { return Ok(()) };
+        self.site.weather.event(format_args!("the operator: set-properties of {}", disk.id), 0);
+        self.name_anew(disk, &vdisk).await.map(drop)
+    }
+
+    /// True when it has its answer.
+    async fn name_anew(&self, disk: &Disk, vdisk: &Vdisk) -> Result<bool, Stop> {
         let properties = format!("{{\"name\":{}}}", self.site.random.next());
-        let admin = Admin::Properties { disk: disk.id, properties: properties.clone() };
-        let bytes = Bytes::from(properties.clone());
-        self.asked("set-properties", disk, admin, vdisk.set_properties(bytes)).await?;
-        *disk.properties.borrow_mut() = properties;
+        disk.properties_asked.borrow_mut().push(properties.clone());
+        match vdisk.set_properties(Bytes::from(properties.clone())).await {
+            Ok(()) => {
+                disk.properties_asked.take();
+                *disk.properties.borrow_mut() = properties;
+                self.site.weather.acknowledged();
+                Ok(true)
+            }
+            Err(error) => self.site.look_at(disk, "set-properties", error).map(|()| false),
+        }
+    }
+
+    /// An operation has failed. Its vDisk shows whether it was done all the same, and shows that still after the next one
+    /// that is answered: from then on it is settled.
+    async fn find_out(&self) -> Result<(), Stop> {
+        let Some(admin) = self.site.model.pending.borrow().clone() else { return Ok(()) };
+        match &admin {
+            Admin::Create(disk) => self.find_out_made(disk).await,
+            Admin::Delete(id) => self.delete_again(*id).await,
+            Admin::Snapshot { disk, .. }
+            | Admin::DeleteSnapshot { disk, .. }
+            | Admin::Rollback { disk, .. }
+            | Admin::Resize { disk, .. } => {
+                let Some(disk) = self.site.model.disk(*disk) else { return Err(Stop) };
+                let vdisk = disk.open().map_err(|_| Stop)?;
+                let most = disk.history.borrow().begun();
+                let was_done = admin.is_done(&vdisk, &disk);
+                self.name_until_answered(&disk, &vdisk).await?;
+                if admin.is_done(&vdisk, &disk) != was_done {
+                    return self
+                        .fails(&disk, &format!("of an operation that failed it first showed: {was_done}"));
+                }
+                self.settle(&disk, &vdisk, &admin, was_done, &most).await
+            }
+        }
+    }
+
+    async fn settle(
+        &self,
+        disk: &Disk,
+        vdisk: &Vdisk,
+        admin: &Admin,
+        is_done: bool,
+        most: &Cut,
+    ) -> Result<(), Stop> {
+        match admin {
+            Admin::Snapshot { id, least, .. } => {
+                let info = vdisk.snapshots().into_iter().find(|info| info.id == *id);
+                match info {
+                    Some(info) => self.snapshot_is_there(disk, info, least, most).await?,
+                    None => disk.history.borrow_mut().unpin(),
+                }
+            }
+            Admin::DeleteSnapshot { id, .. } if is_done => {
+                disk.snapshots.borrow_mut().retain(|snapshot| snapshot.id != *id);
+            }
+            Admin::Rollback { content, .. } => {
+                let found = self.read_all(disk, None, vdisk.size()).await?;
+                if found.size() == content.size() && same(&found, content).is_ok() {
+                    disk.history.borrow_mut().settle(found);
+                } else if found.size() != disk.size() || same(&found, disk.history.borrow().now()).is_err() {
+                    return self.fails(disk, "it is neither as before a rollback nor as after it");
+                }
+            }
+            Admin::Resize { size, .. } => {
+                let mut content = disk.history.borrow().now().clone();
+                if is_done {
+                    content.resize(*size);
+                }
+                let found = self.read_all(disk, None, vdisk.size()).await?;
+                if found.size() != content.size() || same(&found, &content).is_err() {
+                    return self.fails(disk, "it is neither as before a resize nor as after it");
+                }
+                if is_done {
+                    disk.history.borrow_mut().settle(content);
+                }
+            }
+            _ => {}
+        }
+        *self.site.model.pending.borrow_mut() = None;
         self.site.weather.acknowledged();
         Ok(())
+    }
+
+    async fn name_until_answered(&self, disk: &Disk, vdisk: &Vdisk) -> Result<(), Stop> {
+        for _ in 0..TRIES {
+            if self.name_anew(disk, vdisk).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(Stop)
+    }
+
+    /// Not acknowledged, it may be in the registry alone. Whoever made it goes on with it.
+    async fn find_out_made(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
+        for _ in 0..TRIES {
+            match self.engine.open_vdisk(self.vpool, disk.id, ON_FULL).await {
+                Ok(vdisk) => {
+                    self.name_until_answered(disk, &vdisk).await?;
+                    *self.site.model.pending.borrow_mut() = None;
+                    self.is_made(disk, vdisk);
+                    return Ok(());
+                }
+                Err(VolumeError::NotFound(_)) => {
+                    *self.site.model.pending.borrow_mut() = None;
+                    self.site.model.gone.borrow_mut().push((disk.id, disk.base));
+                    return Ok(());
+                }
+                Err(error) => self.site.look_at(disk, "opening what was being made", error)?,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(Stop)
+    }
+
+    /// A deletion that failed may be decided, and is asked for until it is answered.
+    async fn delete_again(&self, id: VdiskId) -> Result<(), Stop> {
+        let Some(disk) = self.site.model.disk(id) else { return Err(Stop) };
+        for _ in 0..TRIES {
+            match self.engine.delete_vdisk(self.vpool, id).await {
+                Ok(()) | Err(VolumeError::NotFound(_)) => {
+                    *self.site.model.pending.borrow_mut() = None;
+                    self.is_gone(&disk);
+                    return Ok(());
+                }
+                Err(error) => self.site.look_at(&disk, "delete", error)?,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(Stop)
     }
 
     async fn compare(&self, disk: &Rc<Disk>, snapshot: &Snapshot) -> Result<(), Stop> {
@@ -324,6 +497,19 @@ impl Operator {
                 Ok(())
             }
             Err(error) => self.site.look_at(disk, "a destage", error),
+        }
+    }
+}
+
+impl Admin {
+    /// Does the vDisk show it as done?
+    fn is_done(&self, vdisk: &Vdisk, disk: &Disk) -> bool {
+        let has = |id: &SnapshotId| vdisk.snapshots().iter().any(|info| info.id == *id && !info.hidden);
+        match self {
+            Admin::Snapshot { id, .. } => has(id),
+            Admin::DeleteSnapshot { id, .. } => !has(id),
+            Admin::Resize { size, .. } => vdisk.size() == *size && *size != disk.size(),
+            Admin::Create(_) | Admin::Delete(_) | Admin::Rollback { .. } => false,
         }
     }
 }

@@ -91,14 +91,9 @@ impl World {
                     disk.snapshots.borrow_mut().retain(|snapshot| snapshot.id != *id);
                 }
             }
-            Some(Admin::Properties { properties, .. }) => {
-                self.explain(disk, &found, &least)?;
-                if vdisk.properties() == properties.as_bytes() {
-                    disk.properties.borrow_mut().clone_from(properties);
-                }
-            }
             _ => self.explain(disk, &found, &least)?,
         }
+        disk.settle_properties(&vdisk.properties());
         disk.history.borrow_mut().settle(found);
         Ok(())
     }
@@ -172,13 +167,12 @@ impl Admin {
             | Admin::Snapshot { disk, .. }
             | Admin::DeleteSnapshot { disk, .. }
             | Admin::Rollback { disk, .. }
-            | Admin::Resize { disk, .. }
-            | Admin::Properties { disk, .. } => *disk == id,
+            | Admin::Resize { disk, .. } => *disk == id,
         }
     }
 }
 
-fn same(found: &Content, expected: &Content) -> Result<(), Failure> {
+pub(super) fn same(found: &Content, expected: &Content) -> Result<(), Failure> {
     match found.difference(expected, |_| false) {
         None => Ok(()),
         Some(cluster) => Err(format!("cluster {} is not as expected", cluster.0)),

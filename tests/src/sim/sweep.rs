@@ -88,11 +88,13 @@ pub fn sweep(seed: u64, subsets: usize) -> Result<Points, String> {
     Ok(points)
 }
 
-/// Runs the workload of a seed again and again; each time another call of a store fails, before and after its effect.
+/// Runs the workload of a seed again and again; each time another call of a store fails, before and after its effect. What
+/// became of the operation that failed is found out and the workload goes on; it ends with a death, and with a power loss.
 pub fn fail_every_call(seed: u64) -> Result<Points, String> {
     let mut world = a_small_world(seed);
     world.work(OPERATIONS).map_err(|failure| format!("workload {seed}: {failure}"))?;
     let calls = world.weather.calls();
+    let (frame, random) = (Frame::of(&world), Random::new(seed));
     let mut points = Points::default();
     for call in 0..calls {
         for fault in [Fault::ErrorBefore, Fault::ErrorAfter] {
@@ -100,11 +102,15 @@ pub fn fail_every_call(seed: u64) -> Result<Points, String> {
             let mut world = a_small_world(seed);
             world.weather.plan(call, fault);
             world.work(OPERATIONS).map_err(failed)?;
-            if call.is_multiple_of(2) {
-                world.ended = Ending::PowerLoss;
-                world.stores.device.lose_power();
+            let may_have_lost = world.may_have_lost;
+            let moment = Moment { stores: world.stores.clone(), model: world.model.fork() };
+            for ended in [Ending::Death, Ending::PowerLoss] {
+                let mut world = World { ended, may_have_lost, ..frame.world(&moment, random.next()) };
+                if ended == Ending::PowerLoss {
+                    world.stores.device.lose_power();
+                }
+                world.look().map_err(|failure| failed(format!("{ended:?}: {failure}")))?;
             }
-            world.look().map_err(failed)?;
             points.failed_calls += 1;
         }
     }
