@@ -41,6 +41,8 @@ struct Client {
     settled: u64,
     /// Operations that nothing takes away.
     stable: u64,
+    /// Operations that are on the backend, where that is asked about: not even the loss of this host takes them away.
+    on_backend: Option<u64>,
     operations: VecDeque<Operation>,
 }
 
@@ -210,6 +212,26 @@ impl History {
         }
     }
 
+    /// Everything so far is on the backend; cuts from here on can be explained until more is. Or nobody will ask.
+    pub fn follow_backend(&mut self, follows: bool) {
+        for client in &mut self.clients {
+            client.on_backend = follows.then(|| client.begun());
+        }
+    }
+
+    /// These are on the backend too.
+    pub fn is_on_backend(&mut self, cut: &Cut) {
+        for (client, count) in self.clients.iter_mut().zip(cut) {
+            client.on_backend = client.on_backend.map(|so_far| so_far.max(*count));
+        }
+        self.is_stable(cut);
+    }
+
+    /// What is on the backend, if that was followed.
+    pub fn on_backend(&self) -> Cut {
+        self.clients.iter().map(|client| client.on_backend.unwrap_or(client.settled)).collect()
+    }
+
     /// Cuts from here on can always be explained, whatever becomes stable: damage may take away even that.
     pub fn keep(&mut self) {
         self.is_kept = true;
@@ -238,7 +260,8 @@ impl History {
             return;
         }
         for client in &mut self.clients {
-            while client.settled < client.stable
+            let kept_from = client.on_backend.unwrap_or(client.stable).min(client.stable);
+            while client.settled < kept_from
                 && let Some(operation) = client.operations.pop_front()
             {
                 operation.change.apply(&mut self.base);
@@ -252,6 +275,7 @@ impl History {
         for client in &mut self.clients {
             client.settled = client.begun();
             client.stable = client.settled;
+            client.on_backend = client.on_backend.map(|_| client.settled);
             client.operations.clear();
         }
         self.pins = 0;

@@ -95,6 +95,8 @@ struct Model {
     /// The operator begins nothing more in this life.
     operator_rests: Cell<bool>,
     operator_acts: Cell<bool>,
+    /// In this life it is known what is on the backend, so that everything else may be lost.
+    follows_backend: Cell<bool>,
     /// The first thing found wrong.
     failure: RefCell<Option<Failure>>,
 }
@@ -110,6 +112,7 @@ impl Model {
             operations: self.operations.clone(),
             operator_rests: Cell::new(false),
             operator_acts: Cell::new(false),
+            follows_backend: Cell::new(false),
             failure: RefCell::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! A vDisk as it should be, and the one of this life.
 
 use super::Failure;
-use crate::{Content, History};
+use crate::{Content, History, history::Cut};
 use bytes::Bytes;
 use ovs_units::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Name, SnapshotId, VdiskId};
 use ovs_volume::{Vdisk, VolumeError};
@@ -32,6 +32,10 @@ pub(super) struct Snapshot {
     pub(super) id: SnapshotId,
     pub(super) name: Name,
     pub(super) content: Content,
+    /// What was acknowledged before it.
+    pub(super) least: Cut,
+    /// Its data has left this host.
+    pub(super) is_on_backend: bool,
 }
 
 impl Disk {
@@ -68,6 +72,25 @@ impl Disk {
             pauses: Cell::new(0),
             busy: Cell::new(0),
         }
+    }
+
+    /// Everything that it and these snapshots hold is on the backend.
+    pub(super) fn is_on_backend(&self, cut: &Cut, snapshots: &[SnapshotId]) {
+        self.history.borrow_mut().is_on_backend(cut);
+        let mut all = self.snapshots.borrow_mut();
+        all.iter_mut()
+            .filter(|known| snapshots.contains(&known.id))
+            .for_each(|known| known.is_on_backend = true);
+    }
+
+    /// A rollback or another size makes it this, once everything before that is on the backend.
+    pub(super) fn becomes(&self, content: Content) {
+        self.history.borrow_mut().settle(content);
+        self.snapshots.borrow_mut().iter_mut().for_each(|known| known.is_on_backend = true);
+    }
+
+    pub(super) fn snapshot_ids(&self) -> Vec<SnapshotId> {
+        self.snapshots.borrow().iter().map(|snapshot| snapshot.id).collect()
     }
 
     /// It has these, or those that were asked for, and whatever it has stays.

@@ -35,6 +35,8 @@ pub(super) enum Ending {
     Death,
     /// What was not synced may go.
     PowerLoss,
+    /// With everything on this host.
+    LocalLoss,
 }
 
 /// Time that passes, and a wall clock that somebody sets now and then.
@@ -93,6 +95,7 @@ impl World {
     pub(super) fn live(&mut self, number: u64) -> Result<(), Failure> {
         let life = self.begin_life()?;
         let engine = self.open_all(&life)?;
+        self.follow_backend(&life)?;
         let site = self.site();
         let operator = Operator { site, engine: engine.clone(), vpool: self.vpool, has_clients: true };
         let time = Duration::from_millis(200 + self.random.below(4000));
@@ -287,6 +290,13 @@ impl World {
             opened => opened.map(Some),
         })?;
         let Some(vdisk) = opened else { return Ok(false) };
+        if let (VdiskState::Damaged(_), Ending::LocalLoss) = (vdisk.stats().state, self.ended) {
+            // A snapshot whose data had not left says what it has lost.
+            let has_cut = |disk: Rc<Disk>| disk.snapshots.borrow().iter().any(|known| !known.is_on_backend);
+            if self.model.disk(id).is_some_and(has_cut) {
+                self.accept_loss(life, &vdisk)?;
+            }
+        }
         if let VdiskState::Offline(reason) = vdisk.stats().state {
             if !self.may_have_lost && !self.weather.may_be_offline() {
                 return Err(format!("vDisk {id} is offline, and nothing has failed: {reason}"));
@@ -343,18 +353,22 @@ impl World {
 
     fn end_life(&mut self, life: Life, engine: Engine, number: u64, is_calm: bool) -> Result<(), Failure> {
         let is_named = |disk: &Rc<Disk>| disk.properties_asked.borrow().is_empty();
-        let is_quiet = is_calm
-            && self.model.pending.borrow().is_none()
-            && self.model.disks.borrow().iter().all(is_named);
-        let loss = if is_quiet && number > 0 { self.random.below(4) } else { 9 };
+        let is_settled =
+            self.model.pending.borrow().is_none() && self.model.disks.borrow().iter().all(is_named);
+        if is_settled && self.model.follows_backend.get() && self.random.one_in(2) {
+            self.drop_life(life, engine);
+            self.weather.note(FaultClass::WriteBufferLost);
+            self.lose_local_state();
+            self.ended = Ending::LocalLoss;
+            return Ok(());
+        }
+        let is_quiet = is_calm && is_settled;
+        let loss = if is_quiet && number > 0 { self.random.below(3) } else { 9 };
         if loss == 0 && self.put_everything_on_the_backend(&life)? {
             self.drop_life(life, engine);
-            self.stores.registry = Rc::default();
-            self.stores.pages = Rc::default();
-            let (slots, bytes) = (8 + self.random.below(9), 64 << 10 << self.random.below(3));
-            self.stores.device = Rc::new(MemoryDevice::new(slots as usize, bytes, Rc::clone(&self.random)));
-            (self.ended, self.is_forgotten) = (Ending::Death, true);
             self.weather.note(FaultClass::LocalStateLost);
+            self.lose_local_state();
+            self.ended = Ending::Death;
             return Ok(());
         }
         // An engine that has recorded nothing yet has not told the backend where it goes on from: what its predecessor
@@ -386,6 +400,28 @@ impl World {
         Ok(())
     }
 
+    fn lose_local_state(&mut self) {
+        self.stores.registry = Rc::default();
+        self.stores.pages = Rc::default();
+        let (slots, bytes) = (8 + self.random.below(9), 64 << 10 << self.random.below(3));
+        self.stores.device = Rc::new(MemoryDevice::new(slots as usize, bytes, Rc::clone(&self.random)));
+        // The mark of a loss is in the registry alone.
+        (self.is_forgotten, self.may_have_lost) = (true, false);
+    }
+
+    /// In some lives everything is on the backend when it begins, so that what is there at any later time is known.
+    fn follow_backend(&mut self, life: &Life) -> Result<(), Failure> {
+        let follows = self.random.one_in(2)
+            && !self.weather.may_be_offline()
+            && self.put_everything_on_the_backend(life)?
+            && self.touch_all(life)?;
+        self.model.follows_backend.set(follows);
+        for disk in self.model.disks.borrow().iter() {
+            disk.history.borrow_mut().follow_backend(follows);
+        }
+        Ok(())
+    }
+
     fn lose_power(&self) {
         let taken = self.stores.device.lose_power();
         let classes = [
@@ -401,7 +437,7 @@ impl World {
             let Ok(vdisk) = disk.open() else { return Ok(false) };
             life.run(vdisk.destage())?.map_err(|error| format!("in calm weather: destaging: {error}"))?;
             let cut = disk.history.borrow().acknowledged();
-            disk.history.borrow_mut().is_stable(&cut);
+            disk.is_on_backend(&cut, &disk.snapshot_ids());
         }
         Ok(true)
     }

@@ -100,7 +100,7 @@ impl Operator {
             (6..=7, Some(snapshot)) => self.create(Some((&disk, snapshot))).await,
             (8, Some(snapshot)) => self.rollback(&disk, snapshot).await,
             (9..=10, Some(snapshot)) => self.compare(&disk, &snapshot).await,
-            (11, Some(snapshot)) => self.wait_on_backend(&disk, snapshot.id).await,
+            (11, Some(snapshot)) => self.wait_on_backend(&disk, &snapshot).await,
             (12, _) => self.resize(&disk).await,
             (13, _) => self.properties(&disk).await,
             (14, _) if self.site.model.disks.borrow().len() > 2 => self.delete(&disk).await,
@@ -152,6 +152,10 @@ impl Operator {
         if self.site.model.disks.borrow().len() >= DISKS_MAX {
             return Ok(());
         }
+        if let (Some((parent, snapshot)), true) = (&base, self.site.model.follows_backend.get()) {
+            // What it starts from could be lost with this host.
+            self.wait_on_backend(parent, snapshot).await?;
+        }
         let random = &self.site.random;
         let content = match &base {
             Some((_, snapshot)) => snapshot.content.clone(),
@@ -183,6 +187,7 @@ impl Operator {
             // Damage may take it back to before a flush.
             disk.history.borrow_mut().keep();
         }
+        disk.history.borrow_mut().follow_backend(self.site.model.follows_backend.get());
         self.site.model.disks.borrow_mut().push(Rc::clone(disk));
         self.site.weather.acknowledged();
         self.serve(disk);
@@ -248,7 +253,8 @@ impl Operator {
         }
         *self.site.model.pending.borrow_mut() = None;
         disk.history.borrow_mut().unpin();
-        disk.snapshots.borrow_mut().push(Snapshot { id, name, content });
+        let least = least.clone();
+        disk.snapshots.borrow_mut().push(Snapshot { id, name, content, least, is_on_backend: false });
         Ok(())
     }
 
@@ -288,7 +294,7 @@ impl Operator {
         let content = snapshot.content;
         let admin = Admin::Rollback { disk: disk.id, content: content.clone() };
         if self.asked("rollback", disk, admin, vdisk.rollback(snapshot.id)).await?.is_some() {
-            disk.history.borrow_mut().settle(content);
+            disk.becomes(content);
             self.site.weather.acknowledged();
         }
         Ok(())
@@ -297,18 +303,22 @@ impl Operator {
     async fn resize(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
         let Ok(vdisk) = disk.open() else { return Ok(()) };
         let _paused = self.pause(disk).await?;
-        if let Err(error) = vdisk.flush().await {
-            return self.site.look_at(disk, "a flush", error);
+        if self.site.model.follows_backend.get() {
+            // What it grows from could be lost with this host.
+            self.destage(disk).await?;
+            let history = disk.history.borrow();
+            if history.on_backend() != history.acknowledged() {
+                return Ok(());
+            }
+        } else {
+            self.site.flush(disk).await?;
         }
-        let cut = disk.history.borrow().acknowledged();
-        disk.history.borrow_mut().is_stable(&cut);
-        self.site.weather.acknowledged();
         let size = ByteCount((1 + self.site.random.below(300)) * CLUSTER_SIZE_BYTES);
         let admin = Admin::Resize { disk: disk.id, size };
         if self.asked("resize", disk, admin, vdisk.resize(size)).await?.is_some() {
             let mut content = disk.history.borrow().now().clone();
             content.resize(size);
-            disk.history.borrow_mut().settle(content);
+            disk.becomes(content);
             self.site.weather.acknowledged();
         }
         Ok(())
@@ -382,7 +392,7 @@ impl Operator {
             Admin::Rollback { content, .. } => {
                 let found = self.read_all(disk, None, vdisk.size()).await?;
                 if found.size() == content.size() && same(&found, content).is_ok() {
-                    disk.history.borrow_mut().settle(found);
+                    disk.becomes(found);
                 } else if found.size() != disk.size() || same(&found, disk.history.borrow().now()).is_err() {
                     return self.fails(disk, "it is neither as before a rollback nor as after it");
                 }
@@ -397,7 +407,7 @@ impl Operator {
                     return self.fails(disk, "it is neither as before a resize nor as after it");
                 }
                 if is_done {
-                    disk.history.borrow_mut().settle(content);
+                    disk.becomes(content);
                 }
             }
             _ => {}
@@ -472,27 +482,28 @@ impl Operator {
         }
     }
 
-    async fn wait_on_backend(&self, disk: &Rc<Disk>, id: SnapshotId) -> Result<(), Stop> {
-        let Ok(vdisk) = disk.open() else { return Ok(()) };
+    async fn wait_on_backend(&self, disk: &Disk, snapshot: &Snapshot) -> Result<(), Stop> {
+        let (Ok(vdisk), id) = (disk.open(), snapshot.id) else { return Ok(()) };
         match vdisk.wait_on_backend(id).await {
-            Ok(()) if vdisk.snapshots().iter().any(|info| info.id == id && info.on_backend) => Ok(()),
-            Ok(()) => {
-                self.site
-                    .model
-                    .fail(format!("vDisk {}: a snapshot that was waited for is not there", disk.id));
-                Err(Stop)
+            Ok(()) if vdisk.snapshots().iter().any(|info| info.id == id && info.on_backend) => {
+                // Those before it left before it.
+                let taken = disk.snapshot_ids();
+                let count = taken.iter().position(|taken| *taken == id).map_or(0, |at| at + 1);
+                disk.is_on_backend(&snapshot.least, &taken[..count]);
+                Ok(())
             }
+            Ok(()) => self.fails(disk, "a snapshot that was waited for is not there"),
             Err(error) => self.site.look_at(disk, "waiting for a snapshot", error),
         }
     }
 
-    async fn destage(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
-        let cut = disk.history.borrow().acknowledged();
+    async fn destage(&self, disk: &Disk) -> Result<(), Stop> {
+        let (cut, snapshots) = (disk.history.borrow().acknowledged(), disk.snapshot_ids());
         let Ok(vdisk) = disk.open() else { return Ok(()) };
         self.site.weather.event(format_args!("the operator: destage of {}", disk.id), 0);
         match vdisk.destage().await {
             Ok(()) => {
-                disk.history.borrow_mut().is_stable(&cut);
+                disk.is_on_backend(&cut, &snapshots);
                 self.site.weather.acknowledged();
                 Ok(())
             }

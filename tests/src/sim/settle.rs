@@ -81,7 +81,9 @@ impl World {
                 self.explain(disk, &found, &least)?;
                 let content = self.settle_snapshot(disk, *id, name.as_str(), before, most.as_ref()).await?;
                 if let Some(content) = content {
-                    disk.snapshots.borrow_mut().push(Snapshot { id: *id, name: name.clone(), content });
+                    let (id, name, least) = (*id, name.clone(), before.clone());
+                    let snapshot = Snapshot { id, name, content, least, is_on_backend: false };
+                    disk.snapshots.borrow_mut().push(snapshot);
                 }
             }
             Some(Admin::DeleteSnapshot { id, .. }) => {
@@ -93,14 +95,34 @@ impl World {
             }
             _ => self.explain(disk, &found, &least)?,
         }
+        if self.ended == Ending::LocalLoss {
+            self.settle_cut_snapshots(disk, &least).await?;
+        }
         disk.settle_properties(&vdisk.properties());
         disk.history.borrow_mut().settle(found);
+        Ok(())
+    }
+
+    /// Of snapshots whose data had not left this host there is what had.
+    async fn settle_cut_snapshots(&self, disk: &Disk, least: &Cut) -> Result<(), Failure> {
+        let mut snapshots = disk.snapshots.borrow().clone();
+        for snapshot in snapshots.iter_mut().filter(|snapshot| !snapshot.is_on_backend) {
+            let size = snapshot.content.size();
+            let found = disk.read_all(Some(snapshot.id), size).await;
+            let told = |failure: String| format!("vDisk {}: snapshot {}: {failure}", disk.id, snapshot.name);
+            let found = found.map_err(|error| told(error.to_string()))?;
+            let history = disk.history.borrow();
+            history.explain(&found, least, &history.begun()).map_err(told)?;
+            snapshot.content = found;
+        }
+        *disk.snapshots.borrow_mut() = snapshots;
         Ok(())
     }
 
     fn least(&self, disk: &Disk) -> Cut {
         match self.ended {
             Ending::PowerLoss => disk.history.borrow().stable(),
+            Ending::LocalLoss => disk.history.borrow().on_backend(),
             Ending::Clean | Ending::Death => disk.history.borrow().acknowledged(),
         }
     }

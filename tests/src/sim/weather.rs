@@ -28,6 +28,7 @@ pub enum FaultClass {
     RegistryLost,
     PagesLost,
     LocalStateLost,
+    WriteBufferLost,
     BufferFull,
     DeviceWriteError,
     DeviceSyncError,
@@ -54,7 +55,7 @@ use FaultClass as F;
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [FaultClass; 30] = [
+    pub const ALL: [FaultClass; 31] = [
         F::Death,
         F::DeathWhileOpening,
         F::PowerLoss,
@@ -65,6 +66,7 @@ impl FaultClass {
         F::RegistryLost,
         F::PagesLost,
         F::LocalStateLost,
+        F::WriteBufferLost,
         F::BufferFull,
         F::DeviceWriteError,
         F::DeviceSyncError,
