@@ -69,6 +69,10 @@ pub enum Fault {
 pub trait Director {
     /// Before every call.
     fn before(&self, call: &Call) -> Option<Fault>;
+    /// What was read is another answer because of this fault: there was something to turn, to cut, or to take in its place.
+    fn spoiled(&self, store: Store, fault: Fault) {
+        let _ = (store, fault);
+    }
     /// The state has changed, in part or as a whole: a moment at which everything may end.
     fn changed(&self);
     /// The answer, reduced to a number.
@@ -195,7 +199,23 @@ impl<S: Directable> Directed<S> {
         answer
     }
 
-    /// The same of a call that changes the store.
+    /// What a read finds, told where a fault made it something else. `read` is with the fault, or without.
+    async fn read<T: PartialEq, E>(
+        &self,
+        fault: Option<Fault>,
+        read: impl AsyncFn(Option<Fault>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(fault @ (Fault::ShortRead(_) | Fault::BitFlip(_) | Fault::Swapped(_))) = fault else {
+            return read(None).await;
+        };
+        let (truth, found) = (read(None).await, read(Some(fault)).await);
+        if truth.ok().as_ref() != found.as_ref().ok() {
+            self.director.spoiled(S::STORE, fault);
+        }
+        found
+    }
+
+    /// Like `direct`, of a call that changes the store.
     async fn change<T>(
         &self,
         operation: &'static str,

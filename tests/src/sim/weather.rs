@@ -272,7 +272,9 @@ impl Weather {
     }
 
     fn note_trouble(&self, call: &Call, fault: Fault) {
-        if !matches!(fault, Fault::Slow(_)) {
+        let is_error =
+            !matches!(fault, Fault::Slow(_) | Fault::ShortRead(_) | Fault::BitFlip(_) | Fault::Swapped(_));
+        if is_error {
             self.troubles.set(self.troubles.get() + 1);
             if call.store == Store::Device && call.operation != "read" {
                 self.device_troubles.set(self.device_troubles.get() + 1);
@@ -319,7 +321,8 @@ impl Weather {
             F::DeviceReadError if so_far >= 2 => false,
             _ => self.random.one_in(class.odds()),
         };
-        if comes {
+        // What spoils an answer is noted when it has.
+        if comes && !class.spoils() {
             self.note(class);
         }
         comes
@@ -382,6 +385,18 @@ impl Director for Weather {
             _ => self.fault(call),
         };
         fault.inspect(|fault| self.note_trouble(call, *fault))
+    }
+
+    fn spoiled(&self, store: Store, fault: Fault) {
+        let class = match (store, fault) {
+            (Store::Pages, Fault::Swapped(_)) => F::PageSwapped,
+            (Store::Pages, _) => F::PageBitFlip,
+            (_, Fault::ShortRead(_)) => F::BackendShortRead,
+            (_, Fault::BitFlip(_)) => F::BackendBitFlip,
+            _ => F::BackendSwapped,
+        };
+        self.troubles.set(self.troubles.get() + 1);
+        self.note(class);
     }
 
     fn changed(&self) {

@@ -50,10 +50,11 @@ impl Backend for Directed<MemoryBackend> {
     ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {
-            let work = async |fault| {
+            let read = async |fault| {
                 let found = self.inner.get_range(&named(&self.inner, &name, fault), offset, length).await?;
                 Ok(Bytes::from(spoil(&found, fault)))
             };
+            let work = async |fault| self.read(fault, read).await;
             self.direct("get", name.as_str(), offset, work, |found| digest(found)).await
         })
     }
@@ -61,10 +62,11 @@ impl Backend for Directed<MemoryBackend> {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {
-            let work = async |fault| {
+            let read = async |fault| {
                 let found = self.inner.get(&named(&self.inner, &name, fault)).await?;
                 Ok(Bytes::from(spoil(&found, fault)))
             };
+            let work = async |fault| self.read(fault, read).await;
             self.direct("get", name.as_str(), 0, work, |found| digest(found)).await
         })
     }

@@ -119,7 +119,7 @@ fn pages_digest(pages: &[(PageId, Bytes)]) -> u64 {
 impl PageStore for Directed<MemoryPages> {
     fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
         Box::pin(async move {
-            let work = async |fault| {
+            let read = async |fault| {
                 let which = match fault {
                     Some(Fault::Swapped(which)) => self.inner.other(page, which).unwrap_or(page),
                     _ => page,
@@ -127,6 +127,7 @@ impl PageStore for Directed<MemoryPages> {
                 let found = self.inner.load(which).await?;
                 Ok(found.map(|found| Bytes::from(spoil(&found, fault))))
             };
+            let work = async |fault| self.read(fault, read).await;
             let found = |found: &Option<Bytes>| found.as_ref().map_or(0, |found| digest(found));
             self.direct("load", page.0.to_string(), 0, work, found).await
         })
