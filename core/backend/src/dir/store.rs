@@ -319,7 +319,7 @@ impl<D: Disk> Store<D> {
                 // As for an object's name: made anew by the next attempt. But only what nobody else has seen: an empty
                 // folder of others may just have lost its last object, and taking it away would keep that from being
                 // synced.
-                if is_new || planted("directory: a folder of others is removed") {
+                if is_new {
                     let _ = self.disk.remove_dir(&folder);
                 }
                 self.forget_folders();

@@ -304,6 +304,23 @@ mod tests {
         assert!(tree.root.is_none());
     }
 
+    /// What a whole page says is forgotten without reading it.
+    #[test]
+    fn a_page_that_becomes_zeros_need_not_be_in_memory() {
+        let mut tree = Tree::default();
+        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
+        tree.set(range(3, 1), Some(Place { sco: 1, offset: 0 }));
+        let mut leaf = tree.root.clone().unwrap();
+        for level in (1..=TOP_LEVEL).rev() {
+            let node = leaf.page.resident().unwrap();
+            let Node::Inner(children) = &*node else { panic!("level {level}") };
+            leaf = children[0].clone().unwrap();
+        }
+        *leaf.page.node.borrow_mut() = None;
+        tree.set(range(0, FANOUT as u64), None);
+        assert!(tree.root.is_none());
+    }
+
     /// Nothing but the pages of a range is prepared: its neighbours may not be in memory.
     #[test]
     fn a_change_up_to_the_end_of_a_page_leaves_the_next_one_alone() {

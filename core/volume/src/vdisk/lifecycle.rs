@@ -187,7 +187,7 @@ impl Inner {
                     return Ok(());
                 }
                 Err(error) => {
-                    self.give_up(record).await;
+                    self.give_up(record, &error).await;
                     return Err(error);
                 }
             }
@@ -197,13 +197,16 @@ impl Inner {
     /// The registry is told before anything more is accepted, or a crash would take the record that failed for one that
     /// happened ([`super::load::catch_up`]). Then operations go on being accepted in the epoch that they are in: only the
     /// journal waits for the backend. Not so behind a record that changes what is read: who has only the backend and the
-    /// write buffer cannot know that it was given up, so nothing may follow it until the backend knows.
-    async fn give_up(&self, record: &Record) {
+    /// write buffer cannot know that it was given up, so nothing may follow it until the backend knows. And not behind an
+    /// error that no time mends.
+    async fn give_up(&self, record: &Record, error: &VolumeError) {
         let accepting = self.accepting.take();
         self.next.set(Next::HigherEpoch);
+        let is_outage = matches!(error, VolumeError::Retry(_) | VolumeError::NoSpace(_));
         let changes_content = matches!(record, Record::Rollback { .. } | Record::Resize { .. })
             && !planted("epoch: writes follow a rollback that was given up");
-        if accepting.is_none() || changes_content || self.closing.get() || self.is_ended.get() {
+        let is_over = self.closing.get() || self.is_ended.get();
+        if accepting.is_none() || !is_outage || changes_content || is_over {
             return;
         }
         if self.raise_epoch().await.is_ok() {
