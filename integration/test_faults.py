@@ -218,7 +218,6 @@ class Files:
         self.stop_asked.set()
         self.thread.join(90)
         assert not self.thread.is_alive() and not self.problems, self.problems
-        assert any(one.startswith("kill") for one in self.done), "nothing was killed"
 
     def check(self):
         assert len(self.sums) > 5
