@@ -21,6 +21,7 @@
 mod content;
 mod device;
 mod history;
+pub mod host;
 mod random;
 mod reduce;
 mod sim;

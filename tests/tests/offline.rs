@@ -3,53 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
 use ovs_backend::MemoryBackend;
-use ovs_tests::{MemoryDevice, Random};
-use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId, VpoolId};
-use ovs_volume::{
-    CreateVdisk, Engine, EngineConfig, EngineParts, MemoryPages, MemoryRegistry, OnFull, SystemClock, Vdisk,
-    VdiskState, VolumeError,
-};
+use ovs_tests::host::{Host, create};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId};
+use ovs_volume::{EngineConfig, Vdisk, VdiskState, VolumeError};
 use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
 
-const POOL: VpoolId = VpoolId(Uuid::from_u128(1));
-const ON_FULL: OnFull = OnFull::Stall { timeout: None };
+const SIZE: ByteCount = ByteCount(1 << 20);
 
-struct Host {
-    random: Rc<Random>,
-    registry: Rc<MemoryRegistry>,
-    pages: Rc<MemoryPages>,
-    backend: Rc<MemoryBackend>,
-    buffer: Rc<MemoryDevice>,
+/// Nothing leaves the write buffer by itself.
+fn new_host() -> Host {
+    let config = EngineConfig { destage_after: Duration::from_secs(3600), ..EngineConfig::default() };
+    Host { config, ..Host::new(12, Rc::new(MemoryBackend::new())) }
 }
 
-impl Host {
-    fn new() -> Host {
-        let random = Rc::new(Random::new(7));
-        let buffer = Rc::new(MemoryDevice::new(12, 256 << 10, Rc::clone(&random)));
-        Host { random, registry: Rc::default(), pages: Rc::default(), backend: Rc::default(), buffer }
-    }
-
-    async fn start(&self) -> Engine {
-        let parts = EngineParts {
-            clock: Rc::new(SystemClock::new()),
-            chance: self.random.clone(),
-            registry: self.registry.clone(),
-            pages: self.pages.clone(),
-            buffer: self.buffer.clone(),
-        };
-        let config = EngineConfig { destage_after: Duration::from_secs(3600), ..EngineConfig::default() };
-        let engine = Engine::open(config, parts).await.unwrap();
-        engine.attach_backend(POOL, self.backend.clone());
-        engine
-    }
-}
-
-async fn create(engine: &Engine, id: u128) -> Vdisk {
-    let (id, size) = (VdiskId(Uuid::from_u128(id)), ByteCount(1 << 20));
-    let request =
-        CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
-    engine.create_vdisk(request).await.unwrap()
+fn id(number: u128) -> VdiskId {
+    VdiskId(Uuid::from_u128(number))
 }
 
 async fn write(vdisk: &Vdisk, byte: u8) -> Result<(), VolumeError> {
@@ -65,10 +34,10 @@ async fn first_byte(vdisk: &Vdisk) -> Result<u8, VolumeError> {
 fn a_loss_is_remembered_until_it_is_accepted() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let host = Host::new();
+    let host = new_host();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let engine = host.start().await;
-        let (hit, spared) = (create(&engine, 10).await, create(&engine, 11).await);
+        let (hit, spared) = (create(&engine, id(10), SIZE).await, create(&engine, id(11), SIZE).await);
         write(&hit, 1).await.unwrap();
         write(&spared, 2).await.unwrap();
         hit.flush().await.unwrap();
@@ -82,7 +51,7 @@ fn a_loss_is_remembered_until_it_is_accepted() {
     host.buffer.fail(0, 0);
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let engine = host.start().await;
-        let open = async |id| engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(id)), ON_FULL).await.unwrap();
+        let open = async |number| engine.open_vdisk(Host::POOL, id(number), Host::ON_FULL).await.unwrap();
         let (hit, spared) = (open(10).await, open(11).await);
         assert_eq!(first_byte(&spared).await.unwrap(), 2);
         assert_eq!(spared.accept_loss().await.unwrap(), None);
@@ -97,7 +66,7 @@ fn a_loss_is_remembered_until_it_is_accepted() {
     });
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let engine = host.start().await;
-        let hit = engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(10)), ON_FULL).await.unwrap();
+        let hit = engine.open_vdisk(Host::POOL, id(10), Host::ON_FULL).await.unwrap();
         assert_eq!(first_byte(&hit).await.unwrap(), 5);
     });
 }
@@ -107,10 +76,10 @@ fn a_loss_is_remembered_until_it_is_accepted() {
 fn failed_slots_are_done_without_while_there_are_others() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let host = Host::new();
+    let host = new_host();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let engine = host.start().await;
-        let vdisk = create(&engine, 10).await;
+        let vdisk = create(&engine, id(10), SIZE).await;
         for failed in 1..=6 {
             host.buffer.fail(1, 0);
             write(&vdisk, failed).await.unwrap();

@@ -4,101 +4,54 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
 use bytes::Bytes;
-use ovs_backend::{Backend, Call, Fault, FaultyBackend, MemoryBackend, Operation};
-use ovs_tests::{MemoryDevice, Random};
-use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId, VpoolId};
-use ovs_volume::{
-    CreateVdisk, Engine, EngineConfig, EngineParts, MemoryPages, MemoryRegistry, OnFull, SystemClock, Vdisk,
-};
+use ovs_backend::{Call, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_tests::host::{Host, byte_of, create, put, run_paused};
+use ovs_units::{ByteCount, ByteOffset, VdiskId};
+use ovs_volume::{MemoryPages, MemoryRegistry};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
 
-const POOL: VpoolId = VpoolId(Uuid::from_u128(1));
 const FIRST: VdiskId = VdiskId(Uuid::from_u128(10));
 const SECOND: VdiskId = VdiskId(Uuid::from_u128(11));
 const THIRD: VdiskId = VdiskId(Uuid::from_u128(12));
 const SLOT_CLUSTERS: u64 = 64;
-const ON_FULL: OnFull = OnFull::Stall { timeout: None };
+const SIZE: ByteCount = ByteCount(64 << 20);
 
-/// A host with so many slots, whose backend takes no journal but `SECOND`'s while it refuses the others.
-#[derive(Clone)]
-struct Host {
-    random: Rc<Random>,
-    buffer: Rc<MemoryDevice>,
-    registry: Rc<MemoryRegistry>,
-    pages: Rc<MemoryPages>,
-    backend: Rc<dyn Backend>,
-    refuses: Rc<Cell<bool>>,
-    /// Nothing at all is taken.
-    is_away: Rc<Cell<bool>>,
+/// What a backend does not take.
+#[derive(Clone, Copy, PartialEq)]
+enum Refuses {
+    Nothing,
+    /// Any journal but `SECOND`'s.
+    Journals,
+    Everything,
 }
 
-impl Host {
-    fn new(slots: usize) -> Host {
-        let random = Rc::new(Random::new(7));
-        let refuses = Rc::new(Cell::new(false));
-        let is_away = Rc::new(Cell::new(false));
-        let (refusing, away) = (Rc::clone(&refuses), Rc::clone(&is_away));
-        let taken = format!("{}/j/", SECOND.0.simple());
-        let schedule = move |call: &Call<'_>| {
-            let is_journal = call.object.contains("/j/") && !call.object.contains(&taken);
-            let is_refused = away.get() || (refusing.get() && is_journal);
-            (is_refused && call.operation == Operation::Put).then_some(Fault::ErrorBefore)
+/// A host with so many slots, and what its backend does not take.
+fn new_host(slots: usize) -> (Host, Rc<Cell<Refuses>>) {
+    let refuses = Rc::new(Cell::new(Refuses::Nothing));
+    let (told, taken) = (Rc::clone(&refuses), format!("{}/j/", SECOND.0.simple()));
+    let schedule = move |call: &Call<'_>| {
+        let is_refused = match told.get() {
+            Refuses::Nothing => false,
+            Refuses::Journals => call.object.contains("/j/") && !call.object.contains(&taken),
+            Refuses::Everything => true,
         };
-        Host {
-            buffer: Rc::new(MemoryDevice::new(slots, SLOT_CLUSTERS * 4096, Rc::clone(&random))),
-            random,
-            registry: Rc::default(),
-            pages: Rc::default(),
-            backend: Rc::new(FaultyBackend::new(MemoryBackend::new(), schedule)),
-            refuses,
-            is_away,
-        }
-    }
-
-    async fn start(&self) -> Engine {
-        let parts = EngineParts {
-            clock: Rc::new(SystemClock::new()),
-            chance: self.random.clone(),
-            registry: self.registry.clone(),
-            pages: self.pages.clone(),
-            buffer: self.buffer.clone(),
-        };
-        let engine = Engine::open(EngineConfig::default(), parts).await.unwrap();
-        engine.attach_backend(POOL, self.backend.clone());
-        engine
-    }
-}
-
-/// Time passes when nobody has anything else to do.
-fn run(case: impl Future<Output = ()>) {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, case);
-}
-
-async fn create(engine: &Engine, id: VdiskId) -> Vdisk {
-    let size = ByteCount(64 << 20);
-    let request =
-        CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base: None, on_full: ON_FULL };
-    engine.create_vdisk(request).await.unwrap()
-}
-
-async fn put(vdisk: &Vdisk, number: u64, byte: u8) {
-    vdisk.write(ByteOffset(number * 4096), vec![byte; 4096].into(), false).await.unwrap();
+        (is_refused && call.operation == Operation::Put).then_some(Fault::ErrorBefore)
+    };
+    (Host::new(slots, Rc::new(FaultyBackend::new(MemoryBackend::new(), schedule))), refuses)
 }
 
 /// These write so many clusters each at once, then some in every round, up to so many; `SECOND` some in every round.
 fn check_room_for_others(stuck: &[VdiskId], at_once: u64, in_a_round: u64, most: u64, others: u64) {
-    run(async {
-        let host = Host::new(12);
+    run_paused(async {
+        let (host, refuses) = new_host(12);
         let engine = host.start().await;
         let mut disks = Vec::new();
         for id in stuck {
-            disks.push(create(&engine, *id).await);
+            disks.push(create(&engine, *id, SIZE).await);
         }
-        let second = create(&engine, SECOND).await;
-        host.refuses.set(true);
+        let second = create(&engine, SECOND, SIZE).await;
+        refuses.set(Refuses::Journals);
         let mut written = 0;
         let rounds = async {
             for round in 0..40 {
@@ -119,13 +72,12 @@ fn check_room_for_others(stuck: &[VdiskId], at_once: u64, in_a_round: u64, most:
         assert!(done.is_ok(), "no room beside {at_once} clusters and {in_a_round} in every round");
         // Everything in memory goes.
         drop((disks, second, engine));
-        host.refuses.set(false);
+        refuses.set(Refuses::Nothing);
         let engine = host.start().await;
         for id in stuck {
-            let disk = engine.open_vdisk(POOL, *id, ON_FULL).await.unwrap();
+            let disk = engine.open_vdisk(Host::POOL, *id, Host::ON_FULL).await.unwrap();
             for number in 0..written {
-                let range = ByteRange::new(ByteOffset(number * 4096), ByteCount(4096)).unwrap();
-                assert_eq!(disk.read(range).await.unwrap()[..], [7; 4096], "cluster {number}");
+                assert_eq!(byte_of(&disk, number).await, 7, "cluster {number}");
             }
         }
     });
@@ -143,15 +95,15 @@ fn what_cannot_leave_the_write_buffer_keeps_nobody_else_out() {
 
 /// Those whose data cannot leave write what they can, in such pieces; `SECOND`, whose data leaves, goes on.
 fn check_share_of_others(slots: usize, stuck: &[VdiskId], piece_clusters: u64) {
-    run(async {
-        let host = Host::new(slots);
+    run_paused(async {
+        let (host, refuses) = new_host(slots);
         let engine = host.start().await;
         let mut disks = Vec::new();
         for id in stuck {
-            disks.push(create(&engine, *id).await);
+            disks.push(create(&engine, *id, SIZE).await);
         }
-        let second = create(&engine, SECOND).await;
-        host.refuses.set(true);
+        let second = create(&engine, SECOND, SIZE).await;
+        refuses.set(Refuses::Journals);
         let patience = Duration::from_secs(60);
         let data = Bytes::from(vec![7; (piece_clusters * 4096) as usize]);
         for disk in &disks {
@@ -187,10 +139,12 @@ fn a_slot_is_used_again_only_when_what_superseded_it_is_stable() {
     const SLOTS: usize = 12;
     // Live in so many slots that the first of them is free, and not the last, before anybody has to ask for a sync.
     const CLUSTERS: u64 = 130;
-    run(async {
-        let host = Host::new(SLOTS);
-        let vdisk = create(&host.start().await, FIRST).await;
-        host.is_away.set(true);
+    run_paused(async {
+        let (host, refuses) = new_host(SLOTS);
+        let registry = Rc::new(MemoryRegistry::default());
+        let host = Host { registry: registry.clone(), ..host };
+        let vdisk = create(&host.start().await, FIRST, SIZE).await;
+        refuses.set(Refuses::Everything);
         for number in 0..CLUSTERS {
             put(&vdisk, number, 1).await;
         }
@@ -203,13 +157,12 @@ fn a_slot_is_used_again_only_when_what_superseded_it_is_stable() {
             for kept in 0..SLOTS {
                 let buffer = host.buffer.fork(host.random.clone());
                 buffer.lose_power_but(|block| if block.slot == kept { block.writes.len() } else { 0 });
-                let registry = Rc::new(MemoryRegistry::clone(&host.registry));
+                let registry = Rc::new(MemoryRegistry::clone(&registry));
                 let pages = Rc::new(MemoryPages::clone(&host.pages));
                 let after = Host { buffer: Rc::new(buffer), registry, pages, ..host.clone() };
-                let vdisk = after.start().await.open_vdisk(POOL, FIRST, ON_FULL).await.unwrap();
+                let vdisk = after.start().await.open_vdisk(Host::POOL, FIRST, Host::ON_FULL).await.unwrap();
                 for number in 0..CLUSTERS {
-                    let range = ByteRange::new(ByteOffset(number * 4096), ByteCount(4096)).unwrap();
-                    let found = vdisk.read(range).await.unwrap()[0];
+                    let found = byte_of(&vdisk, number).await;
                     assert!(
                         found >= 1,
                         "cluster {number} is gone after {written} writes, with slot {kept} kept"

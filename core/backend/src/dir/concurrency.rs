@@ -1,8 +1,9 @@
 //! Threads that put and delete beside each other, in orders that shuttle chooses; then the power goes.
 //!
 //! Every lock and every call of the disk is a place where another thread may go on. The power goes after each answer, while
-//! the others are under way, and at the end. The operations on each name must have an order, one after the other, that explains all answers and what is there after the power loss: `Ok` means
-//! done, `Conflict` that other bytes were there, and what failed may have happened or not.
+//! the others are under way, and at the end. The operations on each name must have an order, one after the other, that
+//! explains all answers and what is there after the power loss: `Ok` means done, `Conflict` that other bytes were there, and
+//! what failed may have happened or not.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
