@@ -172,6 +172,10 @@ FILE_SYSTEMS = {
 }
 
 
+# Seven folders of these, 600 kB on average, fill less than half of the file system, however quick the machine is.
+FILES_PER_FOLDER = 40
+
+
 class Files:
     """Makes, overwrites, renames and removes files, some of them synced, and remembers what each must contain."""
 
@@ -182,14 +186,14 @@ class Files:
 
     def step(self, number):
         chance = self.chance
-        path = self.folder / f"d{number % 7}" / f"f{chance.randrange(120)}"
+        path = self.folder / f"d{number % 7}" / f"f{chance.randrange(FILES_PER_FOLDER)}"
         path.parent.mkdir(exist_ok=True)
         choice = chance.random()
         if path in self.sums and choice < 0.1:
             path.unlink()
             del self.sums[path]
         elif path in self.sums and choice < 0.2:
-            target = path.with_name(f"f{chance.randrange(120)}")
+            target = path.with_name(f"f{chance.randrange(FILES_PER_FOLDER)}")
             path.rename(target)
             self.sums[target] = self.sums.pop(path)
         else:

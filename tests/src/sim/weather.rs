@@ -33,12 +33,15 @@ pub enum FaultClass {
     DeviceWriteError,
     DeviceSyncError,
     DeviceReadError,
+    DeviceBitFlip,
     DeviceSlow,
     RegistryErrorBefore,
     RegistryErrorAfter,
+    RegistryNoSpace,
     RegistrySlow,
     PagesErrorBefore,
     PagesErrorAfter,
+    PagesSlow,
     PageBitFlip,
     PageSwapped,
     BackendErrorBefore,
@@ -55,7 +58,7 @@ use FaultClass as F;
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [FaultClass; 31] = [
+    pub const ALL: [FaultClass; 34] = [
         F::Death,
         F::DeathWhileOpening,
         F::PowerLoss,
@@ -71,12 +74,15 @@ impl FaultClass {
         F::DeviceWriteError,
         F::DeviceSyncError,
         F::DeviceReadError,
+        F::DeviceBitFlip,
         F::DeviceSlow,
         F::RegistryErrorBefore,
         F::RegistryErrorAfter,
+        F::RegistryNoSpace,
         F::RegistrySlow,
         F::PagesErrorBefore,
         F::PagesErrorAfter,
+        F::PagesSlow,
         F::PageBitFlip,
         F::PageSwapped,
         F::BackendErrorBefore,
@@ -93,7 +99,12 @@ impl FaultClass {
     fn spoils(self) -> bool {
         matches!(
             self,
-            F::PageBitFlip | F::PageSwapped | F::BackendShortRead | F::BackendBitFlip | F::BackendSwapped
+            F::DeviceBitFlip
+                | F::PageBitFlip
+                | F::PageSwapped
+                | F::BackendShortRead
+                | F::BackendBitFlip
+                | F::BackendSwapped
         )
     }
 
@@ -102,8 +113,9 @@ impl FaultClass {
         match self {
             F::DeviceWriteError | F::DeviceSyncError => 150,
             F::DeviceReadError => 60,
+            F::DeviceBitFlip => 6,
             F::BackendHung => 60,
-            F::PageBitFlip | F::PageSwapped => 12,
+            F::PageBitFlip | F::PageSwapped => 8,
             F::BackendShortRead | F::BackendBitFlip | F::BackendSwapped => 25,
             F::RegistryErrorBefore | F::RegistryErrorAfter => 20,
             F::RegistrySlow => 10,
@@ -348,13 +360,21 @@ impl Weather {
             (Store::Device, "write") if self.comes(F::DeviceWriteError) => Some(self.an_error()),
             (Store::Device, "sync") if self.comes(F::DeviceSyncError) => Some(Fault::ErrorAfter),
             (Store::Device, "read") if self.comes(F::DeviceReadError) => Some(Fault::ErrorBefore),
+            // What opens takes the newest blocks for the end of the log if they are not what they should be.
+            (Store::Device, "read")
+                if self.season.get() == Season::Serving && self.comes(F::DeviceBitFlip) =>
+            {
+                Some(Fault::BitFlip(number()))
+            }
             (Store::Device, _) if self.comes(F::DeviceSlow) => Some(self.a_while()),
             (Store::Registry, _) if self.comes(F::RegistryErrorBefore) => Some(Fault::ErrorBefore),
             (Store::Registry, "commit") if self.comes(F::RegistryErrorAfter) => Some(Fault::ErrorAfter),
+            (Store::Registry, "commit") if self.comes(F::RegistryNoSpace) => Some(Fault::NoSpace),
             (Store::Registry, _) if self.comes(F::RegistrySlow) => Some(self.a_while()),
             (Store::Pages, "load") if self.comes(F::PageBitFlip) => Some(Fault::BitFlip(number())),
             (Store::Pages, "load") if self.comes(F::PageSwapped) => Some(Fault::Swapped(number())),
             (Store::Pages, _) if self.comes(F::PagesErrorBefore) => Some(Fault::ErrorBefore),
+            (Store::Pages, _) if self.comes(F::PagesSlow) => Some(self.a_while()),
             (Store::Pages, "store" | "commit" | "forget") if self.comes(F::PagesErrorAfter) => {
                 Some(Fault::ErrorAfter)
             }
@@ -391,6 +411,7 @@ impl Director for Weather {
         let class = match (store, fault) {
             (Store::Pages, Fault::Swapped(_)) => F::PageSwapped,
             (Store::Pages, _) => F::PageBitFlip,
+            (Store::Device, _) => F::DeviceBitFlip,
             (_, Fault::ShortRead(_)) => F::BackendShortRead,
             (_, Fault::BitFlip(_)) => F::BackendBitFlip,
             _ => F::BackendSwapped,

@@ -57,7 +57,11 @@ impl LogDevice for Directed<MemoryDevice> {
 
     fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
         Box::pin(async move {
-            let work = async |_| self.inner.read(slot, offset, length).await;
+            let read = async |fault| {
+                let found = self.inner.read(slot, offset, length).await?;
+                Ok::<_, io::Error>(Bytes::from(spoil(&found, fault)))
+            };
+            let work = async |fault| self.read(fault, read).await;
             let object = format!("slot {slot} at {offset}");
             self.direct("read", object, length as u64, work, |bytes| digest(bytes)).await
         })

@@ -2,6 +2,8 @@
 
 use super::record::{Append, Record, Segment};
 use super::{Log, RESERVE_MOVES, RESERVE_WRITES, RESERVE_ZEROES};
+use crate::VolumeError;
+use bytes::Bytes;
 use ovs_format::checksum;
 use ovs_format::log::{BLOCK_BYTES, RecordHeader, RecordKind};
 use ovs_units::{CLUSTER_SIZE_BYTES, VdiskId, planted};
@@ -33,6 +35,22 @@ impl Room {
     pub(super) fn take(mut self) -> u64 {
         std::mem::take(&mut self.blocks)
     }
+
+    /// So many of the blocks, at most all.
+    fn take_part(&mut self, blocks: u64) -> u64 {
+        let part = blocks.min(self.blocks);
+        self.blocks -= part;
+        part
+    }
+}
+
+/// At worst a record is alone in its batch, behind a header block of its own.
+fn blocks_of(data_clusters: u64) -> u64 {
+    data_clusters + 1
+}
+
+fn blocks_of_all(records: &[Rc<Record>]) -> u64 {
+    records.iter().map(|record| blocks_of(record.data_clusters() as u64)).sum()
 }
 
 impl Drop for Room {
@@ -46,11 +64,12 @@ impl Log {
     /// Room for a record of `clusters` data clusters (0 for zeros), or `None` when there is none now. Wait for
     /// [`Log::room_changed`] and ask again.
     pub(crate) fn room(&self, clusters: u64, whom: RoomFor) -> Option<Room> {
+        self.room_of(blocks_of(clusters), whom)
+    }
+
+    fn room_of(&self, blocks: u64, whom: RoomFor) -> Option<Room> {
         let state = &self.state;
         let slot_blocks = state.device.slot_bytes() / BLOCK_BYTES as u64;
-        // At worst a record is alone in its batch, behind a header block of its own, and a slot's last blocks are lost
-        // to a batch that did not fit.
-        let blocks = clusters + 1;
         let reserve = match whom {
             RoomFor::Write => RESERVE_WRITES,
             RoomFor::Zero => RESERVE_ZEROES,
@@ -61,6 +80,7 @@ impl Log {
             state.pressure.notify_one();
         }
         let usable_slots = (free_slots as u64).saturating_sub(reserve as u64);
+        // At worst a slot's last blocks are lost to a batch that did not fit.
         let usable_blocks = usable_slots * (slot_blocks - 1 - slot_blocks / 16);
         if state.promised_blocks.get() + blocks > usable_blocks + self.current_blocks_left() {
             // Slots that only wait for their sync become free by it.
@@ -128,29 +148,45 @@ impl Log {
     }
 
     /// Writes the live records of a segment again, elsewhere, so that its slot becomes free. For records of vDisks that
-    /// cannot leave the buffer while others come and go; `can_leave` says who can.
+    /// cannot leave the buffer while others come and go; `can_leave` says who can. All of them or none: some would take
+    /// room elsewhere and give none back.
     pub(crate) async fn move_one(&self, can_leave: impl Fn(&VdiskId) -> bool) {
         let mut looks = std::iter::from_fn(|| self.next_to_move()).take(MOVE_LOOKS_MAX);
-        let found = looks.find_map(|segment| self.worth_moving(&segment, &can_leave));
-        let Some(records) = found else { return };
+        let found = looks.find_map(|segment| {
+            let records = self.worth_moving(&segment, &can_leave)?;
+            let room = self.room_of(blocks_of_all(&records), RoomFor::Move)?;
+            Some((records, room))
+        });
+        let Some((records, mut room)) = found else { return };
         if planted("reclaim: records are dropped, not moved") {
             records.iter().for_each(|record| *record.place.borrow_mut() = None);
             return;
         }
-        for record in records {
-            let Some(room) = self.room(record.data_clusters() as u64, RoomFor::Move) else { return };
-            if record.has_data() {
-                match self.read(&record, 0, record.header.count).await {
-                    Ok(data) => record.set_resident(data),
-                    Err(error) => {
-                        tracing::error!(vdisk = %record.header.vdisk, %error, "cannot move a record of the write buffer");
-                        return;
-                    }
+        let mut data = Vec::with_capacity(records.len());
+        for record in &records {
+            match self.payload(record).await {
+                Ok(payload) => data.push(payload),
+                Err(error) => {
+                    tracing::error!(vdisk = %record.header.vdisk, %error, "cannot move a record of the write buffer");
+                    return;
                 }
             }
-            record.promised_blocks.set(record.promised_blocks.get() + room.take());
+        }
+        for (record, payload) in records.into_iter().zip(data) {
+            if let Some(payload) = payload {
+                record.set_resident(payload);
+            }
+            let blocks = room.take_part(blocks_of(record.data_clusters() as u64));
+            record.promised_blocks.set(record.promised_blocks.get() + blocks);
             self.state.pending.borrow_mut().push_back(record);
-            self.state.work.notify_one();
+        }
+        self.state.work.notify_one();
+    }
+
+    async fn payload(&self, record: &Rc<Record>) -> Result<Option<Bytes>, VolumeError> {
+        match record.has_data() {
+            true => self.read(record, 0, record.header.count).await.map(Some),
+            false => Ok(None),
         }
     }
 
@@ -179,7 +215,7 @@ impl Log {
         // Those that are on their way already have been promised their room.
         let mut records = segment.live_records();
         records.retain(|record| record.promised_blocks.get() == 0);
-        let blocks: u64 = records.iter().map(|record| record.data_clusters() as u64 + 1).sum();
+        let blocks = blocks_of_all(&records);
         let quarters = if records.iter().any(|record| can_leave(&record.header.vdisk)) { 1 } else { 3 };
         let is_worth = blocks * 4 <= self.state.device.slot_bytes() / BLOCK_BYTES as u64 * quarters;
         (is_worth && !records.is_empty()).then_some(records)

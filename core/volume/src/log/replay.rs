@@ -58,11 +58,14 @@ struct FoundSegment {
 }
 
 impl FoundSegment {
-    /// The bytes of it that no header attests to be stable.
-    fn unattested(&self, attested: u64) -> Option<(u64, u64)> {
+    /// From the first batch of it on that no header vouches for: above all that is attested, or void.
+    fn unattested(&self, attested: u64, voids: &[VoidRange]) -> Option<(u64, u64)> {
+        let is_void = |lsn| is_void(voids, lsn) && !planted("replay: what is void is taken for stable");
+        let is_unattested = |lsn: u64| lsn >= attested || is_void(lsn);
         let (last_lsn, last_offset, end) = self.last?;
-        let first = self.batches.iter().find(|batch| batch.header.lsn >= attested).map(|batch| batch.offset);
-        first.or((last_lsn >= attested).then_some(last_offset)).map(|from| (from, end))
+        let first =
+            self.batches.iter().find(|batch| is_unattested(batch.header.lsn)).map(|batch| batch.offset);
+        first.or(is_unattested(last_lsn).then_some(last_offset)).map(|from| (from, end))
     }
 }
 
@@ -111,8 +114,8 @@ impl Log {
         let state = &self.state;
         let attested = attested_lsn(&segments);
         let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
-        let voids: Vec<_> = segments.iter().flat_map(|s| s.header.voids.clone()).collect();
-        let is_void = |lsn: u64| voids.iter().any(|void| contains(void, lsn));
+        let voids = voids_of(&segments);
+        let is_void = |lsn: u64| is_void(&voids, lsn);
         let end_lsn = segments
             .iter()
             .flat_map(|s| &s.gaps)
@@ -235,12 +238,17 @@ fn attested_lsn(segments: &[FoundSegment]) -> u64 {
     batches.chain(segments.iter().map(|s| s.header.synced_lsn)).max().unwrap_or(0)
 }
 
+fn voids_of(segments: &[FoundSegment]) -> Vec<VoidRange> {
+    segments.iter().flat_map(|segment| segment.header.voids.clone()).collect()
+}
+
 /// Writes the same bytes again. An earlier process may have ended because a sync failed, and the next sync of the same
-/// writes would succeed and mean nothing.
+/// writes would succeed and mean nothing. What is void had such a sync for certain, and is served all the same: the process
+/// may have ended before all of it was written elsewhere.
 async fn rewrite_unattested(device: &dyn LogDevice, segments: &[FoundSegment]) -> Result<(), VolumeError> {
-    let attested = attested_lsn(segments);
+    let (attested, voids) = (attested_lsn(segments), voids_of(segments));
     for segment in segments {
-        let Some((mut from, end)) = segment.unattested(attested) else { continue };
+        let Some((mut from, end)) = segment.unattested(attested, &voids) else { continue };
         while from < end {
             let length = (end - from).min(WINDOW_BYTES as u64);
             let bytes = read(device, segment.slot, from, length as usize).await?;
@@ -330,6 +338,10 @@ async fn wipe(device: &dyn LogDevice, batches: &[(usize, u64)]) -> Result<(), Vo
 
 fn contains(void: &VoidRange, lsn: u64) -> bool {
     (void.from_lsn..void.to_lsn).contains(&lsn)
+}
+
+fn is_void(voids: &[VoidRange], lsn: u64) -> bool {
+    voids.iter().any(|void| contains(void, lsn))
 }
 
 fn take_in_batch(state: &Rc<State>, segment: &Rc<Segment>, batch: FoundBatch, replay: &mut Replay) {

@@ -3,8 +3,10 @@
 use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 use ovs_format::log::{BLOCK_BYTES, WIPED};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
+use std::io;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(2));
 
@@ -118,6 +120,38 @@ fn what_is_moved_is_few_for_its_slot() {
     });
 }
 
+/// A part of it elsewhere would take room there and make none here.
+#[test]
+fn a_segment_is_moved_whole_or_not_at_all() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot. No payload stays in memory.
+        let log = open(&directory, 16, 0).await.0;
+        let mut records = write(&log, 0..9).await;
+        log.sync().await.unwrap();
+        records.drain(3..8);
+        let (segment, offset) = {
+            let place = records[2].place.borrow();
+            let place = place.as_ref().unwrap();
+            (place.segment.clone(), place.offset)
+        };
+        let overwrite =
+            |byte: u8| log.state.device.write(segment.slot, offset, vec![vec![byte; 4096].into()]);
+        overwrite(0xff).await.unwrap();
+        log.move_one(|_| false).await;
+        assert!(log.state.pending.borrow().is_empty());
+        assert_eq!(log.state.promised_blocks.get(), 0);
+        overwrite(2).await.unwrap();
+        log.move_one(|_| false).await;
+        assert_eq!(log.state.promised_blocks.get(), 6);
+        write(&log, 9..10).await;
+        assert!(segment.live_records().is_empty());
+        for (record, byte) in records.iter().zip([0, 1, 2]) {
+            assert_eq!(log.read(record, 0, 1).await.unwrap()[..], [byte; 4096]);
+        }
+    });
+}
+
 /// Nothing would end a segment that is full for writes while they get no other.
 #[test]
 fn the_segment_that_is_written_to_is_moved_only_when_it_is_full() {
@@ -164,6 +198,80 @@ fn what_a_replay_dropped_stays_dropped() {
         let (_, replay) = open(&directory, 16, 100).await;
         assert_eq!(replay.damage, []);
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
+    });
+}
+
+/// A device whose next sync of one slot fails, and of which slots it was asked anything.
+struct Refusing {
+    inner: FileDevice,
+    refused: Cell<Option<usize>>,
+    asked: RefCell<Vec<usize>>,
+}
+
+impl LogDevice for Refusing {
+    fn slot_count(&self) -> usize {
+        self.inner.slot_count()
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.inner.slot_bytes()
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        self.asked.borrow_mut().push(slot);
+        self.inner.write(slot, offset, parts)
+    }
+
+    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
+        self.asked.borrow_mut().push(slot);
+        if self.refused.get() == Some(slot) {
+            self.refused.take();
+            return Box::pin(async { Err(io::Error::other("refused")) });
+        }
+        self.inner.sync(slot)
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        self.inner.read(slot, offset, length)
+    }
+}
+
+/// The loop that syncs comes first to a segment that has just begun, and is refused: the writer does not ask again.
+#[test]
+fn a_segment_whose_sync_failed_is_not_begun() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = FileDevice::open(directory.path(), 12, 16 * BLOCK_BYTES as u64).unwrap();
+        let device = Rc::new(Refusing { inner, refused: Cell::new(None), asked: RefCell::default() });
+        let log = Log::open(device.clone(), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+        // Seven batches go into a slot.
+        write(&log, 0..7).await;
+        let next = log.state.free.borrow()[0].slot;
+        device.refused.set(Some(next));
+        let turn = log.state.sync_turn.lock().await;
+        let syncing = tokio::task::spawn_local({
+            let log = log.clone();
+            async move { log.sync().await }
+        });
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        let writing = tokio::task::spawn_local({
+            let log = log.clone();
+            async move { write(&log, 7..8).await }
+        });
+        while !device.asked.borrow().contains(&next) {
+            tokio::task::yield_now().await;
+        }
+        drop(turn);
+        let records = writing.await.unwrap();
+        syncing.await.unwrap().unwrap();
+        let asked = device.asked.borrow();
+        assert_eq!(
+            asked.iter().filter(|slot| **slot == next).count(),
+            2,
+            "its header and one sync: {asked:?}"
+        );
+        assert_ne!(records[0].place.borrow().as_ref().unwrap().segment.slot, next);
     });
 }
 

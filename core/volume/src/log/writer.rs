@@ -277,7 +277,22 @@ impl Log {
         // Stable before the first batch: else a power loss could leave the old header over new batches. They would be found
         // all the same, but what this header says of voids would not.
         let _turn = state.sync_turn.lock().await;
-        state.device.sync(slot).await
+        self.sync_segment(&segment).await
+    }
+
+    /// The caller holds the sync turn. A sync that failed is never asked again, by whomever: the next one would succeed and
+    /// mean nothing.
+    async fn sync_segment(&self, segment: &Segment) -> std::io::Result<()> {
+        let failed = segment.sync_failed.borrow().clone();
+        if let Some(error) = failed.filter(|_| !planted("log: a failed sync is asked again")) {
+            return Err(std::io::Error::other(error));
+        }
+        self.state.syncs.set(self.state.syncs.get() + 1);
+        let result = self.state.device.sync(segment.slot).await;
+        if let Err(error) = &result {
+            *segment.sync_failed.borrow_mut() = Some(error.to_string());
+        }
+        result
     }
 
     /// One round of the sync loop; failures are dealt with until everything written at its start is stable.
@@ -325,15 +340,7 @@ impl Log {
             state.dirty.borrow().values().map(|segment| (segment.clone(), segment.touches.get())).collect();
         let skipped = if planted("log: only the newest segment is synced") { dirty.len() - 1 } else { 0 };
         for (segment, _) in dirty.iter().skip(skipped).filter(|(segment, _)| !segment.retired.get()) {
-            let failed = segment.sync_failed.borrow().clone();
-            if let Some(error) = failed.filter(|_| !planted("log: a failed sync is asked again")) {
-                return Err((segment.clone(), std::io::Error::other(error)));
-            }
-            state.syncs.set(state.syncs.get() + 1);
-            if let Err(error) = state.device.sync(segment.slot).await {
-                *segment.sync_failed.borrow_mut() = Some(error.to_string());
-                return Err((segment.clone(), error));
-            }
+            self.sync_segment(segment).await.map_err(|error| (segment.clone(), error))?;
         }
         if state.retirements.get() != retirements {
             return Ok(false);
