@@ -120,7 +120,7 @@ impl FaultClass {
             F::RegistryErrorBefore | F::RegistryErrorAfter => 20,
             F::RegistrySlow => 10,
             F::PagesErrorBefore => 20,
-            F::PagesErrorAfter => 8,
+            F::PagesErrorAfter => 5,
             _ => 25,
         }
     }
