@@ -505,7 +505,7 @@ fn overlap(one: ByteRange, other: ByteRange) -> bool {
 
 /// Small enough that everything fills, seals and destages within a few steps.
 pub(crate) fn a_config(random: &Random) -> EngineConfig {
-    EngineConfig {
+    let config = EngineConfig {
         memory_bytes: 64 << 10 << random.below(6),
         sco_bytes: 16 << 10 << random.below(5),
         destage_bytes: 32 << 10 << random.below(6),
@@ -514,7 +514,9 @@ pub(crate) fn a_config(random: &Random) -> EngineConfig {
         checkpoint_every: 1 + random.below(6),
         // Each journal object weighs 64 KiB.
         copy_map_after: (64 << 10) << random.below(7),
-    }
+        ..EngineConfig::default()
+    };
+    EngineConfig { copy_part_bytes: config.copy_map_after as usize / 64, ..config }
 }
 
 fn a_buffer(random: &Rc<Random>) -> Rc<MemoryDevice> {

@@ -124,6 +124,8 @@ impl Host {
             destage_after: Duration::from_secs(3600),
             checkpoint_every: if self.copies_maps { 1 } else { 32 },
             copy_map_after: if self.copies_maps { 1 } else { u64::MAX },
+            // Each page goes into a part of its own.
+            copy_part_bytes: 1,
             ..EngineConfig::default()
         };
         let engine = Engine::open(config, parts).await?;
@@ -750,5 +752,52 @@ fn a_damaged_ancestor_hides_nobody() {
             assert_eq!(problem(20), None);
             assert!(backend.names().iter().any(is_of(10)), "who knows who needs it");
         }
+    });
+}
+
+/// The older copy, and the journal behind it, make up for it.
+#[test]
+fn a_map_copy_that_lacks_a_part_is_done_without() {
+    run(async {
+        let mut host = Host::new(true);
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let vdisk = create(&engine).await;
+        for number in 0..30 {
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        let prefix = format!("v/{}/c/", DISK.0.simple());
+        let parts = async |backend: &Rc<dyn Backend>| {
+            let objects = backend.list(&prefix, None, 1000).await.unwrap();
+            let is_part = |object: &ovs_backend::ObjectInfo| object.name.as_str().matches('-').count() == 3;
+            objects.into_iter().filter(is_part).map(|object| object.name).collect::<Vec<_>>()
+        };
+        let all = parts(&host.backend).await;
+        assert!(all.len() >= 4, "two copies of several parts: {all:?}");
+        host.backend.delete(all.last().unwrap()).await.unwrap();
+        let vdisk = host.take_over().await;
+        for number in 0..30 {
+            assert_eq!(byte(&vdisk, number).await, 1);
+        }
+    });
+}
+
+/// It is dropped when it is said that nobody will come for it.
+#[test]
+fn what_is_buffered_for_an_unknown_vdisk_is_told() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        put_stable(&create(&engine).await, 0, 1).await;
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        assert!(!engine.has_strangers().await.unwrap());
+        host.registry = Rc::default();
+        let engine = host.start(&buffer).await.unwrap();
+        assert!(engine.has_strangers().await.unwrap());
+        engine.claim_buffered(ON_FULL).await.unwrap();
+        assert!(!engine.has_strangers().await.unwrap());
+        engine.close(Duration::from_secs(5)).await.unwrap();
     });
 }

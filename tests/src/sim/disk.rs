@@ -36,6 +36,9 @@ pub(super) struct Snapshot {
     pub(super) least: Cut,
     /// Its data has left this host.
     pub(super) is_on_backend: bool,
+    /// Some of it may have been lost with the write buffer. That this was accepted is lost with the next one, unless more of
+    /// the vDisk has left since.
+    pub(super) was_cut: bool,
 }
 
 impl Disk {

@@ -3,7 +3,7 @@
 use super::{
     Failure, World,
     client::{Site, until},
-    disk::Disk,
+    disk::{Disk, Snapshot},
     operator::{ON_FULL, Operator},
     weather::{FaultClass, Season},
 };
@@ -292,7 +292,8 @@ impl World {
         let Some(vdisk) = opened else { return Ok(false) };
         if let (VdiskState::Damaged(_), Ending::LocalLoss) = (vdisk.stats().state, self.ended) {
             // A snapshot whose data had not left says what it has lost.
-            let has_cut = |disk: Rc<Disk>| disk.snapshots.borrow().iter().any(|known| !known.is_on_backend);
+            let is_cut = |known: &Snapshot| !known.is_on_backend || known.was_cut;
+            let has_cut = |disk: Rc<Disk>| disk.snapshots.borrow().iter().any(is_cut);
             if self.model.disk(id).is_some_and(has_cut) {
                 self.accept_loss(life, &vdisk)?;
             }

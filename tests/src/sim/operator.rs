@@ -254,7 +254,14 @@ impl Operator {
         *self.site.model.pending.borrow_mut() = None;
         disk.history.borrow_mut().unpin();
         let least = least.clone();
-        disk.snapshots.borrow_mut().push(Snapshot { id, name, content, least, is_on_backend: false });
+        disk.snapshots.borrow_mut().push(Snapshot {
+            id,
+            name,
+            content,
+            least,
+            is_on_backend: false,
+            was_cut: false,
+        });
         Ok(())
     }
 

@@ -82,7 +82,8 @@ impl World {
                 let content = self.settle_snapshot(disk, *id, name.as_str(), before, most.as_ref()).await?;
                 if let Some(content) = content {
                     let (id, name, least) = (*id, name.clone(), before.clone());
-                    let snapshot = Snapshot { id, name, content, least, is_on_backend: false };
+                    let snapshot =
+                        Snapshot { id, name, content, least, is_on_backend: false, was_cut: false };
                     disk.snapshots.borrow_mut().push(snapshot);
                 }
             }
@@ -113,7 +114,7 @@ impl World {
             let found = found.map_err(|error| told(error.to_string()))?;
             let history = disk.history.borrow();
             history.explain(&found, least, &history.begun()).map_err(told)?;
-            snapshot.content = found;
+            (snapshot.content, snapshot.was_cut) = (found, true);
         }
         *disk.snapshots.borrow_mut() = snapshots;
         Ok(())

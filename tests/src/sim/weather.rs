@@ -111,16 +111,16 @@ impl FaultClass {
     /// About how many calls it could hit there are for each that it does.
     fn odds(self) -> u64 {
         match self {
-            F::DeviceWriteError | F::DeviceSyncError => 150,
+            F::DeviceWriteError | F::DeviceSyncError => 110,
             F::DeviceReadError => 60,
-            F::DeviceBitFlip => 6,
+            F::DeviceBitFlip => 3,
             F::BackendHung => 60,
             F::PageBitFlip | F::PageSwapped => 8,
             F::BackendShortRead | F::BackendBitFlip | F::BackendSwapped => 25,
             F::RegistryErrorBefore | F::RegistryErrorAfter => 20,
             F::RegistrySlow => 10,
             F::PagesErrorBefore => 20,
-            F::PagesErrorAfter => 5,
+            F::PagesErrorAfter => 4,
             _ => 25,
         }
     }

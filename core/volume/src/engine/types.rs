@@ -37,6 +37,8 @@ pub struct EngineConfig {
     /// The map is copied to the backend when the journal has grown by this since (objects weigh 64 KiB each beside their
     /// bytes), or by the size of the last copy if that is more.
     pub copy_map_after: u64,
+    /// A part of such a copy is put when it has grown to this.
+    pub copy_part_bytes: usize,
 }
 
 impl Default for EngineConfig {
@@ -49,6 +51,7 @@ impl Default for EngineConfig {
             destage_concurrency: 4,
             checkpoint_every: 32,
             copy_map_after: 64 << 20,
+            copy_part_bytes: 4 << 20,
         }
     }
 }

@@ -16,9 +16,6 @@ use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, PutId, VdiskId};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
-/// A part is put when it has grown to this.
-const PART_BYTES: usize = 4 << 20;
-
 /// Which copy of a vDisk's map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct CopyId {
@@ -174,15 +171,13 @@ fn named_by(page: u64, kind: Kind, bytes: &[u8]) -> Result<Vec<(u64, Kind)>, For
 /// Puts a copy of the maps of a checkpoint, which stays as it is meanwhile. `go_on` is asked between the parts.
 /// Returns its bytes.
 pub(crate) async fn put(
-    backend: &dyn Backend,
-    vdisk: VdiskId,
+    mut parts: Parts<'_>,
     pages: Pages<'_>,
-    copy: CopyId,
     maps: &CheckpointRecord,
     head: Bytes,
     go_on: &dyn Fn() -> Result<(), VolumeError>,
 ) -> Result<u64, VolumeError> {
-    let mut parts = Parts { backend, vdisk, copy, sums: Vec::new(), bytes: 0 };
+    let Parts { backend, vdisk, copy, part_bytes, .. } = parts;
     let mut part = PartWriter::new(vdisk, copy.put, 0);
     let mut met: HashSet<u64> = HashSet::new();
     let roots = maps.snapshots.iter().map(|(_, root)| root.page).chain([maps.root.page]);
@@ -195,7 +190,7 @@ pub(crate) async fn put(
         let (bytes, named) = pages.load(page, kind).await?;
         waiting.extend(named);
         part.add(page, &bytes);
-        if part.len() >= PART_BYTES {
+        if part.len() >= part_bytes {
             go_on()?;
             let next = PartWriter::new(vdisk, copy.put, parts.sums.len() as u32 + 1);
             parts.put(std::mem::replace(&mut part, next)).await?;
@@ -218,15 +213,22 @@ enum Kind {
     Level(u32),
 }
 
-struct Parts<'a> {
+/// Where a copy goes, and how much of it is there.
+pub(crate) struct Parts<'a> {
     backend: &'a dyn Backend,
     vdisk: VdiskId,
     copy: CopyId,
+    part_bytes: usize,
     sums: Vec<u32>,
     bytes: u64,
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    /// Nothing is there yet. Each part is put when it has grown to `part_bytes`.
+    pub(crate) fn new(backend: &'a dyn Backend, vdisk: VdiskId, copy: CopyId, part_bytes: usize) -> Self {
+        Parts { backend, vdisk, copy, part_bytes, sums: Vec::new(), bytes: 0 }
+    }
+
     async fn put(&mut self, part: PartWriter) -> Result<(), VolumeError> {
         let (bytes, sum) = part.finish();
         let name = self.copy.part(self.vdisk, self.sums.len() as u32);

@@ -71,7 +71,8 @@ impl Inner {
         let encoded = Bytes::from(head.encode());
         let unreadable = |error| self.context.map_unreadable(self.id, error);
         let pages = copy::Pages { store: &*self.context.pages, unreadable: &unreadable };
-        let put = copy::put(&*self.backend, self.id, pages, this, &maps, encoded, &go_on).await;
+        let parts = copy::Parts::new(&*self.backend, self.id, this, self.context.config.copy_part_bytes);
+        let put = copy::put(parts, pages, &maps, encoded, &go_on).await;
         let bytes = match put {
             Ok(bytes) => bytes,
             Err(error) => {
