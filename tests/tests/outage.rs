@@ -8,7 +8,10 @@ use ovs_backend::{Call, Fault, FaultyBackend, MemoryBackend, Operation};
 use ovs_tests::MemoryDevice;
 use ovs_tests::host::{Host, byte_of, create, put, run_paused};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId};
-use ovs_volume::{Engine, Entry, MemoryRegistry, Registry, Revision, Transaction, Vdisk, VolumeError};
+use ovs_volume::{
+    Engine, EngineConfig, Entry, MemoryRegistry, Registry, Revision, Transaction, Vdisk, VdiskState,
+    VolumeError,
+};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
 
@@ -90,6 +93,7 @@ fn a_vdisk_writes_on_while_the_backend_is_away() {
             tokio::time::sleep(Duration::from_secs(40)).await;
         }
         assert!(vdisk.stats().epoch.0 > epoch.0 + 10, "{}", vdisk.stats().epoch);
+        assert!(matches!(vdisk.stats().state, VdiskState::Stalled(_)), "{:?}", vdisk.stats().state);
         // The process dies, and so does the one after it when the backend is back and one record was sent.
         drop((vdisk, engine));
         fault.set(None);
@@ -103,6 +107,71 @@ fn a_vdisk_writes_on_while_the_backend_is_away() {
             put(&vdisk, 100, 3).await;
             vdisk.destage().await.unwrap();
             assert_eq!(vdisk.snapshots().len(), 0, "none of them was made");
+        }
+    });
+}
+
+/// Nothing of an SCO can be put: that is told, and all goes on when it can.
+#[test]
+fn a_vdisk_whose_data_cannot_leave_says_so() {
+    run_paused(async {
+        let (host, fault) = new_host("/s/".into());
+        let engine = host.start().await;
+        let vdisk = create(&engine, FIRST, SIZE).await;
+        fault.set(Some(|| Fault::ErrorBefore));
+        put(&vdisk, 0, 1).await;
+        let destaging = vdisk.clone();
+        let destaging = tokio::task::spawn_local(async move { destaging.destage().await });
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(matches!(vdisk.stats().state, VdiskState::Stalled(_)), "{:?}", vdisk.stats().state);
+        fault.set(None);
+        destaging.await.unwrap().unwrap();
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+    });
+}
+
+/// A copy of the map that cannot be put is tried again when the journal has grown by as much once more.
+#[test]
+fn a_map_copy_that_failed_is_made_later() {
+    run_paused(async {
+        let (host, fault) = new_host("/c/".into());
+        // Of five objects of the journal.
+        let config =
+            EngineConfig { copy_map_after: 5 * (64 << 10), checkpoint_every: 1, ..host.config.clone() };
+        let host = Host { config, ..host };
+        let vdisk = create(&host.start().await, FIRST, SIZE).await;
+        fault.set(Some(|| Fault::ErrorBefore));
+        let prefix = format!("v/{}/c/", FIRST.0.simple());
+        for number in 0..30 {
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if number == 12 {
+                assert!(host.backend.list(&prefix, None, 1).await.unwrap().is_empty());
+                fault.set(None);
+            }
+        }
+        assert!(!host.backend.list(&prefix, None, 1).await.unwrap().is_empty());
+    });
+}
+
+/// Whatever the lengths of the writes.
+#[test]
+fn an_sco_is_no_larger_than_configured() {
+    run_paused(async {
+        let (host, _) = new_host(String::new());
+        let config = EngineConfig { sco_bytes: 3 * 4096, ..host.config.clone() };
+        let host = Host { config, ..host };
+        let vdisk = create(&host.start().await, FIRST, SIZE).await;
+        for number in 0..5 {
+            vdisk.write(ByteOffset(number * 65536), vec![1; 10 * 4096].into(), false).await.unwrap();
+        }
+        vdisk.destage().await.unwrap();
+        let scos = host.backend.list(&format!("v/{}/s/", FIRST.0.simple()), None, 1000).await.unwrap();
+        assert_eq!(scos.len(), 17, "fifty clusters, three by three, behind a block each");
+        assert!(scos.iter().all(|sco| sco.length_bytes <= 4 * 4096), "{scos:?}");
+        for number in 0..5 * 16 {
+            expect(&vdisk, number, u8::from(number % 16 < 10)).await;
         }
     });
 }
@@ -229,5 +298,79 @@ fn who_does_not_hear_that_it_has_committed_does_not_take_itself_for_another() {
         assert_eq!((registry.commits.get(), registry.gets.get()), (0, 0));
         put(&vdisk, 1, 2).await;
         vdisk.destage().await.unwrap();
+    });
+}
+
+/// No commit is done while this says so.
+#[derive(Default)]
+struct RefusingCommits {
+    registry: MemoryRegistry,
+    refuses: Cell<bool>,
+}
+
+impl Registry for RefusingCommits {
+    fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
+        self.registry.get(key)
+    }
+
+    fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
+        self.registry.scan(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
+        if self.refuses.get() { Box::pin(async { lost() }) } else { self.registry.commit(transaction) }
+    }
+}
+
+/// The process ends between the two: for a recovery from the backend the snapshot is there, so it is for the next start.
+#[test]
+fn what_the_journal_has_and_the_registry_has_not_is_taken_in() {
+    run_paused(async {
+        let registry = Rc::new(RefusingCommits::default());
+        let host = Host { registry: registry.clone(), ..new_host(String::new()).0 };
+        let engine = host.start().await;
+        let vdisk = create(&engine, FIRST, SIZE).await;
+        put(&vdisk, 0, 1).await;
+        vdisk.destage().await.unwrap();
+        registry.refuses.set(true);
+        let journal = format!("v/{}/j/", FIRST.0.simple());
+        let count = async || host.backend.list(&journal, None, 1000).await.unwrap().len();
+        let before = count().await;
+        let taking = vdisk.clone();
+        let taking =
+            tokio::task::spawn_local(async move { taking.snapshot(SNAPSHOT, "s".parse().unwrap()).await });
+        while count().await == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        taking.abort();
+        drop((vdisk, engine));
+        registry.refuses.set(false);
+        for number in 1..3 {
+            let vdisk = open(&host.start().await).await;
+            assert_eq!(vdisk.snapshots().iter().map(|info| info.id).collect::<Vec<_>>(), [SNAPSHOT]);
+            put(&vdisk, number, 2).await;
+            vdisk.destage().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_read_that_the_backend_never_answers_ends_in_an_error() {
+    run_paused(async {
+        let is_away = Rc::new(Cell::new(false));
+        let told = Rc::clone(&is_away);
+        let schedule = move |call: &Call<'_>| {
+            (told.get() && call.operation == Operation::Get).then_some(Fault::ErrorBefore)
+        };
+        let host = Host::new(12, Rc::new(FaultyBackend::new(MemoryBackend::new(), schedule)));
+        let vdisk = create(&host.start().await, FIRST, SIZE).await;
+        put(&vdisk, 0, 1).await;
+        vdisk.destage().await.unwrap();
+        is_away.set(true);
+        let range = ByteRange::new(ByteOffset(0), ByteCount(4096)).unwrap();
+        let reading = tokio::time::timeout(Duration::from_secs(600), vdisk.read(range)).await;
+        assert!(matches!(reading, Ok(Err(VolumeError::Retry(_)))), "{reading:?}");
+        is_away.set(false);
+        expect(&vdisk, 0, 1).await;
     });
 }

@@ -188,4 +188,14 @@ mod tests {
         assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
         assert!(!head.accepts(Epoch(1), Sequence(9)));
     }
+
+    #[test]
+    fn counters_that_have_no_successor_are_refused() {
+        let id = VdiskId(uuid::Uuid::nil());
+        let mut head = Head::new(VpoolId(uuid::Uuid::nil()), ByteCount(0), None, String::new());
+        for (sequence, is_possible) in [(COUNTER_MAX - 1, true), (COUNTER_MAX, false)] {
+            head.sequence = Sequence(sequence);
+            assert_eq!(Head::decode(id, &head.encode()).is_ok(), is_possible, "{sequence}");
+        }
+    }
 }

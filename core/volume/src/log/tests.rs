@@ -101,6 +101,25 @@ fn room_that_was_not_used_is_given_back() {
     });
 }
 
+/// Three slots are kept back, a sixteenth of each, and a block for the header of each record.
+#[test]
+fn room_and_use_are_counted_in_blocks() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let usable = (11 - 3) * (64 - 1 - 4) + (64 - 1 - 4);
+        assert!(log.room(usable, RoomFor::Write).is_none());
+        drop(log.room(usable - 1, RoomFor::Write).unwrap());
+        let records = write(&log, 0..3).await;
+        let stats = log.stats();
+        assert_eq!((stats.total_bytes, stats.used_bytes), (12 * 64 * 4096, (1 + 3 * 2) * 4096));
+        // The first is stable; the others still have to be.
+        log.state.synced_lsn.set(records[0].place.borrow().as_ref().unwrap().lsn + 1);
+        log.let_go_of_stable();
+        assert_eq!(log.state.unsynced_bytes.get(), 2 * CLUSTER_SIZE_BYTES);
+    });
+}
+
 /// Of what leaves soon only a quarter of a slot is moved, of the rest three, each record with the block of its header.
 #[test]
 fn what_is_moved_is_few_for_its_slot() {

@@ -357,7 +357,7 @@ impl Log {
         Ok(true)
     }
 
-    fn let_go_of_stable(&self) {
+    pub(super) fn let_go_of_stable(&self) {
         let state = &self.state;
         let synced_lsn = state.synced_lsn.get();
         let is_stable =
