@@ -119,6 +119,8 @@ mutants: ## mutants of the same code against the same tests, the MUTANTS_SHARD-t
 	export OVS_SEEDS=4 OVS_SUBSETS=2 PROPTEST_CASES=16 NEXTEST_PROFILE=mutants
 	output=$(TARGET_DIR)/mutants/$(subst /,-of-,$(MUTANTS_SHARD))
 	mkdir -p $$output
+	# What an interrupted part left there was built from a mutant, and its sources look older than it.
+	cargo clean -q --profile mutants -p ovs-format -p ovs-volume -p ovs-tests
 	# Its own run without a mutant leaves out ovs-tests, which would then notice everything.
 	cargo nextest run --cargo-profile mutants --locked -p ovs-format -p ovs-volume -p ovs-tests --lib --tests
 	cargo mutants --baseline skip --timeout 120 --iterate --sharding round-robin --shard $(MUTANTS_SHARD) --output $$output --colors never
