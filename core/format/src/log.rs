@@ -10,8 +10,8 @@
 //! that is bad below such a number is damage, above it is the tail of a crash.
 
 use crate::cursor::{Reader, Writer};
-use crate::{FormatError, check_seal, seal};
-use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence, VdiskId};
+use crate::{FormatError, check_seal, checksum, seal};
+use ovs_units::{CLUSTER_SIZE_BYTES, COUNTER_MAX, Cluster, Epoch, Sequence, VdiskId};
 use uuid::Uuid;
 
 /// Slots are written and read in blocks of this size, like clusters.
@@ -25,12 +25,33 @@ pub const BATCH_RECORDS_MAX: usize = 1024;
 /// Void ranges in one segment header at most.
 pub const VOIDS_MAX: usize = 64;
 
-/// Starts the first block of a slot whose segment does not count: without it, a bad first block is damage.
-pub const WIPED: &[u8] = b"OVSWIPED";
+const WIPED: &[u8; 8] = b"OVSWIPED";
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"OVSSEG01");
 const BATCH_MAGIC: u64 = u64::from_le_bytes(*b"OVSBAT01");
 const BATCH_FIXED_BYTES: usize = 64;
 const RECORD_BYTES: usize = 56;
+
+/// The first block of a slot whose segment does not count: without it, a bad first block is damage. It names the highest
+/// generation that there was, since what it wipes may have been the last to tell.
+pub fn encode_wiped(generation: u64) -> Vec<u8> {
+    let mut block = vec![0; BLOCK_BYTES];
+    block[..8].copy_from_slice(WIPED);
+    block[8..16].copy_from_slice(&generation.to_le_bytes());
+    let sum = checksum(&block[..16]);
+    block[16..20].copy_from_slice(&sum.to_le_bytes());
+    block
+}
+
+/// `None`: it is no such block. The generation is 0 if it cannot be read any more.
+pub fn decode_wiped(block: &[u8]) -> Option<u64> {
+    let (fields, rest) = block.split_at_checked(16)?;
+    if !fields.starts_with(WIPED) {
+        return None;
+    }
+    let is_good = rest.first_chunk().is_some_and(|sum| u32::from_le_bytes(*sum) == checksum(fields));
+    let generation = fields.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    Some(if is_good && generation < COUNTER_MAX { generation } else { 0 })
+}
 
 /// LSNs `from .. to` whose device writes failed: their records were written again elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,8 @@ use std::{
 
 /// Segments that are looked at in one search for one to move: each has some thousand records.
 const MOVE_LOOKS_MAX: usize = 8;
+/// All of a segment that is moved is in memory at once: 64 MiB at most.
+const MOVE_BLOCKS_MAX: u64 = (64 << 20) / BLOCK_BYTES as u64;
 
 /// Who asks for room: how much of the reserve it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,14 +77,26 @@ impl Log {
             RoomFor::Zero => RESERVE_ZEROES,
             RoomFor::Move => RESERVE_MOVES,
         };
-        let free_slots = state.free.borrow().len();
+        let mut free_slots = state.free.borrow().len();
         if free_slots <= reserve.max(self.pressure_slots()) {
             state.pressure.notify_one();
         }
-        let usable_slots = (free_slots as u64).saturating_sub(reserve as u64);
-        // At worst a slot's last blocks are lost to a batch that did not fit.
-        let usable_blocks = usable_slots * (slot_blocks - 1 - slot_blocks / 16);
-        if state.promised_blocks.get() + blocks > usable_blocks + self.current_blocks_left() {
+        let fits = |free_slots: usize| {
+            let usable_slots = free_slots.saturating_sub(reserve) as u64;
+            // At worst a slot's last blocks are lost to a batch that did not fit.
+            let usable_blocks = usable_slots * (slot_blocks - 1 - slot_blocks / 16);
+            // Below the reserve nobody else begins a slot, and what is left of the one begun is for whom it is kept.
+            let is_kept = free_slots < reserve && whom != RoomFor::Move;
+            let left = if is_kept { 0 } else { self.current_blocks_left() };
+            state.promised_blocks.get() + blocks <= usable_blocks + left
+        };
+        let mut is_room = fits(free_slots);
+        if !is_room && free_slots > 0 && self.current_is_spent() {
+            // It is free as soon as another is begun.
+            free_slots += 1;
+            is_room = fits(free_slots);
+        }
+        if !is_room {
             // Slots that only wait for their sync become free by it.
             state.sync_wanted.notify_one();
             return None;
@@ -108,6 +122,16 @@ impl Log {
         // The last sixteenth of a slot may be lost to a batch that does not fit.
         let slack = state.device.slot_bytes() / BLOCK_BYTES as u64 / 16;
         if state.current.borrow().is_some() { left.saturating_sub(slack) } else { 0 }
+    }
+
+    /// Is the segment that is written to of no use to anybody: nearly full, and without a record that is needed?
+    fn current_is_spent(&self) -> bool {
+        let state = &self.state;
+        let current = state.current.borrow();
+        let is_idle = state.pending.borrow().is_empty() && state.promised_blocks.get() == 0;
+        is_idle
+            && self.current_blocks_left() <= self.record_clusters_max()
+            && current.as_ref().is_some_and(|segment| segment.live_records().is_empty())
     }
 
     /// Comes back when room may have become free.
@@ -167,7 +191,9 @@ impl Log {
             match self.payload(record).await {
                 Ok(payload) => data.push(payload),
                 Err(error) => {
-                    tracing::error!(vdisk = %record.header.vdisk, %error, "cannot move a record of the write buffer");
+                    let segment = record.place.borrow().as_ref().map(|place| place.segment.clone());
+                    let failed = segment.map_or(1, |segment| segment.lets_turns_pass());
+                    tracing::error!(vdisk = %record.header.vdisk, %error, failed, "cannot move a record of the write buffer");
                     return;
                 }
             }
@@ -201,7 +227,9 @@ impl Log {
             .range(last + 1..)
             .chain(segments.range(..=last))
             .filter_map(|(_, segment)| segment.upgrade())
-            .find(|segment| Some(segment.generation) != kept && !segment.retired.get())?;
+            .find(|segment| {
+                Some(segment.generation) != kept && !segment.retired.get() && segment.takes_its_turn()
+            })?;
         self.state.last_moved.set(next.generation);
         Some(next)
     }
@@ -217,7 +245,8 @@ impl Log {
         records.retain(|record| record.promised_blocks.get() == 0);
         let blocks = blocks_of_all(&records);
         let quarters = if records.iter().any(|record| can_leave(&record.header.vdisk)) { 1 } else { 3 };
-        let is_worth = blocks * 4 <= self.state.device.slot_bytes() / BLOCK_BYTES as u64 * quarters;
+        let is_worth = blocks * 4 <= self.state.device.slot_bytes() / BLOCK_BYTES as u64 * quarters
+            && blocks <= MOVE_BLOCKS_MAX;
         (is_worth && !records.is_empty()).then_some(records)
     }
 }

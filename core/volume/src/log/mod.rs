@@ -88,6 +88,8 @@ pub(crate) struct State {
     /// are stable, needed or not: a hole in the sequence of batches would pass for the log's end.
     dirty: RefCell<BTreeMap<u64, Rc<Segment>>>,
     resident: RefCell<VecDeque<Weak<Record>>>,
+    /// At this length it is looked through for records that are gone.
+    resident_looked_at: Cell<usize>,
     memory_bytes: Cell<u64>,
 
     current: RefCell<Option<Rc<Segment>>>,

@@ -50,6 +50,16 @@ impl Record {
         }
     }
 
+    /// What it costs while it is kept, payload or not.
+    pub(super) fn bytes_in_memory(&self) -> u64 {
+        self.data_clusters().max(1) as u64 * CLUSTER_SIZE_BYTES
+    }
+
+    /// The number of the batch that it is in; 0 while it is in none.
+    pub(crate) fn lsn(&self) -> u64 {
+        self.place.borrow().as_ref().map_or(0, |place| place.lsn)
+    }
+
     /// The checksums of a data record's clusters; none for zeros.
     pub(crate) fn checksums(&self) -> &[u32] {
         match &self.header.kind {
@@ -156,9 +166,26 @@ pub(crate) struct Segment {
     pub(super) sync_failed: RefCell<Option<String>>,
     /// Grows when a write to it begins and when it ends: odd while one is under way.
     pub(super) touches: Cell<u64>,
+    /// It could not be moved so often, and lets so many of its turns pass.
+    pub(super) moves_failed: Cell<u32>,
+    pub(super) turns_to_pass: Cell<u32>,
 }
 
 impl Segment {
+    /// It could not be moved: twice as many of its turns pass as the last time. Returns how often that was.
+    pub(super) fn lets_turns_pass(&self) -> u32 {
+        let failed = self.moves_failed.get() + 1;
+        self.moves_failed.set(failed);
+        self.turns_to_pass.set(1 << failed.min(10));
+        failed
+    }
+
+    pub(super) fn takes_its_turn(&self) -> bool {
+        let left = self.turns_to_pass.get();
+        self.turns_to_pass.set(left.saturating_sub(1));
+        left == 0
+    }
+
     pub(super) fn live_records(&self) -> Vec<Rc<Record>> {
         let here = |record: &Rc<Record>| {
             let place = record.place.borrow();

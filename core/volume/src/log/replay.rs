@@ -11,10 +11,10 @@ use super::{FreeSlot, Log, LogDevice, State};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
-    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VoidRange,
-    WIPED,
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VOIDS_MAX,
+    VoidRange, decode_wiped, encode_wiped,
 };
-use ovs_units::{VdiskId, planted};
+use ovs_units::{Epoch, Sequence, VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
@@ -38,6 +38,7 @@ struct FoundBatch {
     header: BatchHeader,
     offset: u64,
     payload_offset: u64,
+    end: u64,
 }
 
 /// A hole in the sequence of batches of a segment.
@@ -53,20 +54,8 @@ struct FoundSegment {
     header: SegmentHeader,
     batches: Vec<FoundBatch>,
     gaps: Vec<Gap>,
-    /// The LSN of the last batch or seal, where it starts, and where it ends.
-    last: Option<(u64, u64, u64)>,
-}
-
-impl FoundSegment {
-    /// From the first batch of it on that no header vouches for: above all that is attested, or void.
-    fn unattested(&self, attested: u64, voids: &[VoidRange]) -> Option<(u64, u64)> {
-        let is_void = |lsn| is_void(voids, lsn) && !planted("replay: what is void is taken for stable");
-        let is_unattested = |lsn: u64| lsn >= attested || is_void(lsn);
-        let (last_lsn, last_offset, end) = self.last?;
-        let first =
-            self.batches.iter().find(|batch| is_unattested(batch.header.lsn)).map(|batch| batch.offset);
-        first.or(is_unattested(last_lsn).then_some(last_offset)).map(|from| (from, end))
-    }
+    /// The LSN of the seal and where it starts, if it has one.
+    seal: Option<(u64, u64)>,
 }
 
 impl Log {
@@ -76,7 +65,7 @@ impl Log {
         fresh_id: Uuid,
         memory_bytes_max: u64,
     ) -> Result<(Log, Replay), VolumeError> {
-        let (headers, unused) = find_segments(&*device).await?;
+        let FoundSlots { headers, unused, wiped, wiped_generation } = find_segments(&*device).await?;
         let logs: BTreeSet<Uuid> = headers.values().map(|(_, header)| header.log).collect();
         if logs.len() > 1 {
             return Err(VolumeError::Damaged(format!(
@@ -92,15 +81,20 @@ impl Log {
         for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
             segments.push(scan(&*device, slot, header, limit_lsn).await?);
         }
-        if !planted("replay: what an earlier process failed to sync is not written again") {
-            rewrite_unattested(&*device, &segments).await?;
-        }
         let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
-        let (replay, open_end) = log.take_in(segments);
+        let generation = log.state.next_generation.get().max(wiped_generation + 1);
+        log.state.next_generation.set(generation);
+        let unproven = Unproven::new(&segments);
+        let (mut replay, open_end) = log.take_in(segments);
+        if !planted("replay: what an earlier process failed to sync is not written again") {
+            unproven.write_again(&*log.state.device, &replay).await?;
+        }
         for slot in unused {
             log.state.free.borrow_mut().push_back(FreeSlot { slot, after_order: 0, after_lsn: 0 });
         }
-        wipe(&*log.state.device, &replay.dropped).await?;
+        // Who wiped those may have ended before that was stable.
+        replay.dropped.extend(wiped.into_iter().map(|slot| (slot, 0)));
+        wipe(&*log.state.device, &replay.dropped, generation - 1).await?;
         if !planted("replay: the end it chose is not made stable") {
             log.persist_end(open_end).await?;
         }
@@ -147,6 +141,8 @@ impl Log {
                 retired: Cell::new(false),
                 sync_failed: RefCell::default(),
                 touches: Cell::new(0),
+                moves_failed: Cell::new(0),
+                turns_to_pass: Cell::new(0),
             });
             state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
             for gap in &found.gaps {
@@ -164,11 +160,10 @@ impl Log {
                     }
                 }
             }
-            // With or without records that are needed. A segment that ends where another begins was sealed when that was
-            // the end of the log, by this number and no other.
-            if let Some(cut) = found.gaps.iter().find(|gap| gap.lsn == end_lsn)
-                && !segment.retired.get()
-            {
+            // With or without records that are needed; with a damage before it, too, or the next replay would take what is
+            // behind the end for more of that. A segment that ends where another begins was sealed when that was the end
+            // of the log, by this number and no other.
+            if let Some(cut) = found.gaps.iter().find(|gap| gap.lsn == end_lsn) {
                 let (slot, generation, offset) = (segment.slot, segment.generation, cut.offset);
                 open_end = Some(OpenEnd { slot, generation, offset, lsn: end_lsn });
             }
@@ -238,26 +233,91 @@ fn attested_lsn(segments: &[FoundSegment]) -> u64 {
     batches.chain(segments.iter().map(|s| s.header.synced_lsn)).max().unwrap_or(0)
 }
 
+/// What was read and may not be on stable storage: what no header attests, and what is void. An earlier process may have
+/// ended because a sync failed, and the next sync of the same writes would succeed and mean nothing.
+struct Unproven {
+    batches: Vec<UnprovenBatch>,
+}
+
+struct UnprovenBatch {
+    slot: usize,
+    generation: u64,
+    lsn: u64,
+    offset: u64,
+    end: u64,
+    is_void: bool,
+}
+
+impl Unproven {
+    fn new(segments: &[FoundSegment]) -> Unproven {
+        let (attested, voids) = (attested_lsn(segments), voids_of(segments));
+        let mut batches = Vec::new();
+        for found in segments {
+            let of_batches = found.batches.iter().map(|batch| (batch.header.lsn, batch.offset, batch.end));
+            let of_seal = found.seal.iter().map(|(lsn, offset)| (*lsn, *offset, offset + BLOCK_BYTES as u64));
+            for (lsn, offset, end) in of_batches.chain(of_seal) {
+                let is_void = is_void(&voids, lsn);
+                if lsn >= attested || is_void {
+                    let (slot, generation) = (found.slot, found.header.generation);
+                    batches.push(UnprovenBatch { slot, generation, lsn, offset, end, is_void });
+                }
+            }
+        }
+        Unproven { batches }
+    }
+
+    /// Writes the same bytes again, verified once more: what has become of them since must not become what is there.
+    async fn write_again(&self, device: &dyn LogDevice, replay: &Replay) -> Result<(), VolumeError> {
+        let newest = replay.lsns_of_newest_copies();
+        let is_used = |batch: &&UnprovenBatch| batch.is_void && newest.contains(&batch.lsn);
+        // Of what is void only records matter that are nowhere else, and all before them: behind a hole they would not count.
+        let last_used = self.batches.iter().filter(is_used).map(|batch| batch.lsn).max();
+        let is_needed = |batch: &&UnprovenBatch| !batch.is_void || Some(batch.lsn) <= last_used;
+        for batch in self.batches.iter().filter(is_needed) {
+            let UnprovenBatch { slot, generation, lsn, offset, end, .. } = *batch;
+            let mut window = Window::new(device, slot);
+            let Found::Good(..) = read_batch(&mut window, offset, generation, lsn).await? else {
+                return Err(VolumeError::Offline(format!(
+                    "slot {slot} of the write buffer at {offset}: batch {lsn} does not read as it did a moment ago"
+                )));
+            };
+            let bytes = window.bytes(offset, (end - offset) as usize).await?.unwrap_or_default();
+            let written = device.write(slot, offset, vec![bytes]).await;
+            written.map_err(|error| device_error("write", slot, &error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Replay {
+    /// Of a record that is there several times the newest copy counts: what was written again or moved, where it is now.
+    fn lsns_of_newest_copies(&self) -> BTreeSet<u64> {
+        let mut lsns = BTreeSet::new();
+        for records in self.records.values() {
+            let mut newest: BTreeMap<(Epoch, Sequence), u64> = BTreeMap::new();
+            for record in records {
+                let lsn = newest.entry((record.header.epoch, record.header.sequence)).or_default();
+                *lsn = record.lsn().max(*lsn);
+            }
+            lsns.extend(newest.into_values());
+        }
+        lsns
+    }
+}
+
 fn voids_of(segments: &[FoundSegment]) -> Vec<VoidRange> {
     segments.iter().flat_map(|segment| segment.header.voids.clone()).collect()
 }
 
-/// Writes the same bytes again. An earlier process may have ended because a sync failed, and the next sync of the same
-/// writes would succeed and mean nothing. What is void had such a sync for certain, and is served all the same: the process
-/// may have ended before all of it was written elsewhere.
-async fn rewrite_unattested(device: &dyn LogDevice, segments: &[FoundSegment]) -> Result<(), VolumeError> {
-    let (attested, voids) = (attested_lsn(segments), voids_of(segments));
-    for segment in segments {
-        let Some((mut from, end)) = segment.unattested(attested, &voids) else { continue };
-        while from < end {
-            let length = (end - from).min(WINDOW_BYTES as u64);
-            let bytes = read(device, segment.slot, from, length as usize).await?;
-            let written = device.write(segment.slot, from, vec![bytes]).await;
-            written.map_err(|error| device_error("write", segment.slot, &error))?;
-            from += length;
-        }
-    }
-    Ok(())
+/// The slots of a device, by what their first blocks say.
+struct FoundSlots {
+    /// By generation.
+    headers: BTreeMap<u64, (usize, SegmentHeader)>,
+    /// Without a segment, wiped or not.
+    unused: Vec<usize>,
+    wiped: Vec<usize>,
+    /// The highest generation that a wiped one names.
+    wiped_generation: u64,
 }
 
 /// The segments by generation, and the slots without one.
@@ -274,16 +334,18 @@ async fn rewrite_unattested(device: &dyn LogDevice, segments: &[FoundSegment]) -
 ///
 /// A segment whose header is lost may be a live one; or an old one whose slot was being used again when the power went, and
 /// then everything in it is superseded and harmless.
-async fn find_segments(
-    device: &dyn LogDevice,
-) -> Result<(BTreeMap<u64, (usize, SegmentHeader)>, Vec<usize>), VolumeError> {
+async fn find_segments(device: &dyn LogDevice) -> Result<FoundSlots, VolumeError> {
     let (mut found, mut headless, mut unused) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut wiped, mut wiped_generation) = (Vec::new(), 0);
     for slot in 0..device.slot_count() {
         let block = read(device, slot, 0, BLOCK_BYTES).await?;
-        let first = match Window::new(device, slot).header(BLOCK_BYTES as u64).await? {
-            Some(Ok(first)) if !block.starts_with(WIPED) => Some(first),
-            _ => None,
-        };
+        if let Some(generation) = decode_wiped(&block) {
+            wiped_generation = generation.max(wiped_generation);
+            wiped.push(slot);
+            unused.push(slot);
+            continue;
+        }
+        let first = Window::new(device, slot).header(BLOCK_BYTES as u64).await?.and_then(Result::ok);
         let header = SegmentHeader::decode(&block).ok();
         let is_of = |header: &SegmentHeader, first: &BatchHeader| header.generation == first.generation;
         match (header, first) {
@@ -316,18 +378,23 @@ async fn find_segments(
         let header = SegmentHeader { log, generation, start_lsn, synced_lsn: 0, voids: Vec::new() };
         found.insert(generation, (slot, header, Some(first)));
     }
-    let found = found.into_iter().map(|(generation, (slot, header, _))| (generation, (slot, header)));
-    Ok((found.collect(), unused))
+    let headers = found.into_iter().map(|(generation, (slot, header, _))| (generation, (slot, header)));
+    Ok(FoundSlots { headers: headers.collect(), unused, wiped, wiped_generation })
 }
 
-/// What recovery did not show never shows: the hole before these batches goes when its slot is used again.
-async fn wipe(device: &dyn LogDevice, batches: &[(usize, u64)]) -> Result<(), VolumeError> {
+/// What recovery did not show never shows: the hole before these batches goes when its slot is used again. Of a whole slot
+/// the first batch goes as well, or the segment would be known by it should the first block be damaged.
+async fn wipe(
+    device: &dyn LogDevice,
+    batches: &[(usize, u64)],
+    highest_generation: u64,
+) -> Result<(), VolumeError> {
     for (slot, offset) in batches {
-        let mut block = vec![0; BLOCK_BYTES];
+        let mut blocks = vec![vec![0; BLOCK_BYTES].into()];
         if *offset == 0 {
-            block[..WIPED.len()].copy_from_slice(WIPED);
+            blocks.insert(0, encode_wiped(highest_generation).into());
         }
-        let written = device.write(*slot, *offset, vec![block.into()]).await;
+        let written = device.write(*slot, *offset, blocks).await;
         written.map_err(|error| device_error("write", *slot, &error))?;
     }
     for slot in batches.iter().map(|(slot, _)| *slot).collect::<BTreeSet<_>>() {
@@ -393,20 +460,18 @@ async fn scan(
     segment: SegmentHeader,
     limit_lsn: u64,
 ) -> Result<FoundSegment, VolumeError> {
-    let (mut batches, mut gaps, mut last) = (Vec::new(), Vec::new(), None);
+    let (mut batches, mut gaps, mut seal) = (Vec::new(), Vec::new(), None);
     let mut window = Window::new(device, slot);
     let (mut offset, mut lsn) = (BLOCK_BYTES as u64, segment.start_lsn);
     while lsn < limit_lsn {
         match read_batch(&mut window, offset, segment.generation, lsn).await? {
-            Found::Good(batch, end) if batch.header.is_seal => {
-                last = Some((batch.header.lsn, offset, end));
+            Found::Good(batch) if batch.header.is_seal => {
+                seal = Some((batch.header.lsn, offset));
                 break;
             }
-            Found::Good(batch, end) => {
-                lsn = batch.header.lsn + 1;
-                last = Some((batch.header.lsn, offset, end));
+            Found::Good(batch) => {
+                (lsn, offset) = (batch.header.lsn + 1, batch.end);
                 batches.push(batch);
-                offset = end;
             }
             Found::Bad(vdisks) => {
                 gaps.push(Gap { lsn, offset, vdisks });
@@ -418,12 +483,11 @@ async fn scan(
             }
         }
     }
-    Ok(FoundSegment { slot, header: segment, batches, gaps, last })
+    Ok(FoundSegment { slot, header: segment, batches, gaps, seal })
 }
 
 enum Found {
-    /// And where the next one starts.
-    Good(FoundBatch, u64),
+    Good(FoundBatch),
     /// With the vDisks of its records, if its header is good.
     Bad(Option<BTreeSet<VdiskId>>),
 }
@@ -455,7 +519,7 @@ async fn read_batch(
     });
     if is_good {
         let end = payload_offset + length as u64;
-        Ok(Found::Good(FoundBatch { header, offset, payload_offset }, end))
+        Ok(Found::Good(FoundBatch { header, offset, payload_offset, end }))
     } else {
         Ok(Found::Bad(Some(header.records.iter().map(|record| record.vdisk).collect())))
     }
@@ -540,6 +604,11 @@ fn empty_state(
     memory_bytes_max: u64,
 ) -> State {
     let newest = segments.iter().max_by_key(|segment| segment.header.generation);
+    // The newest header has those of the others, unless it is lost.
+    let mut voids = voids_of(segments);
+    voids.sort_unstable_by_key(|void| (void.from_lsn, void.to_lsn));
+    voids.dedup();
+    voids.drain(..voids.len().saturating_sub(VOIDS_MAX));
     State {
         device,
         id: newest.map_or(fresh_id, |segment| segment.header.log),
@@ -551,13 +620,14 @@ fn empty_state(
         synced_lsn: Cell::new(0),
         written_order: Cell::new(0),
         synced_order: Cell::new(0),
-        voids: RefCell::new(newest.map(|segment| segment.header.voids.clone()).unwrap_or_default()),
+        voids: RefCell::new(voids),
         retirements: Cell::new(0),
         pending: RefCell::new(VecDeque::new()),
         unsynced: RefCell::new(VecDeque::new()),
         unsynced_bytes: Cell::new(0),
         dirty: RefCell::default(),
         resident: RefCell::new(VecDeque::new()),
+        resident_looked_at: Cell::new(0),
         memory_bytes: Cell::new(0),
         current: RefCell::new(None),
         current_offset: Cell::new(0),

@@ -4,7 +4,7 @@ use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_format::log::{BLOCK_BYTES, WIPED};
+use ovs_format::log::{BLOCK_BYTES, encode_wiped};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
 use std::io;
 
@@ -63,13 +63,29 @@ fn of_what_is_stable_the_newest_payloads_stay_in_memory_within_the_budget() {
             let number = record.header.cluster.0;
             assert_eq!(log.read(record, 0, 1).await.unwrap()[..], [number as u8; 4096], "cluster {number}");
         }
-        // What is needed no more makes room, and no list of it is kept.
+        // What is needed no more makes room.
         records.drain(..9);
         records.extend(write(&log, 10..13).await);
         log.sync().await.unwrap();
         assert_eq!(resident(&records), [9, 10, 11, 12]);
-        assert_eq!(log.state.resident.borrow().len(), 4);
         assert_eq!(log.state.memory_bytes.get(), 4 * CLUSTER_SIZE_BYTES);
+    });
+}
+
+/// Whatever is written behind one that stays.
+#[test]
+fn no_list_is_kept_of_what_is_needed_no_more() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 1024, 1 << 20).await.0;
+        let _stays = write(&log, 0..1).await;
+        for number in 1..4000 {
+            drop(write_one(&log, number, true).await);
+            if number % 100 == 0 {
+                log.sync().await.unwrap();
+            }
+        }
+        assert!(log.state.resident.borrow().len() < 2500, "{}", log.state.resident.borrow().len());
     });
 }
 
@@ -161,6 +177,11 @@ fn a_segment_is_moved_whole_or_not_at_all() {
         assert!(log.state.pending.borrow().is_empty());
         assert_eq!(log.state.promised_blocks.get(), 0);
         overwrite(2).await.unwrap();
+        // It lets two of its turns pass.
+        for _ in 0..2 {
+            log.move_one(|_| false).await;
+            assert_eq!(log.state.promised_blocks.get(), 0);
+        }
         log.move_one(|_| false).await;
         assert_eq!(log.state.promised_blocks.get(), 6);
         write(&log, 9..10).await;
@@ -209,14 +230,21 @@ fn what_a_replay_dropped_stays_dropped() {
         drop((log, records));
         let (log, replay) = open(&directory, 16, 100).await;
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
-        let begun = log.state.current.borrow().as_ref().unwrap().slot;
-        let mut wiped = vec![0; BLOCK_BYTES];
-        wiped[..WIPED.len()].copy_from_slice(WIPED);
-        log.state.device.write(begun, 0, vec![wiped.into()]).await.unwrap();
-        drop((log, replay));
-        let (_, replay) = open(&directory, 16, 100).await;
+        let begun = log.state.current.borrow().as_ref().unwrap().clone();
+        assert!(begun.generation > 5);
+        // As this replay left the slot before that.
+        log.state.device.write(begun.slot, 0, vec![encode_wiped(5).into()]).await.unwrap();
+        let (slot, generation) = (begun.slot, begun.generation);
+        drop((log, replay, begun));
+        let (log, device, replay) = open_watched(&directory, 16).await;
         assert_eq!(replay.damage, []);
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
+        // Nothing of it is mistaken for what that segment had, and what was wiped is so for good.
+        assert_eq!(log.state.current.borrow().as_ref().unwrap().generation, generation);
+        for wiped in (1..5).chain([slot]) {
+            let asked = device.asked.borrow().iter().filter(|asked| **asked == wiped).count();
+            assert!(asked >= 2, "slot {wiped} was written and synced: {:?}", device.asked.borrow());
+        }
     });
 }
 
@@ -255,14 +283,19 @@ impl LogDevice for Refusing {
     }
 }
 
+async fn open_watched(directory: &tempfile::TempDir, slot_blocks: u64) -> (Log, Rc<Refusing>, Replay) {
+    let inner = FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64).unwrap();
+    let device = Rc::new(Refusing { inner, refused: Cell::new(None), asked: RefCell::default() });
+    let (log, replay) = Log::open(device.clone(), Uuid::from_u128(1), 0).await.unwrap();
+    (log, device, replay)
+}
+
 /// The loop that syncs comes first to a segment that has just begun, and is refused: the writer does not ask again.
 #[test]
 fn a_segment_whose_sync_failed_is_not_begun() {
     run(async {
         let directory = tempfile::tempdir().unwrap();
-        let inner = FileDevice::open(directory.path(), 12, 16 * BLOCK_BYTES as u64).unwrap();
-        let device = Rc::new(Refusing { inner, refused: Cell::new(None), asked: RefCell::default() });
-        let log = Log::open(device.clone(), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+        let (log, device, _) = open_watched(&directory, 16).await;
         // Seven batches go into a slot.
         write(&log, 0..7).await;
         let next = log.state.free.borrow()[0].slot;
@@ -291,6 +324,106 @@ fn a_segment_whose_sync_failed_is_not_begun() {
             "its header and one sync: {asked:?}"
         );
         assert_ne!(records[0].place.borrow().as_ref().unwrap().segment.slot, next);
+    });
+}
+
+/// A move waits for its turn while a sync fails: what has been written again by then is not written once more, and needs
+/// its payload in memory no longer.
+#[test]
+fn what_was_written_again_is_not_moved_as_well() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = open_watched(&directory, 32).await;
+        // Fifteen batches go into a slot; of ten that are not stable it is worth while.
+        drop(write(&log, 0..5).await);
+        log.sync().await.unwrap();
+        let records = write(&log, 5..16).await;
+        let first = records[0].place.borrow().as_ref().unwrap().segment.slot;
+        device.refused.set(Some(first));
+        let turn = log.state.write_turn.lock().await;
+        let syncing = tokio::task::spawn_local({
+            let log = log.clone();
+            async move { log.sync().await }
+        });
+        while device.refused.get().is_some() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        log.move_one(|_| false).await;
+        assert_eq!(log.state.pending.borrow().len(), 10);
+        drop(turn);
+        syncing.await.unwrap().unwrap();
+        write(&log, 16..17).await;
+        log.sync().await.unwrap();
+        assert_eq!(log.stats().failed_slots, 1);
+        assert_eq!(log.state.promised_blocks.get(), 0);
+        for record in &records {
+            let number = record.header.cluster.0;
+            assert_eq!(log.read(record, 0, 1).await.unwrap()[..], [number as u8; 4096], "cluster {number}");
+        }
+    });
+}
+
+/// Of four slots three are kept: what all writes share is the one that is written to, again and again.
+#[test]
+fn a_segment_that_nobody_needs_makes_room_for_the_next() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::open(directory.path(), 4, 16 * BLOCK_BYTES as u64).unwrap();
+        let log = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+        for number in 0..100 {
+            drop(write_one(&log, number, false).await);
+            log.sync().await.unwrap();
+        }
+    });
+}
+
+/// A start begins a segment wherever it can; what is in it is for who makes room.
+#[test]
+fn starts_do_not_use_up_the_reserve() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let mut records = Vec::new();
+        while log.room(1, RoomFor::Write).is_some() {
+            records.push(write_one(&log, records.len() as u64, false).await);
+        }
+        log.sync().await.unwrap();
+        drop((log, records));
+        let (log, _replay) = open(&directory, 16, 100).await;
+        assert_eq!(log.state.free.borrow().len(), RESERVE_WRITES - 1);
+        assert!(log.room(1, RoomFor::Write).is_none());
+        assert!(log.room(1, RoomFor::Move).is_some());
+    });
+}
+
+/// What lies behind the end of the log in a segment that is kept as evidence is no more damage, and never counts.
+#[test]
+fn a_damaged_segment_ends_where_the_log_did() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot.
+        let (log, _) = open(&directory, 16, 100).await;
+        let mut records = write(&log, 0..9).await;
+        log.sync().await.unwrap();
+        records.extend(write(&log, 9..11).await);
+        let place = records[7].place.borrow().clone().unwrap();
+        let overwrite = async |log: &Log, slot, offset, block| {
+            log.state.device.write(slot, offset, vec![Bytes::from(block)]).await.unwrap();
+        };
+        overwrite(&log, place.segment.slot, place.offset, vec![0xff; BLOCK_BYTES]).await;
+        drop((log, records, place));
+        let (log, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage.iter().map(|(vdisk, _)| *vdisk).collect::<Vec<_>>(), [Some(VDISK)]);
+        let begun = log.state.current.borrow().as_ref().unwrap().slot;
+        let mut records = write(&log, 20..40).await;
+        log.sync().await.unwrap();
+        records.extend(write(&log, 40..41).await);
+        // The first of those segments is not needed any more, its slot is another's.
+        overwrite(&log, begun, 0, encode_wiped(9)).await;
+        drop((log, records, replay));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage.iter().map(|(vdisk, _)| *vdisk).collect::<Vec<_>>(), [Some(VDISK)]);
     });
 }
 

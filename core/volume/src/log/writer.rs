@@ -17,6 +17,8 @@ use std::{
 
 /// So many segments may fail one after the other before the log gives up.
 const FAILURES_MAX: usize = 3;
+/// The queue of payloads in memory is not looked through below this.
+const RESIDENT_MIN: usize = 1024;
 
 impl Log {
     /// Starts the loops, which end when the log is dropped.
@@ -69,6 +71,7 @@ impl Log {
     }
 
     async fn write_next(&self) {
+        self.wait_for_syncs().await;
         let _turn = self.state.write_turn.lock().await;
         let batch = self.take_batch();
         if !batch.is_empty() {
@@ -76,8 +79,24 @@ impl Log {
         }
     }
 
+    /// What is not stable is kept in memory, and would all have to be written again.
+    async fn wait_for_syncs(&self) {
+        while self.state.unsynced_bytes.get() > 2 * UNSYNCED_BYTES_MAX && self.check_online().is_ok() {
+            let synced = self.state.synced.notified();
+            tokio::pin!(synced);
+            synced.as_mut().enable();
+            self.state.sync_wanted.notify_one();
+            if self.state.unsynced_bytes.get() > 2 * UNSYNCED_BYTES_MAX {
+                synced.await;
+            }
+        }
+    }
+
     fn take_batch(&self) -> Vec<Rc<Record>> {
-        self.take_batch_of(&mut self.state.pending.borrow_mut())
+        let mut pending = self.state.pending.borrow_mut();
+        // One that waited to be moved has been written with all that was not stable meanwhile.
+        pending.retain(|record| record.promised_blocks.get() > 0);
+        self.take_batch_of(&mut pending)
     }
 
     /// As many from the front as go into one batch.
@@ -161,11 +180,10 @@ impl Log {
         let mut offset = payload_offset;
         for record in batch {
             *record.place.borrow_mut() = Some(Place { segment: segment.clone(), offset, lsn });
-            let bytes = record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
-            offset += bytes;
+            offset += record.data_clusters() as u64 * CLUSTER_SIZE_BYTES;
             segment.records.borrow_mut().push(Rc::downgrade(record));
             state.unpromise(record);
-            state.unsynced_bytes.set(state.unsynced_bytes.get() + bytes);
+            state.unsynced_bytes.set(state.unsynced_bytes.get() + record.bytes_in_memory());
             state.unsynced.borrow_mut().push_back(record.clone());
             state.written_order.set(state.written_order.get().max(record.order));
             record.wake();
@@ -269,6 +287,8 @@ impl Log {
             retired: Cell::new(false),
             sync_failed: RefCell::default(),
             touches: Cell::new(0),
+            moves_failed: Cell::new(0),
+            turns_to_pass: Cell::new(0),
         });
         state.segments.borrow_mut().insert(generation, Rc::downgrade(&segment));
         *state.current.borrow_mut() = Some(segment.clone());
@@ -364,10 +384,10 @@ impl Log {
             |record: &Rc<Record>| record.place.borrow().as_ref().is_some_and(|place| place.lsn < synced_lsn);
         let all = state.unsynced.take();
         let (stable, unsynced): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(is_stable);
-        let bytes = unsynced.iter().map(|record| record.data_clusters() as u64 * CLUSTER_SIZE_BYTES).sum();
+        let bytes = unsynced.iter().map(|record| record.bytes_in_memory()).sum();
         *state.unsynced.borrow_mut() = unsynced;
         state.unsynced_bytes.set(bytes);
-        state.resident.borrow_mut().extend(stable.iter().map(Rc::downgrade));
+        state.add_resident(&stable);
         // Segments may become free by this, which looks at the state.
         drop(stable);
         state.evict();
@@ -461,10 +481,15 @@ impl State {
                 record.evict();
             }
         }
-        // Records that are gone leave their place in the queue: drop those at its front.
+    }
+
+    /// Records that are gone leave their place in the queue: looked for whenever it has doubled.
+    fn add_resident(&self, records: &VecDeque<Rc<Record>>) {
         let mut resident = self.resident.borrow_mut();
-        while resident.front().is_some_and(|record| record.strong_count() == 0) {
-            resident.pop_front();
+        resident.extend(records.iter().map(Rc::downgrade));
+        if resident.len() > self.resident_looked_at.get() {
+            resident.retain(|record| record.strong_count() > 0);
+            self.resident_looked_at.set((2 * resident.len()).max(RESIDENT_MIN));
         }
     }
 }

@@ -23,9 +23,10 @@ use crate::{PageStore, VolumeError};
 use ovs_backend::Backend;
 use ovs_format::journal::{Position, Record};
 use ovs_format::page::CheckpointRecord;
-use ovs_units::{Cluster, ClusterCount, ClusterRange, JournalIndex, Sequence, SnapshotId, VdiskId};
+use ovs_units::{Cluster, ClusterCount, ClusterRange, JournalIndex, Sequence, SnapshotId, VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
+    cmp::Reverse,
     collections::{HashSet, VecDeque},
     rc::Rc,
 };
@@ -122,8 +123,13 @@ impl Vdisk {
         let inner = &self.inner;
         let head = inner.head.borrow().head.clone();
         records.retain(|record| head.accepts(record.header.epoch, record.header.sequence));
-        // A record that was written twice, or moved, counts once; a newer epoch's use of a sequence wins.
-        records.sort_by_key(|record| (record.header.sequence, std::cmp::Reverse(record.header.epoch)));
+        // A record that was written twice, or moved, counts once, where it is now: where it was may be void. A newer epoch's
+        // use of a sequence wins.
+        let lsn = |record: &LogRecord| match planted("replay: a record counts where it was") {
+            true => 0,
+            false => record.lsn(),
+        };
+        records.sort_by_key(|record| (record.header.sequence, Reverse((record.header.epoch, lsn(record)))));
         records.dedup_by_key(|record| record.header.sequence);
         let mut snapshots: VecDeque<Rc<SnapshotNode>> =
             inner.snapshots.borrow().iter().filter(|node| node.tree().is_none()).cloned().collect();
