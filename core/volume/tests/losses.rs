@@ -303,6 +303,59 @@ fn a_snapshot_whose_loss_was_accepted_takes_nothing_in() {
     }
 }
 
+/// The checkpoint knows the snapshot as it is, the registry knows nothing, the journal still waits for what was lost.
+#[test]
+fn numbers_that_a_snapshot_has_lost_are_nobody_else_s() {
+    run(async {
+        let takes_data = Rc::new(Cell::new(false));
+        let taking = takes_data.clone();
+        let mut host = Host::new(false);
+        host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), move |call| {
+            let is_data = call.operation == Operation::Put && call.object.contains("/s/");
+            (is_data && !taking.get()).then_some(Fault::NoSpace)
+        }));
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let vdisk = create(&engine).await;
+        for number in 0..6 {
+            put(&vdisk, number, 1).await;
+        }
+        let snapshot = SnapshotId(Uuid::from_u128(77));
+        vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+        drop((vdisk, engine));
+
+        let vdisk = host.take_over().await;
+        assert!(is_damaged(&vdisk));
+        drop(vdisk);
+        let buffer = Buffer::new();
+        let engine = host.start(&buffer).await.unwrap();
+        open(&engine).await.accept_loss().await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop(engine);
+
+        host.registry = Rc::default();
+        let engine = host.start(&buffer).await.unwrap();
+        engine.adopt_vdisk(POOL, DISK).await.unwrap();
+        let vdisk = open(&engine).await;
+        takes_data.set(true);
+        for number in 0..3 {
+            put(&vdisk, number, 2).await;
+            vdisk.destage().await.unwrap();
+        }
+        drop((vdisk, engine));
+
+        host.pages = Rc::default();
+        let vdisk = open(&host.start(&buffer).await.unwrap()).await;
+        for number in 0..6 {
+            assert_eq!(
+                vdisk.read_snapshot(snapshot, cluster(number)).await.unwrap()[0],
+                0,
+                "cluster {number}"
+            );
+            assert_eq!(byte(&vdisk, number).await, if number < 3 { 2 } else { 0 });
+        }
+    });
+}
+
 /// The last name of a map copy's object: names are in order of epochs.
 async fn newest_copy(host: &Host) -> Option<String> {
     let prefix = format!("v/{}/c/", DISK.0.simple());

@@ -144,15 +144,20 @@ impl Vdisk {
         }
         self.mark_snapshots(&mut snapshots, last);
         // A snapshot returned only after its records were stable: their loss is damage. What is there of it is all that
-        // it will ever have: it ends here, and its numbers are not given to anybody else.
+        // it will ever have: it ends here.
         let reason = |lost: &Rc<SnapshotNode>| {
             let SnapshotNode { name, id, sequence, .. } = &**lost;
             format!("snapshot {name} ({id}) needs write {sequence}, which the write buffer does not have")
         };
         let reasons = snapshots.iter().map(reason).collect();
-        if let Some(lost) = snapshots.back() {
-            inner.last_sequence.set(last.max(lost.sequence));
+        if !snapshots.is_empty() {
             self.mark_snapshots(&mut snapshots, Sequence(u64::MAX));
+        }
+        // Nor are its numbers given to anybody else, also where a copy of the map knows it as it is: who reads the journal
+        // from its beginning would take the next writes for its own.
+        let highest = head.snapshots.iter().map(|snapshot| snapshot.sequence).max().unwrap_or_default();
+        if !planted("snapshot: numbers that it has lost are given out again") {
+            inner.last_sequence.set(inner.last_sequence.get().max(highest));
         }
         self.damaged(reasons).await
     }
