@@ -35,11 +35,12 @@ pub trait LogDevice {
 #[derive(Debug)]
 pub struct FileDevice {
     shared: Arc<Shared>,
-    _lock: File,
 }
 
 #[derive(Debug)]
 struct Shared {
+    /// Held until the last write of this process has ended, also one that nobody waits for any more.
+    _lock: File,
     slots: Vec<File>,
     slot_bytes: u64,
     direct: bool,
@@ -86,8 +87,8 @@ impl FileDevice {
         if !direct {
             tracing::warn!(directory = %directory.display(), "no direct I/O here: the write buffer goes through the page cache");
         }
-        let shared = Arc::new(Shared { slots, slot_bytes, direct, buffers: Mutex::default() });
-        Ok(FileDevice { shared, _lock: lock })
+        let shared = Shared { _lock: lock, slots, slot_bytes, direct, buffers: Mutex::default() };
+        Ok(FileDevice { shared: Arc::new(shared) })
     }
 }
 

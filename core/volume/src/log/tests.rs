@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_format::log::{BLOCK_BYTES, encode_wiped};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
-use std::io;
+use std::{io, time::Duration};
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(2));
 
@@ -40,6 +40,15 @@ async fn write(log: &Log, clusters: std::ops::Range<u64>) -> Vec<Rc<Record>> {
 fn resident(records: &[Rc<Record>]) -> Vec<u64> {
     let here = records.iter().filter(|record| record.resident(0, 1).is_some());
     here.map(|record| record.header.cluster.0).collect()
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), wait).await.expect("it never came to that");
 }
 
 fn run(case: impl Future<Output = ()>) {
@@ -311,9 +320,7 @@ fn a_segment_whose_sync_failed_is_not_begun() {
             let log = log.clone();
             async move { write(&log, 7..8).await }
         });
-        while !device.asked.borrow().contains(&next) {
-            tokio::task::yield_now().await;
-        }
+        until(|| device.asked.borrow().contains(&next)).await;
         drop(turn);
         let records = writing.await.unwrap();
         syncing.await.unwrap().unwrap();
@@ -345,10 +352,8 @@ fn what_was_written_again_is_not_moved_as_well() {
             let log = log.clone();
             async move { log.sync().await }
         });
-        while device.refused.get().is_some() {
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        until(|| device.refused.get().is_none()).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
         log.move_one(|_| false).await;
         assert_eq!(log.state.pending.borrow().len(), 10);
         drop(turn);
