@@ -23,6 +23,7 @@ mod disk;
 mod error;
 mod folders;
 mod listing;
+mod open_files;
 mod reading;
 mod space;
 mod store;
@@ -35,7 +36,8 @@ mod power_loss;
 use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use disk::OsDisk;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, ready};
+use open_files::OpenFiles;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -64,6 +66,7 @@ impl DirOptions {
 #[derive(Debug, Clone)]
 pub struct DirBackend {
     store: Arc<Store<OsDisk>>,
+    files: Arc<OpenFiles>,
 }
 
 impl DirBackend {
@@ -80,7 +83,7 @@ impl DirBackend {
 
     fn open_as(options: DirOptions, if_unmarked: store::IfUnmarked) -> Result<DirBackend, BackendError> {
         let store = Store::open(OsDisk, options.path, options.reserve_bytes, if_unmarked)?;
-        Ok(DirBackend { store: Arc::new(store) })
+        Ok(DirBackend { store: Arc::new(store), files: Arc::new(OpenFiles::new()) })
     }
 
     /// The folder.
@@ -128,15 +131,45 @@ impl Backend for DirBackend {
         offset: u64,
         length: u64,
     ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let open = self.files.get(name);
+        if let Ok(file) = &open
+            && let Some(bytes) = self.files.read_at_once(file, offset, length)
+        {
+            return Box::pin(ready(Ok(bytes)));
+        }
         let name = name.clone();
         Box::pin(async move {
             let of = name.clone();
-            self.run("get", of.as_str(), move |store| store.get_range(&name, offset, length)).await
+            let (known, since) = (open.as_ref().ok().cloned(), open.err());
+            let read = self.run("get", of.as_str(), move |store| {
+                let file = known.map_or_else(|| store.open_object(&name), Ok)?;
+                let bytes = store.read_object(&name, &file, offset, length)?;
+                Ok((file, bytes))
+            });
+            match (read.await, since) {
+                (Ok((file, bytes)), Some(since)) => {
+                    self.files.keep(of, file, since);
+                    Ok(bytes)
+                }
+                (Ok((_, bytes)), None) => Ok(bytes),
+                (Err(error), _) => {
+                    // The next attempt opens it again: of a network file system the file may have become stale.
+                    self.files.forget(&of);
+                    Err(error)
+                }
+            }
         })
     }
 
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
-        self.get_range(name, 0, u64::MAX)
+        let name = name.clone();
+        Box::pin(async move {
+            let of = name.clone();
+            self.run("get", of.as_str(), move |store| {
+                store.read_object(&name, &*store.open_object(&name)?, 0, u64::MAX)
+            })
+            .await
+        })
     }
 
     fn list(
@@ -156,7 +189,9 @@ impl Backend for DirBackend {
         let name = name.clone();
         Box::pin(async move {
             let of = name.clone();
-            self.run("delete", of.as_str(), move |store| store.delete(&name)).await
+            let deleted = self.run("delete", of.as_str(), move |store| store.delete(&name)).await;
+            self.files.forget(&of);
+            deleted
         })
     }
 

@@ -101,7 +101,8 @@ pub trait Backend {
         urgency: Urgency,
     ) -> LocalBoxFuture<'_, Result<(), BackendError>>;
 
-    /// `length` bytes from `offset`; fewer only when the object ends before.
+    /// `length` bytes from `offset`; fewer only when the object ends before. For an object that is known to be there: one
+    /// that was read before may be answered for though another host has deleted it. [`Backend::get`] finds out.
     fn get_range(
         &self,
         name: &ObjectName,

@@ -61,8 +61,13 @@ pub(crate) struct ScoHeaders {
     tick: Cell<u64>,
 }
 
-/// The checksums of an SCO, and when they were last used.
-type Known = (Rc<Vec<u32>>, u64);
+/// The name and the checksums of an SCO, and when they were last used.
+type Known = (Rc<Header>, u64);
+
+struct Header {
+    name: ObjectName,
+    checksums: Vec<u32>,
+}
 
 impl ScoHeaders {
     /// Clusters `offset .. offset + count` of an SCO, verified.
@@ -73,10 +78,10 @@ impl ScoHeaders {
         offset: u32,
         count: u32,
     ) -> Result<Bytes, VolumeError> {
-        let name = sco_name(sco.vdisk, sco.epoch, sco.number);
-        let checksums = self.checksums(backend, sco, &name).await?;
+        let header = self.header(backend, sco).await?;
+        let Header { name, checksums } = &*header;
         let length = u64::from(count) * CLUSTER_SIZE_BYTES;
-        let bytes = backend.get_range(&name, sco.cluster_offset_bytes(offset), length).await?;
+        let bytes = backend.get_range(name, sco.cluster_offset_bytes(offset), length).await?;
         if bytes.len() as u64 != length {
             let found = bytes.len();
             return Err(VolumeError::Damaged(format!(
@@ -96,23 +101,19 @@ impl ScoHeaders {
         Ok(bytes)
     }
 
-    async fn checksums(
-        &self,
-        backend: &dyn Backend,
-        sco: &ScoRef,
-        name: &ObjectName,
-    ) -> Result<Rc<Vec<u32>>, VolumeError> {
+    async fn header(&self, backend: &dyn Backend, sco: &ScoRef) -> Result<Rc<Header>, VolumeError> {
         let tick = self.tick.get() + 1;
         self.tick.set(tick);
-        if let Some((checksums, used)) = self.known.borrow_mut().get_mut(&sco.put) {
+        if let Some((header, used)) = self.known.borrow_mut().get_mut(&sco.put) {
             *used = tick;
-            return Ok(checksums.clone());
+            return Ok(header.clone());
         }
+        let name = sco_name(sco.vdisk, sco.epoch, sco.number);
         let length = sco::header_bytes(sco.cluster_count as usize) as u64;
-        let header = backend.get_range(name, 0, length).await?;
+        let header = backend.get_range(&name, 0, length).await?;
         let checksums = sco::decode_header(&header, sco)
             .map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))?;
-        let checksums = Rc::new(checksums);
+        let header = Rc::new(Header { name, checksums });
         let mut known = self.known.borrow_mut();
         if known.len() >= HEADERS_MAX {
             // The half that was not used for longest goes.
@@ -121,8 +122,8 @@ impl ScoHeaders {
             let median = *median;
             known.retain(|_, (_, used)| *used > median);
         }
-        known.insert(sco.put, (checksums.clone(), tick));
-        Ok(checksums)
+        known.insert(sco.put, (header.clone(), tick));
+        Ok(header)
     }
 }
 
