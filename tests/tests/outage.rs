@@ -124,6 +124,10 @@ fn a_vdisk_whose_data_cannot_leave_says_so() {
         let destaging = tokio::task::spawn_local(async move { destaging.destage().await });
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert!(matches!(vdisk.stats().state, VdiskState::Stalled(_)), "{:?}", vdisk.stats().state);
+        // What waits to leave, and what came since.
+        put(&vdisk, 1, 1).await;
+        put(&vdisk, 2, 1).await;
+        assert_eq!(vdisk.stats().buffered, ByteCount(3 * 4096));
         fault.set(None);
         destaging.await.unwrap().unwrap();
         assert_eq!(vdisk.stats().state, VdiskState::Ok);

@@ -304,6 +304,25 @@ mod tests {
         assert!(tree.root.is_none());
     }
 
+    /// A read takes each run at once.
+    #[test]
+    fn what_lies_together_is_found_together() {
+        use futures_util::FutureExt;
+        let mut tree = Tree::default();
+        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
+        let place = |sco, offset| Place { sco, offset };
+        tree.set(range(10, 5), Some(place(1, 100)));
+        tree.set(range(15, 5), Some(place(2, 105)));
+        let store = crate::MemoryPages::default();
+        let find = |start, count| tree.find(&store, range(start, count)).now_or_never().unwrap().unwrap();
+        assert_eq!(find(3, 100), (None, 7));
+        assert_eq!(find(10, 100), (Some(place(1, 100)), 5));
+        assert_eq!(find(12, 100), (Some(place(1, 102)), 3));
+        assert_eq!(find(12, 2), (Some(place(1, 102)), 2));
+        assert_eq!(find(15, 100), (Some(place(2, 105)), 5));
+        assert_eq!(find(20, 50), (None, 50));
+    }
+
     /// What a whole page says is forgotten without reading it.
     #[test]
     fn a_page_that_becomes_zeros_need_not_be_in_memory() {
