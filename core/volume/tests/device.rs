@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
+use bytes::Bytes;
 use ovs_volume::{FileDevice, LogDevice};
 use std::{fs, path::Path};
 
@@ -41,4 +42,27 @@ fn what_cannot_be_a_slot_is_refused() {
     fs::write(&file, "").unwrap();
     assert!(FileDevice::open(&file, 1, SLOT_BYTES).is_err());
     assert!(FileDevice::open(&file.join("below"), 1, SLOT_BYTES).is_err());
+}
+
+/// Parts are written one behind the other, whether they go as they are or are gathered.
+#[test]
+fn parts_of_a_write_keep_their_order() {
+    const PART_BYTES: usize = 64 << 10;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let device = FileDevice::open(folder.path(), 1, 1 << 20).unwrap();
+    let memory = Bytes::from(
+        (0..PART_BYTES * 3 / 4096).flat_map(|block| vec![block as u8 + 1; 4096]).collect::<Vec<_>>(),
+    );
+    let aligned = memory.as_ptr().align_offset(4096);
+    for start in [aligned, aligned + 1] {
+        let large = memory.slice(start..start + PART_BYTES);
+        let small = Bytes::from(vec![0xff; 4096]);
+        let parts = [&small, &large, &small, &small, &large, &large, &small].map(Bytes::clone);
+        runtime.block_on(async {
+            device.write(0, 4096, parts.to_vec()).await.unwrap();
+            let found = device.read(0, 4096, 3 * PART_BYTES + 4 * 4096).await.unwrap();
+            assert!(found == parts.concat(), "from {start}");
+        });
+    }
 }

@@ -1,6 +1,6 @@
 //! Buffered input.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::{
     io,
     pin::{Pin, pin},
@@ -69,6 +69,9 @@ impl Input {
     }
 }
 
+/// Large payloads begin at a multiple of this in memory, so that a device may take them as they are (direct I/O).
+const ALIGNMENT_BYTES: usize = 4096;
+
 /// A large payload on its way into its own memory, which grows into the pages that really arrive.
 pub(crate) struct Partial {
     buffer: BytesMut,
@@ -78,7 +81,10 @@ pub(crate) struct Partial {
 impl Partial {
     /// `length` bytes, begun with what `input` holds of them.
     pub(crate) fn begin(length: usize, input: &mut Input) -> Partial {
-        let mut buffer = BytesMut::with_capacity(length);
+        let mut buffer = BytesMut::with_capacity(length + ALIGNMENT_BYTES);
+        let unaligned = buffer.as_ptr().align_offset(ALIGNMENT_BYTES).min(ALIGNMENT_BYTES);
+        buffer.put_bytes(0, unaligned);
+        buffer.advance(unaligned);
         buffer.put_slice(input.take_up_to(length));
         let missing = length - buffer.len();
         Partial { buffer, missing }
@@ -97,5 +103,27 @@ impl Partial {
             }
         }
         Poll::Ready(Ok(std::mem::take(&mut self.buffer).freeze()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[test]
+    fn a_large_payload_begins_where_direct_io_may() {
+        let sent: Vec<u8> = (0..300_000u32).map(|number| number as u8).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut stream = &sent[..];
+            let mut input = Input::new();
+            poll_fn(|cx| input.poll_fill(&mut stream, cx)).await.unwrap();
+            input.consume(28);
+            let mut partial = Partial::begin(200_000, &mut input);
+            let payload = poll_fn(|cx| partial.poll_complete(&mut stream, cx)).await.unwrap();
+            assert!(payload == sent[28..200_028]);
+            assert!((payload.as_ptr() as usize).is_multiple_of(ALIGNMENT_BYTES));
+        });
     }
 }

@@ -6,11 +6,16 @@ use ovs_format::log::BLOCK_BYTES;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, IoSlice},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
+
+/// Smaller parts of a write are copied together.
+const PIECE_BYTES_MIN: usize = 64 << 10;
+/// Pieces of one system call: the kernel takes 1024.
+const PIECES_MAX: usize = 512;
 
 /// Slots of fixed size. Writes are whole blocks; nothing is stable before `sync` of the slot has returned `Ok`.
 pub trait LogDevice {
@@ -153,15 +158,34 @@ impl Shared {
         }
     }
 
+    /// Large parts that direct I/O can take as they are go as they are; the others are gathered.
     fn write(&self, slot: usize, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        let length = parts.iter().map(Bytes::len).sum();
-        let mut buffer = self.buffer(length);
+        let gathered = parts.iter().filter(|part| !is_taken_as_it_is(part)).map(Bytes::len).sum();
+        let mut buffer = self.buffer(gathered);
         let mut at = 0;
-        for part in parts {
+        for part in parts.iter().filter(|part| !is_taken_as_it_is(part)) {
             buffer.as_mut()[at..at + part.len()].copy_from_slice(part);
             at += part.len();
         }
-        let result = self.slots[slot].write_all_at(buffer.as_mut(), offset);
+        let mut rest = &buffer.as_mut()[..];
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len());
+        let mut run = 0;
+        for part in parts {
+            if !is_taken_as_it_is(part) {
+                run += part.len();
+                continue;
+            }
+            if run > 0 {
+                slices.push(IoSlice::new(rest.split_off(..run).unwrap_or_default()));
+                run = 0;
+            }
+            slices.push(IoSlice::new(part));
+        }
+        if run > 0 {
+            slices.push(IoSlice::new(rest));
+        }
+        let result = write_all_vectored_at(&self.slots[slot], &mut slices, offset);
+        drop(slices);
         self.keep(buffer);
         result
     }
@@ -205,6 +229,26 @@ impl LogDevice for FileDevice {
             shared.read(slot, offset, length)
         }))
     }
+}
+
+/// Is it worth a piece of its own, and does it begin and end where direct I/O may?
+fn is_taken_as_it_is(part: &Bytes) -> bool {
+    part.len() >= PIECE_BYTES_MIN
+        && part.len().is_multiple_of(BLOCK_BYTES)
+        && (part.as_ptr() as usize).is_multiple_of(BLOCK_BYTES)
+}
+
+fn write_all_vectored_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    while !slices.is_empty() {
+        let now = slices.len().min(PIECES_MAX);
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, &slices[..now], offset))?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut slices, written);
+        offset += written as u64;
+    }
+    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
