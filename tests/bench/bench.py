@@ -7,7 +7,9 @@ In every round each target has its turn with a fresh server process; odd rounds 
 that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are within a round. On a busy
 machine the server's CPU time per operation is the number to compare: it moves far less than IOPS do.
 
-Writes go to a thin disk made for the run (file and raw: preallocated, their best case); reads to 1 GiB written before.
+Writes go to a thin disk made for the run, or to a fresh clone of 1 GiB written before (file and raw: preallocated, their
+best case; qcow2 as it comes: a new image, or an overlay); reads to 1 GiB written before. Disk bytes per client byte: what the
+server's threads gave to block devices, with everything buffered sent on at the end.
 """
 
 import argparse
@@ -36,6 +38,13 @@ ROWS = {  # name: what it is, fio's options
                       ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--end_fsync=1"]),
     "write-4k-flush": ("4 KiB random writes, each with a flush",
                        ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"]),
+    "write-4k-clone": ("4 KiB random writes, 32 deep, to a fresh clone",
+                       ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--end_fsync=1"]),
+    "write-4k-flush32": ("4 KiB random writes, 32 deep, a flush every 32",
+                         ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=32"]),
+    "write-4k-16conn": ("16 connections, 4 KiB random writes, each with a flush",
+                        ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", "--numjobs=16", "--group_reporting"]),
+    "read-4k-qd1": ("4 KiB random reads, one at a time", ["--rw=randread", "--bs=4k", "--iodepth=1"]),
     "read-4k-qd32": ("4 KiB random reads, 32 deep", ["--rw=randread", "--bs=4k", "--iodepth=32"]),
     "write-1m": ("1 MiB sequential writes, 4 deep, one flush at the end", ["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"]),
     "read-1m": ("1 MiB sequential reads, 4 deep", ["--rw=read", "--bs=1M", "--iodepth=4"]),
@@ -116,22 +125,33 @@ class QemuRaw(Target):
 
 
 class QemuThin(Target):
-    title = "qemu-nbd qcow2, thin"
+    title = "qemu-nbd qcow2"
+
+    def filled(self):
+        """An image with the raw file's data, made once."""
+        image = self.folder / "filled.qcow2"
+        if not image.exists():
+            part = self.folder / "filled.part"
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", part, DISK)
+            run("qemu-img", "convert", "-n", "-S", "0", "-f", "raw", "-O", "qcow2", "-t", "none", "-T", "none", self.raw_file(), part,
+                timeout=300)
+            part.rename(image)
+        return image
 
     def open(self, row):
-        image = self.folder / ("filled.qcow2" if row.startswith("read") else "thin.qcow2")
-        if not image.exists() or not row.startswith("read"):
+        if row.startswith("read"):
+            image = self.filled()
+        else:
+            image = self.folder / "thin.qcow2"
             image.unlink(missing_ok=True)
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", image, DISK)
-            if row.startswith("read"):
-                run("qemu-img", "convert", "-n", "-S", "0", "-f", "raw", "-O", "qcow2", "-t", "none", "-T", "none", self.raw_file(),
-                    image, timeout=300)
+            overlay = ["-b", self.filled(), "-F", "qcow2"] if row == "write-4k-clone" else []
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", *overlay, image, DISK)
         return self.server("qemu-nbd", "-f", "qcow2", "-k", self.socket, "-t", "-e", "16", "--discard=unmap", "--cache=none",
                            "--aio=io_uring", image)
 
 
 class Ovs(Target):
-    title = "**ovs**, thin"
+    title = "**ovs**"
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -154,7 +174,11 @@ class Ovs(Target):
         else:
             self.count += 1
             name = f"thin-{self.count}"
-            self.stack.create(name, str(DISK))
+            if row == "write-4k-clone":
+                self.stack.ovs("vdisk", "clone", "default/filled", f"default/{name}")
+            else:
+                self.stack.create(name, str(DISK))
+        self.name = name
         time.sleep(0.2)
         try:
             yield ["--ioengine=nbd", f"--uri={self.stack.uri(name)}"], self.stack.ovsd.pid
@@ -163,6 +187,10 @@ class Ovs(Target):
                 wait_until("nobody is attached", lambda: self.stack.show(name)["attachment_count"] == 0, 30)
                 self.stack.rpc("DELETE", f"/v1/vdisks/default:{name}?purge=true")
             self.stack.ovsd.stop()
+
+    def send_on(self):
+        """Waits until nothing is in the write buffer only."""
+        wait_until("everything has left", lambda: self.stack.show(self.name)["buffered_bytes"] == 0, 60)
 
     def close(self):
         if self.stack:
@@ -178,24 +206,44 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def written_bytes(pid):
+    """What the process has given to block devices."""
+    with open(f"/proc/{pid}/io") as counters:
+        return int(dict(line.split(": ") for line in counters)["write_bytes"])
+
+
+def memory_bytes(pid):
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
+
+
 def measure(target, row, seconds):
     with target.open(row) as (where, pid):
-        before = cpu_seconds(pid) if pid else 0
+        before, written = (cpu_seconds(pid), written_bytes(pid)) if pid else (0, 0)
         done = run("fio", "--name=job", f"--size={WORKING_SET}", "--randrepeat=0", "--norandommap", "--thread", "--output-format=json",
                    "--time_based", f"--runtime={seconds}", *where, *ROWS[row][1], timeout=seconds + 120)
-        used = cpu_seconds(pid) - before if pid else None
+        used, memory = (cpu_seconds(pid) - before, memory_bytes(pid)) if pid else (None, None)
+        if pid and row.startswith("write"):
+            getattr(target, "send_on", lambda: None)()
+            written = written_bytes(pid) - written
+        else:
+            written = None
     job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
     assert job["error"] == 0, done.stdout
     side = job["read" if row.startswith("read") else "write"]
     latency = side["clat_ns"]["percentile"]
-    sync = job.get("sync", {}).get("lat_ns", {}).get("percentile", {}) if row == "write-4k-flush" else {}
-    took = job["job_runtime"] / 1000  # with the last flush in it
+    has_flushes = row in ("write-4k-flush", "write-4k-16conn")
+    sync = job.get("sync", {}).get("lat_ns", {}).get("percentile", {}) if has_flushes else {}
+    # With the last flush in it; of several jobs it is the sum.
+    took = job["job_runtime"] / 1000 / (16 if row == "write-4k-16conn" else 1)
     return {
         "iops": side["total_ios"] / took,
         "mb_s": side["io_bytes"] / took / 1e6,
         "p50_us": (latency["50.000000"] + sync.get("50.000000", 0)) / 1000,
         "p99_us": (latency["99.000000"] + sync.get("99.000000", 0)) / 1000,
         "cpu_us": None if used is None else used * 1e6 / max(1, side["total_ios"]),
+        "disk_bytes": None if written is None else written / max(1, side["io_bytes"]),
+        "memory_mib": None if memory is None else memory / MIB,
     }
 
 
@@ -211,15 +259,22 @@ def table(results, rows, targets):
     lines = []
     for row in rows:
         is_large = row.endswith("1m")
-        lines += [f"### {ROWS[row][0]}", "", f"| | {'MB/s' if is_large else 'IOPS'} | of the file's | p50 µs | p99 µs | server CPU µs per op |", "|---|---|---|---|---|---|"]
+        heads = ["", "MB/s" if is_large else "IOPS", "of the file's", "of qemu-nbd raw's", "p50 µs", "p99 µs", "server CPU µs per op"]
+        heads += ["disk bytes per client byte"] if row.startswith("write") else []
+        heads += ["memory MiB"]
+        lines += [f"### {ROWS[row][0]}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name in targets:
             found = results[row].get(name, [])
             if not found:
                 continue
-            ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get("file", []))]
-            cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found]),
-                     f"{statistics.median(ratios):.2f}" if ratios else "-", spread([one["p50_us"] for one in found]),
-                     spread([one["p99_us"] for one in found]), spread([one["cpu_us"] for one in found], 1)]
+            cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found])]
+            for base in ("file", "qemu-nbd-raw"):
+                ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get(base, []))]
+                cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+            cells += [spread([one["p50_us"] for one in found]), spread([one["p99_us"] for one in found]),
+                      spread([one["cpu_us"] for one in found], 1)]
+            cells += [spread([one["disk_bytes"] for one in found], 2)] if row.startswith("write") else []
+            cells.append(spread([one["memory_mib"] for one in found]))
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
