@@ -113,6 +113,25 @@ fn what_is_being_moved_stays_in_memory() {
     });
 }
 
+/// Nor when it is written where it goes and not stable there.
+#[test]
+fn what_was_moved_stays_in_memory_until_it_is_stable() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 256, 2).await.0;
+        let mut records = write(&log, 0..2).await;
+        log.sync().await.unwrap();
+        let stable = log.state.synced_lsn.get();
+        records[0].promised_blocks.set(log.room(1, RoomFor::Move).unwrap().take());
+        log.state.pending.borrow_mut().push_back(records[0].clone());
+        log.state.work.notify_one();
+        until(|| records[0].lsn() == stable).await;
+        records.extend(write(&log, 2..4).await);
+        log.state.evict();
+        assert_eq!(resident(&records), [0, 2, 3]);
+    });
+}
+
 /// Who asked for room and then wrote nothing leaves it to others.
 #[test]
 fn room_that_was_not_used_is_given_back() {
