@@ -37,7 +37,7 @@ use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use disk::OsDisk;
 use futures_util::future::{LocalBoxFuture, ready};
-use open_files::OpenFiles;
+use open_files::{Closing, OpenFiles};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -120,8 +120,16 @@ impl Backend for DirBackend {
     ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
         Box::pin(async move {
-            let of = name.clone();
-            self.run("put", of.as_str(), move |store| store.put(&name, &parts, urgency)).await
+            let (of, files) = (name.clone(), Arc::clone(&self.files));
+            self.run("put", of.as_str(), move |store| {
+                let put = store.put(&name, &parts, urgency);
+                if put.is_err() {
+                    // It may have been there for a while.
+                    drop(files.forget(&name));
+                }
+                put
+            })
+            .await
         })
     }
 
@@ -146,18 +154,18 @@ impl Backend for DirBackend {
                 let bytes = store.read_object(&name, &file, offset, length)?;
                 Ok((file, bytes))
             });
-            match (read.await, since) {
-                (Ok((file, bytes)), Some(since)) => {
-                    self.files.keep(of, file, since);
-                    Ok(bytes)
+            let answer = read.await;
+            let closing = match (&answer, since) {
+                // What ends early is not known to be all of it: the next read looks again.
+                (Ok((file, bytes)), Some(since)) if bytes.len() as u64 == length => {
+                    self.files.keep(of, Arc::clone(file), since)
                 }
-                (Ok((_, bytes)), None) => Ok(bytes),
-                (Err(error), _) => {
-                    // The next attempt opens it again: of a network file system the file may have become stale.
-                    self.files.forget(&of);
-                    Err(error)
-                }
-            }
+                (Ok((_, bytes)), _) if bytes.len() as u64 == length => Closing::default(),
+                // Of a network file system the file may have become stale.
+                _ => self.files.forget(&of),
+            };
+            close(closing);
+            answer.map(|(_, bytes)| bytes)
         })
     }
 
@@ -188,15 +196,24 @@ impl Backend for DirBackend {
     fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
         Box::pin(async move {
-            let of = name.clone();
-            let deleted = self.run("delete", of.as_str(), move |store| store.delete(&name)).await;
-            self.files.forget(&of);
-            deleted
+            let (of, files) = (name.clone(), Arc::clone(&self.files));
+            self.run("delete", of.as_str(), move |store| {
+                let deleted = store.delete(&name);
+                drop(files.forget(&name));
+                deleted
+            })
+            .await
         })
     }
 
     fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
         Box::pin(self.run("capacity", "", |store| store.capacity().map(Some)))
+    }
+}
+
+fn close(closing: Closing) {
+    if !closing.is_empty() {
+        drop(tokio::task::spawn_blocking(move || drop(closing)));
     }
 }
 

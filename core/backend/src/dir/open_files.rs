@@ -5,13 +5,7 @@
 //! not say whether the object is there: [`crate::Backend::get`] asks the folder for that.
 
 use super::store::lock;
-use crate::{
-    ObjectName,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use crate::{ObjectName, sync::Mutex};
 use bytes::Bytes;
 use rustix::{
     io::{Errno, ReadWriteFlags},
@@ -23,10 +17,13 @@ use std::{
     io::{self, IoSliceMut},
     os::unix::fs::FileExt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
-/// Files kept open at most; no more than a quarter of what the process may have.
+/// Files kept open at most, of all backends of the process; no more than a quarter of what it may have.
 const FILES_MAX: u64 = 8192;
 /// Larger reads go to another thread: the copy alone is worth it.
 const AT_ONCE_BYTES_MAX: u64 = 64 << 10;
@@ -63,8 +60,8 @@ impl OpenFile {
     /// The same without a wait, `None` if that cannot be.
     fn read_at_once(&self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
         let length = length.min(self.length.saturating_sub(offset));
-        if length > AT_ONCE_BYTES_MAX {
-            return Ok(None);
+        if length == 0 || length > AT_ONCE_BYTES_MAX {
+            return Ok((length == 0).then(Bytes::new));
         }
         let mut bytes = vec![0; length as usize];
         let read = rustix::io::preadv2(
@@ -77,10 +74,34 @@ impl OpenFile {
     }
 }
 
+/// How many files are kept, by all that share the count.
+type Count = Arc<AtomicUsize>;
+
+/// All backends of the process.
+static OF_PROCESS: LazyLock<Count> = LazyLock::new(Count::default);
+
+/// One of those files.
+#[derive(Debug)]
+struct Kept(Count);
+
+impl Kept {
+    fn new(count: &Count) -> Kept {
+        count.fetch_add(1, Ordering::Relaxed);
+        Kept(Arc::clone(count))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
     known: Mutex<Known>,
+    kept: Count,
     files_max: usize,
     /// This file system cannot say whether it would wait.
     always_waits: AtomicBool,
@@ -88,11 +109,29 @@ pub(super) struct OpenFiles {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// With when it was last read.
-    files: HashMap<ObjectName, (Arc<OpenFile>, u64)>,
+    files: HashMap<ObjectName, KnownFile>,
     reads: u64,
     /// Names forgotten so far.
     forgotten: u64,
+}
+
+#[derive(Debug)]
+struct KnownFile {
+    file: Arc<OpenFile>,
+    /// When it was last read.
+    used: u64,
+    _kept: Kept,
+}
+
+/// Files that are not kept any more. Their last close frees what a deleted object had: not for a thread that serves reads.
+#[must_use = "to be dropped where waiting is allowed"]
+#[derive(Debug, Default)]
+pub(super) struct Closing(Vec<KnownFile>);
+
+impl Closing {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// When a file was looked for: it is not kept if any name has been forgotten since.
@@ -102,11 +141,11 @@ pub(super) struct Since(u64);
 impl OpenFiles {
     pub(super) fn new() -> OpenFiles {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        OpenFiles::with_room_for((allowed / 4).clamp(16, FILES_MAX) as usize)
+        OpenFiles::with_room_for((allowed / 4).clamp(16, FILES_MAX) as usize, Arc::clone(&OF_PROCESS))
     }
 
-    pub(super) fn with_room_for(files_max: usize) -> OpenFiles {
-        OpenFiles { known: Mutex::default(), files_max, always_waits: AtomicBool::new(false) }
+    pub(super) fn with_room_for(files_max: usize, kept: Count) -> OpenFiles {
+        OpenFiles { known: Mutex::default(), kept, files_max, always_waits: AtomicBool::new(false) }
     }
 
     /// The object's file, if it is open.
@@ -116,9 +155,9 @@ impl OpenFiles {
         let now = known.reads;
         let forgotten = known.forgotten;
         match known.files.get_mut(name) {
-            Some((file, used)) => {
-                *used = now;
-                Ok(Arc::clone(file))
+            Some(known) => {
+                known.used = now;
+                Ok(Arc::clone(&known.file))
             }
             None => Err(Since(forgotten)),
         }
@@ -142,27 +181,32 @@ impl OpenFiles {
         }
     }
 
-    pub(super) fn keep(&self, name: ObjectName, file: Arc<OpenFile>, since: Since) {
+    pub(super) fn keep(&self, name: ObjectName, file: Arc<OpenFile>, since: Since) -> Closing {
         let mut known = lock(&self.known);
         if known.forgotten != since.0 {
-            return;
+            return Closing::default();
         }
-        if known.files.len() >= self.files_max {
-            // The half that was not read for longest goes.
-            let mut used: Vec<u64> = known.files.values().map(|(_, used)| *used).collect();
+        let mut closing = Closing::default();
+        if self.kept.load(Ordering::Relaxed) >= self.files_max && !known.files.is_empty() {
+            // The half of ours that was not read for longest goes.
+            let mut used: Vec<u64> = known.files.values().map(|known| known.used).collect();
             let middle = used.len() / 2;
             let median = *used.select_nth_unstable(middle).1;
-            known.files.retain(|_, (_, used)| *used > median);
+            closing.0.extend(known.files.extract_if(|_, known| known.used <= median).map(|(_, file)| file));
         }
-        let now = known.reads;
-        known.files.insert(name, (file, now));
+        if self.kept.load(Ordering::Relaxed) < self.files_max + closing.0.len() {
+            let (used, _kept) = (known.reads, Kept::new(&self.kept));
+            let replaced = known.files.insert(name, KnownFile { file, used, _kept });
+            closing.0.extend(replaced);
+        }
+        closing
     }
 
     /// The name goes, or what is behind it did not read well.
-    pub(super) fn forget(&self, name: &ObjectName) {
+    pub(super) fn forget(&self, name: &ObjectName) -> Closing {
         let mut known = lock(&self.known);
         known.forgotten += 1;
-        known.files.remove(name);
+        Closing(known.files.remove(name).into_iter().collect())
     }
 
     #[cfg(test)]

@@ -86,7 +86,7 @@ impl Log {
             // At worst a slot's last blocks are lost to a batch that did not fit.
             let usable_blocks = usable_slots * (slot_blocks - 1 - slot_blocks / 16);
             // Below the reserve nobody else begins a slot, and what is left of the one begun is for whom it is kept.
-            let is_kept = free_slots < reserve && whom != RoomFor::Move;
+            let is_kept = free_slots < reserve && whom != RoomFor::Move && state.good_slots() > reserve;
             let left = if is_kept { 0 } else { self.current_blocks_left() };
             state.promised_blocks.get() + blocks <= usable_blocks + left
         };

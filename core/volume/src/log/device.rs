@@ -25,7 +25,7 @@ pub trait LogDevice {
     /// Bytes of each, a multiple of 4096.
     fn slot_bytes(&self) -> u64;
 
-    /// Writes the parts one after the other; their total is whole blocks. When this returns the kernel has them.
+    /// Writes the parts one after the other, each of them whole blocks. When this returns the kernel has them.
     fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>>;
 
     /// Everything written to the slot before is on stable storage when this returns `Ok`. After an error nothing is
@@ -160,6 +160,10 @@ impl Shared {
 
     /// Large parts that direct I/O can take as they are go as they are; the others are gathered.
     fn write(&self, slot: usize, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        debug_assert!(
+            parts.iter().all(|part| part.len().is_multiple_of(BLOCK_BYTES)),
+            "parts are whole blocks"
+        );
         let gathered = parts.iter().filter(|part| !is_taken_as_it_is(part)).map(Bytes::len).sum();
         let mut buffer = self.buffer(gathered);
         let mut at = 0;

@@ -78,6 +78,8 @@ pub(crate) struct State {
     voids: RefCell<Vec<VoidRange>>,
     /// Grows when a retirement begins and when all of it is written again: odd while one is under way.
     retirements: Cell<u64>,
+    /// Slots that this process does not use because of what a replay found in them.
+    evidence_slots: Cell<usize>,
 
     pending: RefCell<VecDeque<Rc<Record>>>,
     /// Written and not stable, in the order of the log. What was overwritten meanwhile is kept as well: what took its
@@ -128,6 +130,12 @@ pub(crate) struct LogStats {
 }
 
 impl State {
+    /// Slots that can be used in this life.
+    fn good_slots(&self) -> usize {
+        let bad = self.evidence_slots.get() + self.retirements.get() as usize / 2;
+        self.device.slot_count().saturating_sub(bad)
+    }
+
     /// Lets whoever waits for room look again.
     pub(crate) fn wake_waiting(&self) {
         self.space.notify_waiters();

@@ -31,6 +31,8 @@ pub(crate) struct Replay {
     pub(crate) damage: Vec<(Option<VdiskId>, String)>,
     /// Batches that do not count and that nothing would tell from good ones later: slots and offsets.
     dropped: Vec<(usize, u64)>,
+    /// Where the log ends.
+    end_lsn: u64,
 }
 
 /// A good batch on the device.
@@ -44,6 +46,8 @@ struct FoundBatch {
 /// A hole in the sequence of batches of a segment.
 struct Gap {
     lsn: u64,
+    /// The number of the next batch: several may be missing where a header is lost.
+    next_lsn: u64,
     offset: u64,
     /// The vDisks of its records, if its header could be read.
     vdisks: Option<BTreeSet<VdiskId>>,
@@ -113,21 +117,24 @@ impl Log {
         let end_lsn = segments
             .iter()
             .flat_map(|s| &s.gaps)
-            .map(|gap| gap.lsn)
-            .filter(|lsn| *lsn >= attested && !is_void(*lsn))
+            .filter_map(|gap| (gap.lsn.max(attested)..gap.next_lsn).find(|lsn| !is_void(*lsn)))
             .min()
             .filter(|_| !planted("replay: it does not stop at a hole"))
             .unwrap_or(u64::MAX);
-        let holes: Vec<u64> = segments.iter().flat_map(|s| &s.gaps).map(|gap| gap.lsn).collect();
+        let holes: Vec<_> =
+            segments.iter().flat_map(|s| &s.gaps).map(|gap| (gap.lsn, gap.next_lsn)).collect();
         // What is void was written again in its order, or the log ended there. Behind a hole in it the old copies would
         // be a later write without an earlier one. A segment begun after the hole knows of it and is not meant.
         let is_behind_a_hole = |lsn: u64, known: &[VoidRange]| {
             voids.iter().filter(|void| contains(void, lsn)).any(|void| {
-                let unknown = |hole: &u64| !known.iter().any(|known| contains(known, *hole));
-                holes.iter().any(|hole| *hole < lsn && contains(void, *hole) && unknown(hole))
+                let is_unknown = |hole: u64| !known.iter().any(|known| contains(known, hole));
+                holes.iter().any(|(from, to)| {
+                    (void.from_lsn.max(*from)..void.to_lsn.min(*to).min(lsn)).any(is_unknown)
+                })
             })
         };
-        let mut replay = Replay { records: BTreeMap::new(), damage: Vec::new(), dropped: Vec::new() };
+        let mut replay =
+            Replay { records: BTreeMap::new(), damage: Vec::new(), dropped: Vec::new(), end_lsn };
         // A number that is void never means anything again.
         let mut next_lsn = voids.iter().map(|void| void.to_lsn).max().unwrap_or(0).max(attested);
         let mut open_end = None;
@@ -146,10 +153,12 @@ impl Log {
             });
             state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
             for gap in &found.gaps {
-                let is_damage = gap.lsn < attested && gap.lsn >= floor && !is_void(gap.lsn);
+                let is_damage = (gap.lsn.max(floor)..gap.next_lsn.min(attested)).any(|lsn| !is_void(lsn));
                 if is_damage && !planted("replay: damage that is vouched for is taken for the end") {
                     // Kept as evidence.
-                    segment.retired.set(true);
+                    if !segment.retired.replace(true) {
+                        state.evidence_slots.set(state.evidence_slots.get() + 1);
+                    }
                     let text = format!(
                         "slot {} of the write buffer at {}: batch {} is bad",
                         found.slot, gap.offset, gap.lsn
@@ -272,7 +281,9 @@ impl Unproven {
         let is_used = |batch: &&UnprovenBatch| batch.is_void && newest.contains(&batch.lsn);
         // Of what is void only records matter that are nowhere else, and all before them: behind a hole they would not count.
         let last_used = self.batches.iter().filter(is_used).map(|batch| batch.lsn).max();
-        let is_needed = |batch: &&UnprovenBatch| !batch.is_void || Some(batch.lsn) <= last_used;
+        let is_needed = |batch: &&UnprovenBatch| {
+            batch.lsn < replay.end_lsn && (!batch.is_void || Some(batch.lsn) <= last_used)
+        };
         for batch in self.batches.iter().filter(is_needed) {
             let UnprovenBatch { slot, generation, lsn, offset, end, .. } = *batch;
             let mut window = Window::new(device, slot);
@@ -473,12 +484,16 @@ async fn scan(
                 (lsn, offset) = (batch.header.lsn + 1, batch.end);
                 batches.push(batch);
             }
-            Found::Bad(vdisks) => {
-                gaps.push(Gap { lsn, offset, vdisks });
-                let Some((ahead, next_lsn)) = window.next_batch(offset, segment.generation, lsn).await?
-                else {
-                    break;
-                };
+            Found::BadPayload(vdisks, end) => {
+                gaps.push(Gap { lsn, next_lsn: lsn + 1, offset, vdisks: Some(vdisks) });
+                (lsn, offset) = (lsn + 1, end);
+            }
+            Found::Bad => {
+                let ahead = window.next_batch(offset, segment.generation, lsn).await?;
+                // Where the segment ends with it, nobody knows how many it had.
+                let next_lsn = ahead.map_or(lsn + 1, |(_, next_lsn)| next_lsn);
+                gaps.push(Gap { lsn, next_lsn, offset, vdisks: None });
+                let Some((ahead, next_lsn)) = ahead else { break };
                 (offset, lsn) = (ahead, next_lsn);
             }
         }
@@ -488,8 +503,10 @@ async fn scan(
 
 enum Found {
     Good(FoundBatch),
-    /// With the vDisks of its records, if its header is good.
-    Bad(Option<BTreeSet<VdiskId>>),
+    /// The vDisks of its records, and where it ends.
+    BadPayload(BTreeSet<VdiskId>, u64),
+    /// Not even a header.
+    Bad,
 }
 
 async fn read_batch(
@@ -500,7 +517,7 @@ async fn read_batch(
 ) -> Result<Found, VolumeError> {
     let header = match window.header(offset).await? {
         Some(Ok(header)) if header.generation == generation && header.lsn == lsn => header,
-        _ => return Ok(Found::Bad(None)),
+        _ => return Ok(Found::Bad),
     };
     let header_bytes = BatchHeader::encoded_bytes(header.records.len(), header.payload_clusters());
     let payload_offset = offset + header_bytes as u64;
@@ -517,12 +534,11 @@ async fn read_batch(
                 .zip(checksums)
                 .all(|(cluster, sum)| ovs_format::checksum(cluster) == *sum)
     });
-    if is_good {
-        let end = payload_offset + length as u64;
-        Ok(Found::Good(FoundBatch { header, offset, payload_offset, end }))
-    } else {
-        Ok(Found::Bad(Some(header.records.iter().map(|record| record.vdisk).collect())))
-    }
+    let end = payload_offset + length as u64;
+    Ok(match is_good {
+        true => Found::Good(FoundBatch { header, offset, payload_offset, end }),
+        false => Found::BadPayload(header.records.iter().map(|record| record.vdisk).collect(), end),
+    })
 }
 
 /// Reads a slot in large pieces.
@@ -622,6 +638,7 @@ fn empty_state(
         synced_order: Cell::new(0),
         voids: RefCell::new(voids),
         retirements: Cell::new(0),
+        evidence_slots: Cell::new(0),
         pending: RefCell::new(VecDeque::new()),
         unsynced: RefCell::new(VecDeque::new()),
         unsynced_bytes: Cell::new(0),

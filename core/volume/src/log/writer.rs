@@ -17,6 +17,8 @@ use std::{
 
 /// So many segments may fail one after the other before the log gives up.
 const FAILURES_MAX: usize = 3;
+/// So many records without data have their headers in one block.
+const RECORDS_PER_HEADER_BLOCK: usize = 64;
 /// The queue of payloads in memory is not looked through below this.
 const RESIDENT_MIN: usize = 1024;
 
@@ -105,9 +107,11 @@ impl Log {
         let mut clusters = 0;
         let clusters_max =
             BATCH_CLUSTERS_MAX.min((self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16) as usize);
+        // Headers are bounded like payloads.
+        let records_max = BATCH_RECORDS_MAX.min(clusters_max * RECORDS_PER_HEADER_BLOCK);
         while let Some(record) = pending.front() {
             clusters += record.data_clusters();
-            let full = batch.len() == BATCH_RECORDS_MAX || (clusters > clusters_max && !batch.is_empty());
+            let full = batch.len() == records_max || (clusters > clusters_max && !batch.is_empty());
             if full {
                 break;
             }
@@ -425,7 +429,7 @@ impl Log {
         }
         state.retirements.set(state.retirements.get() + 1);
         // Each took a slot for as long as this process lives. Writes would wait for room that can never come.
-        let slots_left = state.device.slot_count().saturating_sub(state.retirements.get() as usize / 2);
+        let slots_left = state.good_slots();
         if slots_left <= RESERVE_WRITES + 2 {
             self.go_offline(format!("only {slots_left} of its slots have not failed"));
         }
