@@ -9,8 +9,8 @@ use ovs_tests::MemoryDevice;
 use ovs_tests::host::{Host, byte_of, create, put, run_paused};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId};
 use ovs_volume::{
-    Engine, EngineConfig, Entry, MemoryRegistry, Registry, Revision, Transaction, Vdisk, VdiskState,
-    VolumeError,
+    CreateVdisk, Engine, EngineConfig, Entry, MemoryRegistry, OnFull, Registry, Revision, Transaction, Vdisk,
+    VdiskState, VolumeError,
 };
 use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
@@ -156,6 +156,60 @@ fn a_map_copy_that_failed_is_made_later() {
             }
         }
         assert!(!host.backend.list(&prefix, None, 1).await.unwrap().is_empty());
+    });
+}
+
+/// How much of the journal is without a copy is found out anew by each start.
+#[test]
+fn a_map_copy_is_due_by_what_earlier_processes_put_in_the_journal() {
+    run_paused(async {
+        let (host, _) = new_host(String::new());
+        let vdisk = create(&host.start().await, FIRST, SIZE).await;
+        let destage = async |vdisk: &Vdisk, number| {
+            put(vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        for number in 0..12 {
+            destage(&vdisk, number).await;
+        }
+        drop(vdisk);
+        let prefix = format!("v/{}/c/", FIRST.0.simple());
+        let has_copy = async || !host.backend.list(&prefix, None, 1).await.unwrap().is_empty();
+        for (objects, is_due) in [(40, false), (10, true)] {
+            let copy_map_after = objects * (64 << 10);
+            let config = EngineConfig { copy_map_after, checkpoint_every: 1, ..host.config.clone() };
+            let vdisk = open(&Host { config, ..host.clone() }.start().await).await;
+            destage(&vdisk, 20).await;
+            assert_eq!(has_copy().await, is_due, "due after {objects} objects");
+        }
+    });
+}
+
+/// Who would rather have an error than wait has one only when nothing moves.
+#[test]
+fn a_full_buffer_that_drains_is_no_reason_to_refuse() {
+    run_paused(async {
+        let (host, fault) = new_host(String::new());
+        let engine = host.start().await;
+        let (vpool, size, properties) = (Host::POOL, ByteCount(64 << 20), "{}".into());
+        let on_full = OnFull::NoSpace;
+        let request = CreateVdisk { id: FIRST, vpool, size, properties, base: None, on_full };
+        let vdisk = engine.create_vdisk(request).await.unwrap();
+        fault.set(Some(|| Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(900))))));
+        for number in 0..2000 {
+            put(&vdisk, number, 1).await;
+        }
+        fault.set(Some(|| Fault::ErrorBefore));
+        let mut refused = None;
+        for number in 2000..4000 {
+            let write = vdisk.write(ByteOffset(number * 4096), vec![1; 4096].into(), false).await;
+            refused = write.err();
+            if refused.is_some() {
+                break;
+            }
+        }
+        assert!(matches!(refused, Some(VolumeError::NoSpace(_))), "{refused:?}");
     });
 }
 
