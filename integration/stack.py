@@ -299,7 +299,7 @@ class Strace:
     def __init__(self, program, inject, paths, log):
         self.program, self.log = program, pathlib.Path(log)
         self.argv = ["strace", "-f", "-y", "-qq", "-o", self.log, "-p", program.pid,
-                     "-e", "trace=" + inject.partition(":")[0] + ",fsync,fdatasync,pwrite64", "-e", f"inject={inject}"]
+                     "-e", "trace=" + inject.partition(":")[0] + ",fsync,fdatasync,pwrite64,pwritev", "-e", f"inject={inject}"]
         self.argv += [word for path in paths for word in ("-P", path)]
 
     def __enter__(self):

@@ -298,7 +298,7 @@ def small(make_stack):
     return stack
 
 
-@pytest.mark.parametrize("call,when", [("fdatasync,fsync", 1), ("fdatasync,fsync", 4), ("pwrite64", 1), ("pwrite64", 5)])
+@pytest.mark.parametrize("call,when", [("fdatasync,fsync", 1), ("fdatasync,fsync", 4), ("pwritev", 1), ("pwritev", 5)])
 def test_one_refusal_of_the_disk(small, call, when):
     """Nobody notices: the segment is given up, what was not stable in it is written to another, and only then is a flush answered.
     Then a kill. (A second sync would return success and mean nothing: the kernel has dropped the pages by then.)"""
@@ -442,8 +442,8 @@ def test_no_sync_at_all_works(small):
         after.flush()
 
 
-REFUSED_CALLS = ("fdatasync,fsync", "fdatasync", "fsync", "pwrite64", "rename,renameat,renameat2,link,linkat", "unlink,unlinkat",
-                 "fdatasync,fsync,pwrite64")
+REFUSED_CALLS = ("fdatasync,fsync", "fdatasync", "fsync", "pwrite64,pwritev", "rename,renameat,renameat2,link,linkat", "unlink,unlinkat",
+                 "fdatasync,fsync,pwrite64,pwritev")
 
 
 def change_something(small, blocks, chance, made):
