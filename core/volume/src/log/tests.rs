@@ -1,5 +1,7 @@
 //! The log by itself, on a device of twelve slots.
 
+mod refusals;
+
 use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
@@ -264,7 +266,7 @@ fn what_a_replay_dropped_stays_dropped() {
         log.state.device.write(begun.slot, 0, vec![encode_wiped(5).into()]).await.unwrap();
         let (slot, generation) = (begun.slot, begun.generation);
         drop((log, replay, begun));
-        let (log, device, replay) = open_watched(&directory, 16).await;
+        let (log, device, replay) = refusals::open_watched(&directory, 16).await;
         assert_eq!(replay.damage, []);
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
         // Nothing of it is mistaken for what that segment had, and what was wiped is so for good.
@@ -272,118 +274,6 @@ fn what_a_replay_dropped_stays_dropped() {
         for wiped in (1..5).chain([slot]) {
             let asked = device.asked.borrow().iter().filter(|asked| **asked == wiped).count();
             assert!(asked >= 2, "slot {wiped} was written and synced: {:?}", device.asked.borrow());
-        }
-    });
-}
-
-/// A device whose next sync of one slot fails, and of which slots it was asked anything.
-struct Refusing {
-    inner: FileDevice,
-    refused: Cell<Option<usize>>,
-    asked: RefCell<Vec<usize>>,
-}
-
-impl LogDevice for Refusing {
-    fn slot_count(&self) -> usize {
-        self.inner.slot_count()
-    }
-
-    fn slot_bytes(&self) -> u64 {
-        self.inner.slot_bytes()
-    }
-
-    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
-        self.asked.borrow_mut().push(slot);
-        self.inner.write(slot, offset, parts)
-    }
-
-    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
-        self.asked.borrow_mut().push(slot);
-        if self.refused.get() == Some(slot) {
-            self.refused.take();
-            return Box::pin(async { Err(io::Error::other("refused")) });
-        }
-        self.inner.sync(slot)
-    }
-
-    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
-        self.inner.read(slot, offset, length)
-    }
-}
-
-async fn open_watched(directory: &tempfile::TempDir, slot_blocks: u64) -> (Log, Rc<Refusing>, Replay) {
-    let inner = FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64).unwrap();
-    let device = Rc::new(Refusing { inner, refused: Cell::new(None), asked: RefCell::default() });
-    let (log, replay) = Log::open(device.clone(), Uuid::from_u128(1), 0).await.unwrap();
-    (log, device, replay)
-}
-
-/// The loop that syncs comes first to a segment that has just begun, and is refused: the writer does not ask again.
-#[test]
-fn a_segment_whose_sync_failed_is_not_begun() {
-    run(async {
-        let directory = tempfile::tempdir().unwrap();
-        let (log, device, _) = open_watched(&directory, 16).await;
-        // Seven batches go into a slot.
-        write(&log, 0..7).await;
-        let next = log.state.free.borrow()[0].slot;
-        device.refused.set(Some(next));
-        let turn = log.state.sync_turn.lock().await;
-        let syncing = tokio::task::spawn_local({
-            let log = log.clone();
-            async move { log.sync().await }
-        });
-        tokio::task::yield_now().await;
-        tokio::task::yield_now().await;
-        let writing = tokio::task::spawn_local({
-            let log = log.clone();
-            async move { write(&log, 7..8).await }
-        });
-        until(|| device.asked.borrow().contains(&next)).await;
-        drop(turn);
-        let records = writing.await.unwrap();
-        syncing.await.unwrap().unwrap();
-        let asked = device.asked.borrow();
-        assert_eq!(
-            asked.iter().filter(|slot| **slot == next).count(),
-            2,
-            "its header and one sync: {asked:?}"
-        );
-        assert_ne!(records[0].place.borrow().as_ref().unwrap().segment.slot, next);
-    });
-}
-
-/// A move waits for its turn while a sync fails: what has been written again by then is not written once more, and needs
-/// its payload in memory no longer.
-#[test]
-fn what_was_written_again_is_not_moved_as_well() {
-    run(async {
-        let directory = tempfile::tempdir().unwrap();
-        let (log, device, _) = open_watched(&directory, 32).await;
-        // Fifteen batches go into a slot; of ten that are not stable it is worth while.
-        drop(write(&log, 0..5).await);
-        log.sync().await.unwrap();
-        let records = write(&log, 5..16).await;
-        let first = records[0].place.borrow().as_ref().unwrap().segment.slot;
-        device.refused.set(Some(first));
-        let turn = log.state.write_turn.lock().await;
-        let syncing = tokio::task::spawn_local({
-            let log = log.clone();
-            async move { log.sync().await }
-        });
-        until(|| device.refused.get().is_none()).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        log.move_one(|_| false).await;
-        assert_eq!(log.state.pending.borrow().len(), 10);
-        drop(turn);
-        syncing.await.unwrap().unwrap();
-        write(&log, 16..17).await;
-        log.sync().await.unwrap();
-        assert_eq!(log.stats().failed_slots, 1);
-        assert_eq!(log.state.promised_blocks.get(), 0);
-        for record in &records {
-            let number = record.header.cluster.0;
-            assert_eq!(log.read(record, 0, 1).await.unwrap()[..], [number as u8; 4096], "cluster {number}");
         }
     });
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 /// So many segments may fail one after the other before the log gives up.
-const FAILURES_MAX: usize = 3;
+pub(super) const FAILURES_MAX: usize = 3;
 /// So many records without data have their headers in one block.
 const RECORDS_PER_HEADER_BLOCK: usize = 64;
 /// The queue of payloads in memory is not looked through below this.
