@@ -132,6 +132,8 @@ fn in_a_page() {
     refused(&[sco::ScoRef { cluster_count: most + 1, ..sco }], "clusters of an SCO");
     let good = vec![sco::ScoRef { cluster_count: most, ..sco }; TABLE_CHUNK];
     assert_eq!(page::decode_table(7, &page::encode_table(7, &good)), Ok(good));
+    let three = page::encode_table(7, &[sco; 3]);
+    check(page::decode_table(7, &changed_page(&three, 16, &[4])), "SCOs cannot be 4");
 }
 
 /// Its checksum is in the map, which may be as wrong.

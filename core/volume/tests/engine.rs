@@ -184,6 +184,26 @@ fn a_vdisk_is_rebuilt_from_its_backend_alone() {
     });
 }
 
+/// A snapshot's own record may be there without its data, which was on the host alone.
+#[test]
+fn of_a_snapshot_it_is_told_whether_its_data_was_found() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        world.snapshot(&disk, "there").await;
+        disk.destage().await.unwrap();
+        world.set_room(0);
+        disk.write(ByteOffset(0), vec![2; 4096].into(), false).await.unwrap();
+        world.snapshot(&disk, "lost").await;
+        world.crash_into_nothing().await;
+        let found = world.discover().await;
+        let told: Vec<_> =
+            found[0].snapshots.iter().map(|found| (found.name.as_str(), found.on_backend)).collect();
+        assert_eq!(told, [("there", true), ("lost", false)]);
+    });
+}
+
 #[test]
 fn closing_with_data_in_the_buffer_sends_it_out() {
     run(async {
@@ -337,7 +357,7 @@ fn writes_to_parts_of_one_cluster_at_once_all_count() {
         let mut world = World::new().await;
         let mut disk = world.create(MIB).await;
         for round in 1..=3u8 {
-            disk.write(ByteOffset(0), vec![round; 8192].into(), false).await.unwrap();
+            disk.write(ByteOffset(0), vec![round; 16384].into(), false).await.unwrap();
             // What is read to be changed comes from the disk, and the others come in between.
             world.crash_and_reopen().await;
             disk = world.open(disk.id()).await;
@@ -347,15 +367,17 @@ fn writes_to_parts_of_one_cluster_at_once_all_count() {
             let (a, b, c, whole) =
                 tokio::join!(write(0, 100), write(100, 1000), write(4000, 200), write(8192, 4096));
             [a, b, c, whole].into_iter().for_each(|written| written.unwrap());
-            let (part, whole) =
-                tokio::join!(write(4096 + 500, 9), disk.write(ByteOffset(4096), vec![7; 4096].into(), false));
+            let (part, whole) = tokio::join!(
+                write(12288 + 500, 9),
+                disk.write(ByteOffset(12288), vec![7; 4096].into(), false)
+            );
             part.and(whole).unwrap();
-            let back = disk.read(range(0, 8192)).await.unwrap();
+            let back = disk.read(range(0, 16384)).await.unwrap();
             for (at, byte) in back.iter().enumerate() {
-                let is_in_part = (4596..4605).contains(&at);
+                let is_in_part = (12788..12797).contains(&at);
                 let expected: &[u8] = match at {
-                    0..1100 | 4000..4096 => &[100 + round],
-                    1100..4000 => &[round],
+                    0..1100 | 4000..4200 | 8192..12288 => &[100 + round],
+                    0..12288 => &[round],
                     _ if is_in_part => &[7, 100 + round],
                     _ => &[7],
                 };

@@ -605,6 +605,54 @@ fn two_ragged_writes_of_one_cluster_are_both_there() {
     });
 }
 
+/// One has read what it changes, one comes while the rollback is under way: both are behind it, there and after a crash.
+#[test]
+fn writes_that_a_rollback_overtakes_are_behind_it() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let gate = Rc::new((tokio::sync::Mutex::new(()), tokio::sync::Notify::new()));
+        let held = gate.clone();
+        host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), move |_| {
+            let held = held.clone();
+            Some(Fault::Delay(Box::pin(async move {
+                let (door, arrived) = &*held;
+                if door.try_lock().is_err() {
+                    arrived.notify_one();
+                    drop(door.lock().await);
+                }
+            })))
+        }));
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 1).await;
+        let snapshot = SnapshotId(Uuid::from_u128(77));
+        vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+        put(&vdisk, 3, 2).await;
+        vdisk.destage().await.unwrap();
+
+        let (door, arrived) = &*gate;
+        let closed = door.lock().await;
+        let (part, rollback, whole) = (vdisk.clone(), vdisk.clone(), vdisk.clone());
+        let part = tokio::task::spawn_local(async move {
+            part.write(cluster(3).start, vec![9; 10].into(), false).await.unwrap();
+        });
+        arrived.notified().await;
+        let rollback = tokio::task::spawn_local(async move { rollback.rollback(snapshot).await.unwrap() });
+        arrived.notified().await;
+        let whole = tokio::task::spawn_local(async move { put(&whole, 4, 9).await });
+        tokio::task::yield_now().await;
+        drop(closed);
+        for work in [part, rollback, whole] {
+            work.await.unwrap();
+        }
+        let again = host.start(&buffer.copy()).await.unwrap();
+        for vdisk in [vdisk, open(&again).await] {
+            let read = vdisk.read(cluster(3)).await.unwrap();
+            assert_eq!((read[9], read[10], byte(&vdisk, 4).await), (9, 1, 9));
+        }
+    });
+}
+
 /// A deletion is in the tombstone first; the registry may not have heard of it.
 #[test]
 fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {

@@ -147,6 +147,27 @@ fn room_that_was_not_used_is_given_back() {
     });
 }
 
+/// What came in while another was written is written together: a sixteenth of a slot at most.
+#[test]
+fn what_waits_goes_into_one_batch() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let append = |number| {
+            let (data, room) = (Bytes::from(vec![1; 4096]), log.room(1, RoomFor::Write).unwrap());
+            let (epoch, sequence, cluster) = (Epoch(1), Sequence(number + 1), Cluster(number));
+            log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data: Some(data) })
+        };
+        let records: Vec<_> = (0..6).map(append).collect();
+        for record in &records {
+            assert!(record.written().await);
+        }
+        let first = records[0].lsn();
+        let batches: Vec<_> = records.iter().map(|record| record.lsn() - first).collect();
+        assert_eq!(batches, [0, 0, 0, 0, 1, 1]);
+    });
+}
+
 /// Three slots are kept back, a sixteenth of each, and a block for the header of each record.
 #[test]
 fn room_and_use_are_counted_in_blocks() {

@@ -359,4 +359,44 @@ mod tests {
         tree.set(range(end - 1, 1), None);
         assert_eq!(tree.root.unwrap().mapped, 3);
     }
+
+    /// Nor is one that the range covers: nobody asks what it said.
+    #[test]
+    fn of_a_range_only_the_pages_at_its_edges_are_read() {
+        use futures_util::FutureExt;
+        let store = crate::MemoryPages::default();
+        let put = |page, bytes: Vec<u8>| store.damage(PageId(page), Some(bytes.into()));
+        let mut children = [ChildEntry::default(); FANOUT];
+        children[0] = ChildEntry { page: 3, mapped: 3 * FANOUT as u64 };
+        put(1, page::encode_inner(1, &children));
+        put(3, {
+            children[0].page = 4;
+            page::encode_inner(3, &children)
+        });
+        for (index, child) in children[..3].iter_mut().enumerate() {
+            *child = ChildEntry { page: 10 + index as u64, mapped: FANOUT as u64 };
+        }
+        put(4, page::encode_inner(4, &children));
+        for leaf in [10, 12] {
+            put(leaf, page::encode_leaf(leaf, &[1 << 16; FANOUT]));
+        }
+        let mut tree = Tree::stored(RootEntry { page: 1, mapped: 3 * FANOUT as u64 });
+        let leaf = FANOUT as u64;
+        let edges = ClusterRange { start: Cluster(leaf - 1), count: ClusterCount(leaf + 2) };
+        tree.prepare(&store, edges).now_or_never().unwrap().unwrap();
+        tree.set(edges, None);
+        assert_eq!(tree.mapped(), ClusterCount(2 * leaf - 2));
+    }
+
+    #[test]
+    fn of_no_clusters_nothing_is_set() {
+        use futures_util::FutureExt;
+        let mut tree = Tree::default();
+        let nothing = ClusterRange { start: Cluster(0), count: ClusterCount(0) };
+        tree.set(nothing, Some(Place { sco: 1, offset: 0 }));
+        assert!(tree.root.is_none());
+        let store = crate::MemoryPages::default();
+        let stored = Tree::stored(RootEntry { page: 1, mapped: 1 });
+        stored.prepare(&store, nothing).now_or_never().unwrap().unwrap();
+    }
 }

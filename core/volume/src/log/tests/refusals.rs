@@ -111,6 +111,10 @@ fn writes_wait_while_too_much_is_not_stable() {
         drop(gate);
         second.await.unwrap();
         assert!(is_stable(&log, &first));
+        // So much is not too much.
+        let _gate = device.gate.lock().await;
+        log.state.unsynced_bytes.set(2 * UNSYNCED_BYTES_MAX);
+        write_one(&log, 2, false).await;
     });
 }
 
