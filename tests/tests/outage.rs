@@ -186,24 +186,36 @@ fn a_map_copy_is_due_by_what_earlier_processes_put_in_the_journal() {
     });
 }
 
-/// Who would rather have an error than wait has one only when nothing moves.
+/// Who would rather have an error than wait has one only when nothing moves. Of many, each has something in every slot and
+/// takes its time.
 #[test]
 fn a_full_buffer_that_drains_is_no_reason_to_refuse() {
+    for vdisk_count in [1, 8] {
+        check_full_buffer(vdisk_count);
+    }
+}
+
+fn check_full_buffer(vdisk_count: usize) {
     run_paused(async {
-        let (host, fault) = new_host(String::new());
+        let (mut host, fault) = new_host(String::new());
+        host.config.destage_concurrency = 1;
         let engine = host.start().await;
-        let (vpool, size, properties) = (Host::POOL, ByteCount(64 << 20), "{}".into());
-        let on_full = OnFull::NoSpace;
-        let request = CreateVdisk { id: FIRST, vpool, size, properties, base: None, on_full };
-        let vdisk = engine.create_vdisk(request).await.unwrap();
+        let mut vdisks = Vec::new();
+        for id in (0..vdisk_count as u128).map(|number| VdiskId(Uuid::from_u128(30 + number))) {
+            let (vpool, size, properties) = (Host::POOL, ByteCount(64 << 20), "{}".into());
+            let on_full = OnFull::NoSpace;
+            let request = CreateVdisk { id, vpool, size, properties, base: None, on_full };
+            vdisks.push(engine.create_vdisk(request).await.unwrap());
+        }
         fault.set(Some(|| Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(900))))));
+        let vdisk_of = |number: u64| &vdisks[number as usize % vdisk_count];
         for number in 0..2000 {
-            put(&vdisk, number, 1).await;
+            put(vdisk_of(number), number, 1).await;
         }
         fault.set(Some(|| Fault::ErrorBefore));
         let mut refused = None;
         for number in 2000..4000 {
-            let write = vdisk.write(ByteOffset(number * 4096), vec![1; 4096].into(), false).await;
+            let write = vdisk_of(number).write(ByteOffset(number * 4096), vec![1; 4096].into(), false).await;
             refused = write.err();
             if refused.is_some() {
                 break;

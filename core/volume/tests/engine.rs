@@ -184,6 +184,21 @@ fn a_vdisk_is_rebuilt_from_its_backend_alone() {
     });
 }
 
+/// What was deleted does not come back with the journal that tells of it.
+#[test]
+fn a_recovered_vdisk_has_the_snapshots_that_were_not_deleted() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        let (deleted, kept) = (world.snapshot(&disk, "deleted").await, world.snapshot(&disk, "kept").await);
+        disk.delete_snapshot(deleted).await.unwrap();
+        world.lose_local_state().await;
+        let found = world.open(disk.id()).await.snapshots();
+        assert_eq!(found.iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(), [kept]);
+    });
+}
+
 /// A snapshot's own record may be there without its data, which was on the host alone.
 #[test]
 fn of_a_snapshot_it_is_told_whether_its_data_was_found() {
@@ -423,6 +438,26 @@ fn zeroes_over_whole_map_pages_that_are_not_in_memory() {
     });
 }
 
+#[test]
+fn requests_are_counted() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        for length in [4096, 8192] {
+            disk.write(ByteOffset(0), vec![1; length].into(), false).await.unwrap();
+        }
+        disk.zero(range(0, 100), false).await.unwrap();
+        for length in [1, 10, 100] {
+            disk.read(range(0, length)).await.unwrap();
+        }
+        disk.flush().await.unwrap();
+        let stats = disk.stats();
+        assert_eq!((stats.reads, stats.read_bytes), (3, 111));
+        assert_eq!((stats.writes, stats.written_bytes), (3, 12288));
+        assert_eq!(stats.flushes, 1);
+    });
+}
+
 /// A sixteenth of a slot each, so that slots fill up well; zeros are one, however many.
 #[test]
 fn a_write_is_cut_into_records() {
@@ -587,6 +622,10 @@ fn a_copied_map_replaces_the_journal_before_it() {
         let disk = world.open(disk.id()).await;
         assert_eq!(disk.read(range(0, 1)).await.unwrap()[..], [0]);
         assert_eq!(disk.read(range(4 * MIB, 1)).await.unwrap()[..], [9]);
+        // Pages that came with the copy are swept like others.
+        disk.write(ByteOffset(0), vec![6; 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
+        assert!(world.engine().sweep_pages().await.unwrap() > 0);
         // And all of it goes with the vDisk.
         let child = world.open(child.id()).await;
         world.delete(&child).await;

@@ -299,6 +299,23 @@ fn what_a_replay_dropped_stays_dropped() {
     });
 }
 
+/// A block to see what it is, its first batch, and then all of it, however many batches it has.
+#[test]
+fn a_slot_is_read_in_large_pieces() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let mut records = write(&log, 0..60).await;
+        // Says of all before it that they are stable, so that none has to be read to be written again.
+        log.sync().await.unwrap();
+        records.extend(write(&log, 60..61).await);
+        drop((log, records));
+        let (_log, device, replay) = refusals::open_watched(&directory, 64).await;
+        assert_eq!(numbers(&replay).len(), 61);
+        assert!(device.reads.get() <= 12 * 3, "{} reads of 12 slots", device.reads.get());
+    });
+}
+
 /// Of four slots three are kept: what all writes share is the one that is written to, again and again.
 #[test]
 fn a_segment_that_nobody_needs_makes_room_for_the_next() {

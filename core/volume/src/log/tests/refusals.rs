@@ -9,12 +9,14 @@ pub(super) struct Refusing {
     refused: Cell<Option<usize>>,
     /// So does every slot's second one.
     refuses_second_syncs: Cell<bool>,
-    refuses_next_write: Cell<bool>,
+    /// So many writes fail.
+    writes_refused: Cell<usize>,
     /// While this is locked syncs do not return.
     gate: tokio::sync::Mutex<()>,
     /// Slots that were written to or synced.
     pub(super) asked: RefCell<Vec<usize>>,
     synced: RefCell<Vec<usize>>,
+    pub(super) reads: Cell<usize>,
 }
 
 impl LogDevice for Refusing {
@@ -28,7 +30,8 @@ impl LogDevice for Refusing {
 
     fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
         self.asked.borrow_mut().push(slot);
-        if self.refuses_next_write.take() {
+        if let Some(left) = self.writes_refused.get().checked_sub(1) {
+            self.writes_refused.set(left);
             return Box::pin(async { Err(io::Error::other("refused")) });
         }
         self.inner.write(slot, offset, parts)
@@ -49,6 +52,7 @@ impl LogDevice for Refusing {
     }
 
     fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        self.reads.set(self.reads.get() + 1);
         self.inner.read(slot, offset, length)
     }
 }
@@ -62,7 +66,8 @@ pub(super) async fn open_watched(
         inner,
         refused: Cell::new(None),
         refuses_second_syncs: Cell::new(false),
-        refuses_next_write: Cell::new(false),
+        writes_refused: Cell::new(0),
+        reads: Cell::new(0),
         gate: tokio::sync::Mutex::new(()),
         asked: RefCell::default(),
         synced: RefCell::default(),
@@ -191,6 +196,26 @@ fn after_syncs_that_fail_one_after_the_other_the_log_is_offline() {
     });
 }
 
+/// Two slots may be bad, not three one after the other.
+#[test]
+fn after_writes_that_fail_one_after_the_other_the_log_is_offline() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = open_watched(&directory, 16).await;
+        device.writes_refused.set(2);
+        write_one(&log, 0, false).await;
+        log.sync().await.unwrap();
+        device.writes_refused.set(3);
+        let (epoch, sequence, cluster) = (Epoch(1), Sequence(2), Cluster(1));
+        let room = log.room(0, RoomFor::Write).unwrap();
+        let record =
+            log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data: None });
+        assert!(!record.written().await);
+        assert!(log.check_online().is_err());
+        assert_eq!(log.stats().failed_slots, 2 + 3);
+    });
+}
+
 /// A write fails while a sync is under way: what is being written again is not among what that sync made stable.
 #[test]
 fn a_sync_says_nothing_of_what_is_written_again_meanwhile() {
@@ -202,7 +227,7 @@ fn a_sync_says_nothing_of_what_is_written_again_meanwhile() {
         let syncs = device.synced.borrow().len();
         let flush = syncing(&log);
         until(|| device.synced.borrow().len() > syncs).await;
-        device.refuses_next_write.set(true);
+        device.writes_refused.set(1);
         let second = writing(&log, 1);
         until(|| log.state.retirements.get() == 1).await;
         drop(gate);
