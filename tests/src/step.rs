@@ -37,6 +37,8 @@ pub enum Step {
     Delete { disk: u8 },
     /// Everything buffered goes to the backend now.
     Destage { disk: u8 },
+    /// What nobody needs is given back, of the vDisk and of all that it comes from and that came from it.
+    Scrub { disk: u8 },
     /// A snapshot's data does.
     WaitOnBackend { disk: u8, snapshot: u8 },
     /// The engine's own tasks get some time.
@@ -74,6 +76,7 @@ pub enum InFlight {
     Delete { disk: u8 },
     Create { clusters: u16 },
     Destage { disk: u8 },
+    Scrub { disk: u8 },
 }
 
 /// The steps of a seed.
@@ -160,7 +163,8 @@ fn a_step(random: &Random, crashes: u64, creates: u64) -> Step {
         31 => Step::Properties { disk },
         32 if random.below(4) < creates => Step::Delete { disk },
         33 if random.below(4) < creates => Step::Create { clusters, is_huge: random.one_in(8) },
-        34..=35 => Step::Destage { disk },
+        34 => Step::Destage { disk },
+        35 => Step::Scrub { disk },
         36 => Step::WaitOnBackend { disk, snapshot },
         37 => Step::BackendFails { calls: random.below(6) as u8 },
         _ => Step::Wait { milliseconds: random.below(12) as u8 },
@@ -181,6 +185,7 @@ fn an_in_flight(random: &Random) -> InFlight {
         12 => InFlight::Rollback { disk, snapshot },
         13 => InFlight::Resize { disk, clusters: a_size(random) },
         14 => random_end(random, disk),
+        _ if random.one_in(2) => InFlight::Scrub { disk },
         _ => InFlight::Destage { disk },
     }
 }

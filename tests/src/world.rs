@@ -115,6 +115,7 @@ impl World {
                 | Step::DeleteSnapshot { .. }
                 | Step::Properties { .. }
                 | Step::Destage { .. }
+                | Step::Scrub { .. }
                 | Step::WaitOnBackend { .. }
                 | Step::Wait { .. }
         );
@@ -146,6 +147,7 @@ impl World {
             Step::Properties { disk } => self.properties(*disk),
             Step::Delete { disk } => self.delete(*disk),
             Step::Destage { disk } => self.on_stable(*disk, async |vdisk| vdisk.destage().await),
+            Step::Scrub { disk } => self.scrub(*disk),
             Step::WaitOnBackend { disk, snapshot } => self.wait_on_backend(*disk, *snapshot),
             Step::Wait { milliseconds } => {
                 let wait = Duration::from_millis(100 * u64::from(*milliseconds));
@@ -356,6 +358,20 @@ impl World {
         }
     }
 
+    /// Of one, and everything is as it was.
+    fn scrub(&mut self, disk: u8) -> Result<(), Failure> {
+        let Some(index) = self.index(disk) else { return Ok(()) };
+        let vdisk = self.vdisk(index)?;
+        match self.run(async move { vdisk.scrub().await.map(drop) }) {
+            answer if self.is_broken(&answer) => return self.after_a_failed_write(Vec::new()),
+            // Something else is under way on it, or the backend fails.
+            Err(failure) if failure.contains("Retry") || failure.contains("NoSpace") => return Ok(()),
+            answer => answer?,
+        }
+        self.disks[index].is_stable();
+        self.verify_all()
+    }
+
     /// One call on one vDisk after which everything acknowledged before is stable.
     fn on_stable(
         &mut self,
@@ -514,6 +530,8 @@ pub(crate) fn a_config(random: &Random) -> EngineConfig {
         checkpoint_every: 1 + random.below(6),
         // Each journal object weighs 64 KiB.
         copy_map_after: (64 << 10) << random.below(7),
+        scrub_every: Duration::from_millis(50 << random.below(8)),
+        scrub_min_bytes: [0, 0, 64 << 10, 1 << 20][random.below(4) as usize],
         ..EngineConfig::default()
     };
     EngineConfig { copy_part_bytes: config.copy_map_after as usize / 64, ..config }

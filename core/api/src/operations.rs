@@ -65,6 +65,9 @@ macro_rules! for_each_operation {
                 /// has lost is accepted.
                 accept_vdisk_loss: POST "/v1/vdisks/{vdisk}/accept-loss" path(vdisk: VdiskRef) -> Vdisk,
                     may [NotFound, Conflict, PreconditionFailed, Offline];
+                /// Gives back what nobody needs any more of what a vDisk has on its backend. Happens by itself where that is
+                /// much. A task `vdisk.scrub`.
+                scrub_vdisk: POST "/v1/vdisks/{vdisk}/scrub" path(vdisk: VdiskRef) -> Accepted<Task>, may [NotFound, Offline, Damaged];
                 /// Counters of a vDisk.
                 get_vdisk_stats: GET "/v1/vdisks/{vdisk}/stats" path(vdisk: VdiskRef) -> VdiskStats, may [NotFound, Offline];
 

@@ -7,9 +7,10 @@
 use crate::cursor::{Reader, Writer};
 use crate::page::{SCO_BYTES, read_sco, write_sco};
 use crate::sco::ScoRef;
+use crate::table::{ClusterSet, check_base, read_set, write_set};
 use crate::{FormatError, check_seal, seal};
 use bytes::Bytes;
-use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, Name, Sequence, SnapshotId, VdiskId};
+use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, Name, ScoNumber, Sequence, SnapshotId, VdiskId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"OVSJRN01");
 const VERSION: u16 = 1;
@@ -113,6 +114,23 @@ pub enum Record {
         /// As given by the service.
         properties: Bytes,
     },
+    /// What is still needed of some SCOs is elsewhere now, and they go.
+    Relocate {
+        /// The SCOs that hold it.
+        scos: Vec<ScoRef>,
+        /// What was where.
+        moves: Vec<Move>,
+    },
+}
+
+/// Where the clusters of one SCO that are still needed are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The SCO as it was put, of the same vDisk.
+    pub origin: (Epoch, ScoNumber),
+    /// The index in the record of the SCO that holds them now, the first one's index there, and which of its clusters they
+    /// are; none: none is needed.
+    pub to: Option<(u32, u32, ClusterSet)>,
 }
 
 impl Record {
@@ -141,6 +159,7 @@ impl Record {
             Record::Rollback { .. } => 5,
             Record::Resize { .. } => 6,
             Record::Properties { .. } => 7,
+            Record::Relocate { .. } => 8,
         }
     }
 
@@ -188,6 +207,12 @@ impl Record {
             }
             Record::Resize { size } => w.u64(size.0),
             Record::Properties { properties } => w.bytes(properties),
+            Record::Relocate { scos, moves } => {
+                w.u32(scos.len() as u32);
+                scos.iter().for_each(|sco| write_sco(w, sco));
+                w.u32(moves.len() as u32);
+                moves.iter().for_each(|moved| write_move(w, moved));
+            }
         }
     }
 
@@ -254,6 +279,13 @@ impl Record {
             5 => Record::Rollback { id: SnapshotId(r.uuid()?), sequence: Sequence(r.counter("sequence")?) },
             6 => Record::Resize { size: r.size("size")? },
             7 => Record::Properties { properties: read_bytes(r)? },
+            8 => {
+                let count = r.count("SCOs", SCO_BYTES)?;
+                let scos = (0..count).map(|_| read_sco(r)).collect::<Result<Vec<_>, _>>()?;
+                let count = r.count("moves", 20)?;
+                let moves = (0..count).map(|_| read_move(r, &scos)).collect::<Result<_, _>>()?;
+                Record::Relocate { scos, moves }
+            }
             other => return Err(r.field("kind", u64::from(other))),
         })
     }
@@ -262,6 +294,34 @@ impl Record {
 fn read_bytes(r: &mut Reader<'_>) -> Result<Bytes, FormatError> {
     let length = r.count("length", 1)?;
     r.take(length).map(Bytes::copy_from_slice)
+}
+
+fn write_move(w: &mut Writer, moved: &Move) {
+    w.u64(moved.origin.0.0);
+    w.u64(moved.origin.1.0);
+    match &moved.to {
+        None => w.u32(0),
+        Some((sco, base, kept)) => {
+            w.u32(sco + 1);
+            w.u32(*base);
+            write_set(w, kept);
+        }
+    }
+}
+
+fn read_move(r: &mut Reader<'_>, scos: &[ScoRef]) -> Result<Move, FormatError> {
+    let origin = (Epoch(r.counter("epoch")?), ScoNumber(r.counter("number")?));
+    let to = match r.u32()? {
+        0 => None,
+        sco => {
+            let (index, base) = (sco - 1, r.u32()?);
+            let kept = read_set(r)?;
+            let sco = scos.get(index as usize).ok_or_else(|| r.field("SCO of a move", u64::from(index)))?;
+            check_base(r, &kept, sco, base)?;
+            Some((index, base, kept))
+        }
+    };
+    Ok(Move { origin, to })
 }
 
 fn read_entry(r: &mut Reader<'_>, scos: &[ScoRef]) -> Result<TlogEntry, FormatError> {

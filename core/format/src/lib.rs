@@ -5,6 +5,7 @@
 //!  SCO object        = header with a checksum per cluster, data  sco.rs
 //!  journal object    = one record: start, TLog, snapshot …       journal.rs
 //!  map page          = 512 places or 512 children                page.rs
+//!  table entry       = where the clusters of an SCO are now       table.rs
 //!  map copy          = map pages on the backend                  map_copy.rs
 //!  tombstone        = a vDisk is deleted                    tombstone.rs
 //! ```
@@ -18,6 +19,7 @@ pub mod log;
 pub mod map_copy;
 pub mod page;
 pub mod sco;
+pub mod table;
 pub mod tombstone;
 
 pub use error::FormatError;

@@ -142,7 +142,9 @@ pub fn relabel(
 ) -> Result<Vec<u8>, FormatError> {
     match page.first() {
         Some(&page::LEAF) => Ok(page::encode_leaf(to, &*page::decode_leaf(from, page)?)),
-        Some(&page::TABLE) => Ok(page::encode_table(to, &page::decode_table(from, page)?)),
+        Some(&(page::TABLE | page::MOVED_TABLE)) => {
+            Ok(page::encode_table(to, &page::decode_table(from, page)?))
+        }
         _ => {
             let mut children = page::decode_inner(from, page)?;
             for child in children.iter_mut().filter(|child| child.page != 0) {

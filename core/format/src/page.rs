@@ -3,6 +3,7 @@
 
 use crate::cursor::{Reader, Writer};
 use crate::sco::ScoRef;
+use crate::table::{TableEntry, read_entry, write_entry};
 use crate::{FormatError, checksum};
 use ovs_units::{Epoch, JournalIndex, PutId, ScoNumber, Sequence, SnapshotId, VdiskId};
 
@@ -16,6 +17,8 @@ pub(crate) const LEAF: u8 = 1;
 const INNER: u8 = 2;
 pub(crate) const TABLE: u8 = 3;
 const RECORD: u8 = 4;
+/// A table in which some SCOs were moved or are gone.
+pub(crate) const MOVED_TABLE: u8 = 5;
 
 /// A child of an inner page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,25 +88,32 @@ pub fn decode_inner(number: u64, bytes: &[u8]) -> Result<Box<[ChildEntry; FANOUT
     Ok(children)
 }
 
-/// Page `number`: up to 256 SCOs of a table.
-pub fn encode_table(number: u64, scos: &[ScoRef]) -> Vec<u8> {
-    let mut w = open_page(TABLE, number);
-    w.u32(scos.len() as u32);
-    scos.iter().for_each(|sco| write_sco(&mut w, sco));
+/// Page `number`: up to 256 entries of a table.
+pub fn encode_table(number: u64, entries: &[TableEntry]) -> Vec<u8> {
+    let as_put = |entry: &TableEntry| if let TableEntry::Put(sco) = entry { Some(*sco) } else { None };
+    let scos: Option<Vec<ScoRef>> = entries.iter().map(as_put).collect();
+    let mut w = open_page(if scos.is_some() { TABLE } else { MOVED_TABLE }, number);
+    w.u32(entries.len() as u32);
+    match scos {
+        Some(scos) => scos.iter().for_each(|sco| write_sco(&mut w, sco)),
+        None => entries.iter().for_each(|entry| write_entry(&mut w, entry)),
+    }
     close(w)
 }
 
 /// The reverse of [`encode_table`].
-pub fn decode_table(number: u64, bytes: &[u8]) -> Result<Vec<ScoRef>, FormatError> {
+pub fn decode_table(number: u64, bytes: &[u8]) -> Result<Vec<TableEntry>, FormatError> {
     const WHAT: &str = "SCO table";
-    let mut r = check_page(WHAT, TABLE, number, bytes)?;
-    let count = r.count("SCOs", SCO_BYTES)?;
+    let is_plain = bytes.first() != Some(&MOVED_TABLE);
+    let mut r = check_page(WHAT, if is_plain { TABLE } else { MOVED_TABLE }, number, bytes)?;
+    let count = r.count("SCOs", if is_plain { SCO_BYTES } else { 1 })?;
     if count > TABLE_CHUNK {
         return Err(r.field("SCOs", count as u64));
     }
-    let scos = (0..count).map(|_| read_sco(&mut r)).collect::<Result<_, _>>()?;
+    let entry = |_| if is_plain { read_sco(&mut r).map(TableEntry::Put) } else { read_entry(&mut r) };
+    let entries = (0..count).map(entry).collect::<Result<_, _>>()?;
     r.end()?;
-    Ok(scos)
+    Ok(entries)
 }
 
 /// Bytes of one SCO reference.

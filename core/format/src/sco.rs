@@ -34,6 +34,11 @@ pub struct ScoRef {
 }
 
 impl ScoRef {
+    /// Bytes of the object.
+    pub fn object_bytes(&self) -> u64 {
+        self.cluster_offset_bytes(self.cluster_count)
+    }
+
     /// Where cluster `index` starts in the object.
     pub fn cluster_offset_bytes(&self, index: u32) -> u64 {
         header_bytes(self.cluster_count as usize) as u64 + u64::from(index) * CLUSTER_SIZE_BYTES

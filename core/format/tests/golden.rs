@@ -3,17 +3,25 @@
 //! A change of a format gets a new version and new constants beside these. The checksum in each name is of the whole
 //! encoding; the first bytes are spelled out so that a difference can be seen.
 
-use ovs_format::journal::{Position, Record, Target, TlogEntry};
+use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
+use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{checksum, sco, tombstone};
 use ovs_units::{
     ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
 };
+use std::rc::Rc;
 use uuid::Uuid;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
 const AT: Position = Position { epoch: Epoch(3), index: JournalIndex(9) };
+
+fn kept() -> ClusterSet {
+    let mut kept = ClusterSet::none_of(70);
+    kept.insert(63, 2);
+    kept
+}
 
 /// Length, checksum and first bytes (in hex) of an encoding.
 fn check(what: &str, bytes: &[u8], length: usize, sum: u32, start: &str) {
@@ -118,6 +126,13 @@ fn journal_records() {
         Record::Rollback { id: snapshot, sequence: Sequence(61) },
         Record::Resize { size: ByteCount(2 << 30) },
         Record::Properties { properties: "{\"name\":\"x\"}".into() },
+        Record::Relocate {
+            scos: vec![sco_ref()],
+            moves: vec![
+                Move { origin: (Epoch(2), ScoNumber(9)), to: Some((0, 1, kept())) },
+                Move { origin: (Epoch(2), ScoNumber(10)), to: None },
+            ],
+        },
     ];
     for (record, (length, sum)) in records.into_iter().zip(JOURNAL) {
         let bytes = record.encode(VDISK, AT);
@@ -145,9 +160,19 @@ fn map_pages() {
     let inner = page::encode_inner(12, &children);
     check("inner", &inner, 38, INNER, "02020000");
     assert_eq!(*page::decode_inner(12, &inner).unwrap(), children);
-    let table = page::encode_table(12, &[sco_ref(), sco_ref()]);
+    let put = || TableEntry::Put(sco_ref());
+    let table = page::encode_table(12, &[put(), put()]);
     check("table", &table, 132, TABLE, "03020000");
-    assert_eq!(page::decode_table(12, &table).unwrap(), [sco_ref(), sco_ref()]);
+    assert_eq!(page::decode_table(12, &table).unwrap(), [put(), put()]);
+    let moved = TableEntry::Moved(Rc::new(Moved {
+        origin: (Epoch(2), ScoNumber(9)),
+        sco: sco_ref(),
+        base: 1,
+        kept: kept(),
+    }));
+    let table = page::encode_table(12, &[put(), moved.clone(), TableEntry::Gone]);
+    check("moved table", &table, 175, MOVED_TABLE, "05020000");
+    assert_eq!(page::decode_table(12, &table).unwrap(), [put(), moved, TableEntry::Gone]);
     let record = CheckpointRecord {
         epoch: Epoch(3),
         index: JournalIndex(9),
@@ -165,7 +190,7 @@ const SEGMENT: u32 = 0xc0e1_49bf;
 const BATCH: u32 = 0xf4f3_cc2a;
 const SEAL: u32 = 0x40bd_8d67;
 const SCO: u32 = 0xd75f_5c6b;
-const JOURNAL: [(usize, u32); 7] = [
+const JOURNAL: [(usize, u32); 8] = [
     (120, 0xd332_5d89),
     (168, 0x6f61_66b9),
     (99, 0x2e37_86e1),
@@ -173,8 +198,10 @@ const JOURNAL: [(usize, u32); 7] = [
     (72, 0xd525_47b8),
     (56, 0x52f0_4708),
     (64, 0xdf71_1ff5),
+    (176, 0xc25d_a46e),
 ];
 const LEAF: u32 = 0x8344_d489;
 const INNER: u32 = 0xff3e_7a4e;
 const TABLE: u32 = 0xf722_00b8;
+const MOVED_TABLE: u32 = 0x8c14_9faa;
 const CHECKPOINT: u32 = 0x65a7_d1cb;

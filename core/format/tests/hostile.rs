@@ -1,10 +1,12 @@
 //! Foreign bytes: nothing panics, nothing is taken that was not written, and no length makes a decoder allocate.
 
-use ovs_format::journal::{Position, Record};
+use ovs_format::journal::{Move, Position, Record};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader};
+use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{page, sco};
 use ovs_units::{Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
 use proptest::prelude::*;
+use std::rc::Rc;
 use uuid::Uuid;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
@@ -49,6 +51,13 @@ fn encodings() -> Vec<Vec<u8>> {
     let (header, reference) =
         sco::encode_header(VDISK, Epoch(1), ScoNumber(1), PutId(Uuid::from_u128(2)), &[7; 9]);
     let tlog = Record::Tlog { sequence: Sequence(5), scos: vec![reference], entries: Vec::new() };
+    let mut kept = ClusterSet::none_of(9);
+    kept.insert(2, 3);
+    let origin = (Epoch(1), ScoNumber(2));
+    let moves = vec![Move { origin, to: Some((0, 0, kept.clone())) }, Move { origin, to: None }];
+    let relocate = Record::Relocate { scos: vec![reference], moves };
+    let put = || TableEntry::Put(reference);
+    let moved = TableEntry::Moved(Rc::new(Moved { origin, sco: reference, base: 6, kept }));
     let mut leaf = [0; page::FANOUT];
     leaf[77] = 5;
     vec![
@@ -58,7 +67,9 @@ fn encodings() -> Vec<Vec<u8>> {
         tlog.encode(VDISK, AT),
         page::encode_leaf(7, &leaf),
         page::encode_inner(7, &[page::ChildEntry { page: 1, mapped: 2 }; page::FANOUT]),
-        page::encode_table(7, &[reference; 3]),
+        page::encode_table(7, &[put(), put()]),
+        page::encode_table(7, &[put(), TableEntry::Gone, moved]),
+        relocate.encode(VDISK, AT),
     ]
 }
 
@@ -69,18 +80,18 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_is_found(which in 0usize..7, bit in any::<proptest::sample::Index>()) {
+    fn a_flipped_bit_is_found(which in 0usize..9, bit in any::<proptest::sample::Index>()) {
         let mut bytes = encodings().swap_remove(which);
         prop_assert_eq!(all_decoders(&bytes), 1);
         let bit = bit.index(bytes.len() * 8);
         // A page's two unused bytes say nothing.
-        let is_unused = which >= 4 && (16..32).contains(&bit);
+        let is_unused = (4..8).contains(&which) && (16..32).contains(&bit);
         bytes[bit / 8] ^= 1 << (bit % 8);
         prop_assert_eq!(all_decoders(&bytes), usize::from(is_unused));
     }
 
     #[test]
-    fn a_cut_is_found(which in 0usize..7, at in any::<proptest::sample::Index>()) {
+    fn a_cut_is_found(which in 0usize..9, at in any::<proptest::sample::Index>()) {
         let bytes = encodings().swap_remove(which);
         prop_assert_eq!(all_decoders(&bytes[..at.index(bytes.len())]), 0);
     }

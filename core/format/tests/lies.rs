@@ -3,9 +3,11 @@
 use ovs_format::journal::{Position, Record, Target, TlogEntry};
 use ovs_format::log::{BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader, VOIDS_MAX};
 use ovs_format::page::{self, ChildEntry, FANOUT, TABLE_CHUNK};
+use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{FormatError, checksum, sco};
 use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
 use std::fmt::Debug;
+use std::rc::Rc;
 use uuid::Uuid;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
@@ -124,15 +126,31 @@ fn in_a_page() {
     check(page::decode_inner(7, &changed_page(&inner, first + 2, &[0; 8])), "child index cannot be 3");
 
     let sco = sco::encode_header(VDISK, Epoch(1), ScoNumber(1), PutId(Uuid::from_u128(2)), &[7; 9]).1;
-    let refused =
-        |scos: &[sco::ScoRef], expected| check(page::decode_table(7, &page::encode_table(7, scos)), expected);
+    let put = |scos: &[sco::ScoRef]| scos.iter().copied().map(TableEntry::Put).collect::<Vec<_>>();
+    let table = |entries: &[TableEntry]| page::decode_table(7, &page::encode_table(7, entries));
+    let refused = |scos: &[sco::ScoRef], expected| check(table(&put(scos)), expected);
     refused(&vec![sco; TABLE_CHUNK + 1], "SCOs cannot be 257");
     refused(&[sco::ScoRef { cluster_count: 0, ..sco }], "clusters of an SCO cannot be 0");
     let most = sco::CLUSTERS_MAX as u32;
     refused(&[sco::ScoRef { cluster_count: most + 1, ..sco }], "clusters of an SCO");
-    let good = vec![sco::ScoRef { cluster_count: most, ..sco }; TABLE_CHUNK];
-    assert_eq!(page::decode_table(7, &page::encode_table(7, &good)), Ok(good));
-    let three = page::encode_table(7, &[sco; 3]);
+    let good = put(&vec![sco::ScoRef { cluster_count: most, ..sco }; TABLE_CHUNK]);
+    assert_eq!(table(&good), Ok(good.clone()));
+    // Nine clusters are there, three of them are kept.
+    let moved = |length, base| {
+        let mut kept = ClusterSet::none_of(length);
+        kept.insert(0, 3);
+        TableEntry::Moved(Rc::new(Moved { origin: (Epoch(1), ScoNumber(2)), sco, base, kept }))
+    };
+    assert_eq!(table(&[moved(most, 6)]), Ok(vec![moved(most, 6)]));
+    check(table(&[moved(3, 7)]), "first cluster of a moved SCO cannot be 7");
+    check(table(&[moved(3, u32::MAX)]), "first cluster of a moved SCO");
+    check(table(&[moved(most + 1, 0)]), "clusters of a set");
+    check(table(&[moved(0, 0)]), "clusters of a set cannot be 0");
+    let entries = page::encode_table(7, &[moved(3, 0)]);
+    let last = entries.len() - 8;
+    check(page::decode_table(7, &changed_page(&entries, last, &[8; 8])), "last clusters of a set");
+    check(page::decode_table(7, &changed_page(&entries, 20, &[3])), "kind of a table entry cannot be 3");
+    let three = page::encode_table(7, &put(&[sco; 3]));
     check(page::decode_table(7, &changed_page(&three, 16, &[4])), "SCOs cannot be 4");
 }
 

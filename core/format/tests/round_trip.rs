@@ -1,15 +1,17 @@
 //! Whatever can be written is read back the same.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use ovs_format::journal::{Position, Record, Target, TlogEntry};
+use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
 use ovs_format::sco::{self, CLUSTERS_MAX, ScoRef};
+use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_units::{
     ByteCount, COUNTER_MAX, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId,
     VDISK_SIZE_BYTES_MAX, VdiskId,
 };
 use proptest::{collection::vec, option, prelude::*};
+use std::rc::Rc;
 use uuid::Uuid;
 
 const CLUSTER_END: u64 = 1 << 52;
@@ -115,6 +117,48 @@ fn record() -> impl Strategy<Value = Record> {
         (id(), counter()).prop_map(|(id, sequence)| Record::Rollback { id, sequence: Sequence(sequence) }),
         size().prop_map(|size| Record::Resize { size }),
         properties().prop_map(|properties| Record::Properties { properties }),
+        relocate(),
+    ]
+}
+
+/// Of at least so many clusters as are kept, and where they begin in it.
+fn room_for(sco: ScoRef, kept: &ClusterSet) -> (ScoRef, u32) {
+    let sco = ScoRef { cluster_count: sco.cluster_count.max(kept.count()), ..sco };
+    (sco, sco.cluster_count - kept.count())
+}
+
+fn clusters() -> impl Strategy<Value = ClusterSet> {
+    (1..=CLUSTERS_MAX as u32, vec((any::<u32>(), 0_u32..300), 0..20)).prop_map(|(length, runs)| {
+        let mut set = ClusterSet::none_of(length);
+        runs.into_iter().for_each(|(offset, count)| set.insert(offset % length, count));
+        set
+    })
+}
+
+fn relocate() -> impl Strategy<Value = Record> {
+    vec(((counter(), counter()), option::of((sco_ref(), clusters()))), 0..9).prop_map(|all| {
+        let (mut scos, mut moves) = (Vec::new(), Vec::new());
+        for ((epoch, number), to) in all {
+            let to = to.map(|(sco, kept)| {
+                let (sco, base) = room_for(sco, &kept);
+                scos.push(sco);
+                (scos.len() as u32 - 1, base, kept)
+            });
+            moves.push(Move { origin: (Epoch(epoch), ScoNumber(number)), to });
+        }
+        Record::Relocate { scos, moves }
+    })
+}
+
+fn table_entry() -> impl Strategy<Value = TableEntry> {
+    prop_oneof![
+        4 => sco_ref().prop_map(TableEntry::Put),
+        1 => (counter(), counter(), sco_ref(), clusters()).prop_map(|(epoch, number, sco, kept)| {
+            let (sco, base) = room_for(sco, &kept);
+            let origin = (Epoch(epoch), ScoNumber(number));
+            TableEntry::Moved(Rc::new(Moved { origin, sco, base, kept }))
+        }),
+        1 => Just(TableEntry::Gone),
     ]
 }
 
@@ -157,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn map_pages(number in any::<u64>(), places in vec((0..FANOUT, any::<u64>(), any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256)) {
+    fn map_pages(number in any::<u64>(), places in vec((0..FANOUT, any::<u64>(), any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256), entries in vec(table_entry(), 0..30)) {
         let (mut leaf, mut inner) = ([0; FANOUT], [ChildEntry::default(); FANOUT]);
         for (index, page, mapped) in places {
             leaf[index] = page;
@@ -165,7 +209,10 @@ proptest! {
         }
         prop_assert_eq!(*page::decode_leaf(number, &page::encode_leaf(number, &leaf)).unwrap(), leaf);
         prop_assert_eq!(*page::decode_inner(number, &page::encode_inner(number, &inner)).unwrap(), inner);
-        prop_assert_eq!(page::decode_table(number, &page::encode_table(number, &scos)), Ok(scos));
+        let put: Vec<TableEntry> = scos.into_iter().map(TableEntry::Put).collect();
+        for table in [put, entries] {
+            prop_assert_eq!(page::decode_table(number, &page::encode_table(number, &table)), Ok(table));
+        }
     }
 
     #[test]

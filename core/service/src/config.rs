@@ -18,6 +18,8 @@ pub struct Config {
     pub buffer: BufferConfig,
     /// When buffered data leaves for the backend.
     pub destage: DestageConfig,
+    /// Giving back what nobody needs.
+    pub scrub: ScrubConfig,
     /// NBD sockets.
     pub nbd: NbdConfig,
     /// The RPC socket.
@@ -73,6 +75,26 @@ pub struct DestageConfig {
 impl Default for DestageConfig {
     fn default() -> Self {
         DestageConfig { size: 32 << 20, after: Duration::from_secs(10), sco_size: 4 << 20 }
+    }
+}
+
+/// Giving back what nobody needs any more. Where more than a quarter of what a vDisk has stored is such, it begins by itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScrubConfig {
+    /// Does it?
+    pub automatic: bool,
+    /// How often that is looked at.
+    #[serde(deserialize_with = "duration")]
+    pub every: Duration,
+    /// Not where less than this would be given back.
+    #[serde(deserialize_with = "size")]
+    pub min_size: u64,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        ScrubConfig { automatic: true, every: Duration::from_secs(10), min_size: 64 << 20 }
     }
 }
 
@@ -255,6 +277,9 @@ impl Config {
                 self.destage.sco_size
             );
         }
+        if self.scrub.every.is_zero() {
+            bail!("scrub.every is 0; it has to be some time");
+        }
         if self.nbd.connections_max == 0 {
             bail!("nbd.connections_max is 0; at least 1 is needed");
         }
@@ -362,12 +387,13 @@ mod tests {
     #[test]
     fn units_are_read() {
         let config = Config::parse(
-            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nnbd:\n  vdisk_socket_mode: \"0600\"\n\
+            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\nnbd:\n  vdisk_socket_mode: \"0600\"\n\
              default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n",
         )
         .unwrap();
         assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
         assert_eq!(config.destage.after, Duration::from_millis(500));
+        assert!(!config.scrub.automatic && config.scrub.min_size == 64 << 20);
         assert_eq!(config.nbd.vdisk_socket_mode, 0o600);
         assert_eq!(config.default_vpool.trash_retention, Duration::from_secs(7 * 86400));
         assert_eq!(config.default_vpool.stall_timeout, Some(Duration::from_secs(90)));
@@ -382,6 +408,8 @@ mod tests {
         refused("buffer:\n  size: 64MiB\n", "four segments");
         refused("buffer:\n  segment_size: 1000000\n", "buffer.segment_size");
         refused("destage:\n  after: 10 fortnights\n", "10 fortnights");
+        refused("scrub:\n  every: 0s\n", "scrub.every");
+        refused("scrub:\n  often: true\n", "often");
         refused("nbd:\n  vdisk_socket_mode: \"0999\"\n", "0999");
         refused("nbd:\n  connections_max: 0\n", "connections_max");
         refused("nbd:\n  listen: [\"localhost\"]\n", "listen: \"localhost\"");

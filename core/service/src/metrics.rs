@@ -49,6 +49,10 @@ pub async fn text(volumes: &Volumes) -> String {
     families.into_iter().map(|family| family.text).collect()
 }
 
+/// Where, among the families of a vDisk, its size and its state are.
+const SIZE: usize = 11;
+const OK: usize = 12;
+
 async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
     let counter = |name, help| Family::new(name, "counter", help);
     let gauge = |name, help| Family::new(name, "gauge", help);
@@ -61,6 +65,9 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         counter("ovs_vdisk_backend_put_bytes_total", "Bytes put on the backend."),
         gauge("ovs_vdisk_buffered_bytes", "Bytes in the write buffer and not yet on the backend."),
         gauge("ovs_vdisk_mapped_bytes", "Bytes mapped on the backend."),
+        counter("ovs_vdisk_scrub_moved_bytes_total", "Bytes that scrub has put again elsewhere."),
+        counter("ovs_vdisk_scrub_freed_bytes_total", "Bytes of objects that scrub has removed."),
+        gauge("ovs_vdisk_stored_bytes", "Bytes of objects of its own data on the backend."),
         gauge("ovs_vdisk_size_bytes", "Size."),
         gauge("ovs_vdisk_ok", "1 when the vDisk's state is ok."),
     ];
@@ -72,9 +79,9 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         let Some(vpool) = volumes.vpool_name(record.vpool) else { continue };
         let labels: [(&str, &dyn Display); 3] =
             [("vpool", &vpool), ("vdisk", &record.name), ("uuid", &record.id)];
-        families[8].sample(&labels, record.size_bytes);
+        families[SIZE].sample(&labels, record.size_bytes);
         let Some(stats) = volumes.engine.vdisk(record.id).map(|vdisk| vdisk.stats()) else {
-            families[9].sample(&labels, 0);
+            families[OK].sample(&labels, 0);
             continue;
         };
         let values = [
@@ -86,11 +93,14 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
             stats.backend_put_bytes,
             stats.buffered.0,
             stats.mapped.0,
+            stats.scrub_moved_bytes,
+            stats.scrub_freed_bytes,
+            stats.stored.0,
         ];
         for (family, value) in families.iter_mut().zip(values) {
             family.sample(&labels, value);
         }
-        families[9].sample(&labels, u8::from(stats.state == ovs_volume::VdiskState::Ok));
+        families[OK].sample(&labels, u8::from(stats.state == ovs_volume::VdiskState::Ok));
     }
     families
 }

@@ -142,6 +142,9 @@ async fn bring_up(
         sco_bytes: config.destage.sco_size,
         destage_bytes: config.destage.size,
         destage_after: config.destage.after,
+        scrub_by_itself: config.scrub.automatic,
+        scrub_every: config.scrub.every,
+        scrub_min_bytes: config.scrub.min_size,
         ..EngineConfig::default()
     };
     let parts = EngineParts {

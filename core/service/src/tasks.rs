@@ -40,7 +40,7 @@ pub struct Running {
 /// What a task is about.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// `vpool.recover`, `trash.empty`.
+    /// `vpool.recover`, `vdisk.scrub`, `trash.empty`.
     pub kind: &'static str,
     /// The object.
     pub subject: Option<Uuid>,

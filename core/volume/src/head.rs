@@ -45,6 +45,9 @@ pub(crate) struct Head {
     pub(crate) accepted: Vec<String>,
     /// Deleted by its user; kept while others depend on it.
     pub(crate) deleted: bool,
+    /// It was rebuilt from its backend, and not all that may be clones of it is known again.
+    #[serde(default)]
+    pub(crate) clones_unknown: bool,
     pub(crate) properties: String,
 }
 
@@ -82,6 +85,7 @@ impl Head {
             lost: None,
             accepted: Vec::new(),
             deleted: false,
+            clones_unknown: false,
             properties,
         }
     }
@@ -156,8 +160,26 @@ impl Head {
         self.copies.drain(..excess);
     }
 
+    /// Deleted snapshots that nobody needs any more go.
+    pub(crate) fn drop_snapshots(&mut self) {
+        let clones_unknown = self.clones_unknown;
+        self.snapshots.retain(|snapshot| snapshot.is_needed() || clones_unknown);
+    }
+
+    /// May everything of a deleted vDisk go?
+    pub(crate) fn is_unneeded(&self) -> bool {
+        !self.clones_unknown && self.snapshots.iter().all(|snapshot| snapshot.clones.is_empty())
+    }
+
     pub(crate) fn snapshot_mut(&mut self, id: SnapshotId) -> Option<&mut HeadSnapshot> {
         self.snapshots.iter_mut().find(|snapshot| snapshot.id == id)
+    }
+}
+
+impl HeadSnapshot {
+    /// By its user, or by clones that are known.
+    pub(crate) fn is_needed(&self) -> bool {
+        !self.hidden || !self.clones.is_empty()
     }
 }
 

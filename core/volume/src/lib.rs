@@ -33,7 +33,7 @@ pub use error::VolumeError;
 pub use log::{FileDevice, LogDevice};
 pub use pages::{MemoryPages, PageId, PageStore};
 pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};
-pub use vdisk::Vdisk;
+pub use vdisk::{ScrubReport, Vdisk};
 
 /// Decoders of outside bytes that are nobody else's business: for `tests/decoders` alone.
 #[doc(hidden)]

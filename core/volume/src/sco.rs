@@ -23,8 +23,21 @@ pub(crate) fn object_name(text: String) -> ObjectName {
     ObjectName::new(text).expect("our own names are object names")
 }
 
+pub(crate) fn sco_prefix(vdisk: VdiskId) -> String {
+    format!("{}s/", vdisk_prefix(vdisk))
+}
+
+/// Which SCO an object of this name is; none for a name that [`sco_name`] does not give.
+pub(crate) fn parse_sco_name(name: &ObjectName, prefix: &str) -> Option<(Epoch, ScoNumber)> {
+    let (epoch, number) = name.as_str().strip_prefix(prefix)?.split_once('-')?;
+    let parse = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (epoch, number) = (Epoch(parse(epoch)?), ScoNumber(parse(number)?));
+    // As we write them: "+7" is a number, but no name of ours.
+    (format!("{prefix}{:016x}-{:016x}", epoch.0, number.0) == name.as_str()).then_some((epoch, number))
+}
+
 pub(crate) fn sco_name(vdisk: VdiskId, epoch: Epoch, number: ScoNumber) -> ObjectName {
-    object_name(format!("{}s/{:016x}-{:016x}", vdisk_prefix(vdisk), epoch.0, number.0))
+    object_name(format!("{}{:016x}-{:016x}", sco_prefix(vdisk), epoch.0, number.0))
 }
 
 /// An SCO to be put: the object's parts and what the map will keep of it.
@@ -69,17 +82,15 @@ struct Header {
     checksums: Vec<u32>,
 }
 
-impl ScoHeaders {
-    /// Clusters `offset .. offset + count` of an SCO, verified.
-    pub(crate) async fn read(
+impl Header {
+    async fn read(
         &self,
         backend: &dyn Backend,
         sco: &ScoRef,
         offset: u32,
         count: u32,
     ) -> Result<Bytes, VolumeError> {
-        let header = self.header(backend, sco).await?;
-        let Header { name, checksums } = &*header;
+        let Header { name, checksums } = self;
         let length = u64::from(count) * CLUSTER_SIZE_BYTES;
         let bytes = backend.get_range(name, sco.cluster_offset_bytes(offset), length).await?;
         if bytes.len() as u64 != length {
@@ -100,7 +111,33 @@ impl ScoHeaders {
         }
         Ok(bytes)
     }
+}
 
+impl ScoHeaders {
+    /// Clusters `offset .. offset + count` of an SCO, verified.
+    pub(crate) async fn read(
+        &self,
+        backend: &dyn Backend,
+        sco: &ScoRef,
+        offset: u32,
+        count: u32,
+    ) -> Result<Bytes, VolumeError> {
+        let header = self.header(backend, sco).await?;
+        header.read(backend, sco, offset, count).await
+    }
+
+    /// The same with the checksums that they were put with.
+    pub(crate) async fn read_with_sums(
+        &self,
+        backend: &dyn Backend,
+        sco: &ScoRef,
+        offset: u32,
+        count: u32,
+    ) -> Result<(Bytes, Vec<u32>), VolumeError> {
+        let header = self.header(backend, sco).await?;
+        let bytes = header.read(backend, sco, offset, count).await?;
+        Ok((bytes, header.checksums[offset as usize..][..count as usize].to_vec()))
+    }
     async fn header(&self, backend: &dyn Backend, sco: &ScoRef) -> Result<Rc<Header>, VolumeError> {
         let tick = self.tick.get() + 1;
         self.tick.set(tick);

@@ -150,6 +150,7 @@ impl Host {
             assert_eq!(found.problem, None);
             engine.adopt_vdisk(POOL, found.id).await.unwrap();
         }
+        engine.finish_recovery(POOL).await.unwrap();
         open(&engine).await
     }
 }
@@ -380,6 +381,7 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             };
+            fill(&stale, 0..30, 9).await;
             fill(&stale, 0..30, 1).await;
             let of_stale = newest_copy(&host).await;
             assert_eq!(of_stale.is_some(), stale_copies);
@@ -389,6 +391,7 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
             let of_new = newest_copy(&host).await;
             assert_eq!(of_new > of_stale, new_copies, "the new owner has made copies of its own");
             fill(&stale, 30..45, 1).await;
+            let _ = stale.scrub().await;
             if new_copies {
                 assert_eq!(newest_copy(&host).await, of_new);
             }

@@ -3,17 +3,19 @@
 use crate::Family;
 use ovs_format::{
     FormatError, checksum,
-    journal::{Position, Record, Target, TlogEntry},
+    journal::{Move, Position, Record, Target, TlogEntry},
     log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange},
     map_copy::{MapCopy, PartWriter, decode_part, relabel},
     page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry},
     sco::{self, ScoRef},
+    table::{ClusterSet, Moved, TableEntry},
     tombstone,
 };
 use ovs_units::{
     ByteCount, Cluster, Epoch, JournalIndex, Name, PutId, ScoNumber, Sequence, SnapshotId, VdiskId,
 };
 use std::fmt::Debug;
+use std::rc::Rc;
 use uuid::Uuid;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
@@ -118,7 +120,8 @@ pub(crate) const MAP: Family = Family {
             page::encode_leaf(12, &places),
             page::encode_leaf(12, &[7; FANOUT]),
             page::encode_inner(12, &children),
-            page::encode_table(12, &[reference, reference]),
+            page::encode_table(12, &[TableEntry::Put(reference), TableEntry::Put(reference)]),
+            page::encode_table(12, &[TableEntry::Put(reference), a_moved_sco(), TableEntry::Gone]),
             a_checkpoint().encode(VDISK),
         ]
     },
@@ -156,8 +159,10 @@ pub(crate) const MAP_COPY: Family = Family {
     seeds: || {
         let put = PutId(Uuid::from_u128(42));
         let copy = MapCopy { put, parts: vec![7, 8], maps: a_checkpoint(), head: "{\"format\":1}".into() };
-        let pages =
-            [(12, page::encode_leaf(12, &[7; FANOUT])), (11, page::encode_table(11, &[sco_header().1]))];
+        let pages = [
+            (12, page::encode_leaf(12, &[7; FANOUT])),
+            (11, page::encode_table(11, &[TableEntry::Put(sco_header().1)])),
+        ];
         vec![copy.encode(VDISK), a_part(VDISK, put, 5, &pages), tombstone::encode(VDISK)]
     },
     memory_bytes: 64 << 10,
@@ -259,7 +264,7 @@ pub(crate) fn batches() -> [BatchHeader; 2] {
     [header, seal]
 }
 
-fn records() -> [Record; 7] {
+fn records() -> [Record; 8] {
     let snapshot = SnapshotId(Uuid::from_u128(77));
     [
         Record::Start {
@@ -288,5 +293,28 @@ fn records() -> [Record; 7] {
         Record::Rollback { id: snapshot, sequence: Sequence(61) },
         Record::Resize { size: ByteCount(2 << 30) },
         Record::Properties { properties: "{\"name\":\"x\"}".into() },
+        Record::Relocate {
+            scos: vec![sco_header().1],
+            moves: vec![
+                Move { origin: (Epoch(1), ScoNumber(4)), to: Some((0, 1, two_of_seventy())) },
+                Move { origin: (Epoch(1), ScoNumber(5)), to: None },
+            ],
+        },
     ]
+}
+
+fn two_of_seventy() -> ClusterSet {
+    let mut kept = ClusterSet::none_of(70);
+    kept.insert(63, 2);
+    kept
+}
+
+fn a_moved_sco() -> TableEntry {
+    let sco = sco_header().1;
+    TableEntry::Moved(Rc::new(Moved {
+        origin: (Epoch(1), ScoNumber(4)),
+        sco,
+        base: 1,
+        kept: two_of_seventy(),
+    }))
 }

@@ -520,6 +520,6 @@ impl World {
                 engine.adopt_vdisk(vpool, id).await
             })?;
         }
-        Ok(())
+        self.try_often("the end of the recovery", life, async |_: &World| engine.finish_recovery(vpool).await)
     }
 }

@@ -106,6 +106,7 @@ impl Operator {
             (14, _) if self.site.model.disks.borrow().len() > 2 => self.delete(&disk).await,
             (15, _) => self.create(None).await,
             (16..=17, _) => self.destage(&disk).await,
+            (18, _) => self.scrub(&disk).await,
             _ => Ok(()),
         }
     }
@@ -515,6 +516,25 @@ impl Operator {
                 Ok(())
             }
             Err(error) => self.site.look_at(disk, "a destage", error),
+        }
+    }
+}
+
+impl Operator {
+    async fn scrub(&self, disk: &Disk) -> Result<(), Stop> {
+        let Ok(vdisk) = disk.open() else { return Ok(()) };
+        self.site.weather.event(format_args!("the operator: scrub of {}", disk.id), 0);
+        match vdisk.scrub().await {
+            // Something else is under way on it.
+            Err(VolumeError::Retry(_)) => Ok(()),
+            Err(error) => self.site.look_at(disk, "a scrub", error),
+            Ok(report) if report.moved_bytes > report.needed_bytes => {
+                self.fails(disk, "a scrub moved more than is needed")
+            }
+            Ok(report) => {
+                self.site.weather.event(format_args!("{report:?}"), 0);
+                Ok(())
+            }
         }
     }
 }

@@ -101,7 +101,9 @@ impl World {
                 let is_room = !self.disks.is_empty() && self.disks.len() < VDISKS_MAX;
                 is_room.then(|| (0, Change::Create(self.new_disk(content, None))))
             }
-            InFlight::Flush { disk } | InFlight::Destage { disk } => Some((self.index(*disk)?, Change::None)),
+            InFlight::Flush { disk } | InFlight::Destage { disk } | InFlight::Scrub { disk } => {
+                Some((self.index(*disk)?, Change::None))
+            }
         }
     }
 
@@ -111,7 +113,7 @@ impl World {
         let work: Work = match &flight.change {
             Change::None => Box::pin(async move {
                 vdisk.flush().await?;
-                vdisk.destage().await
+                vdisk.scrub().await.map(drop)
             }),
             Change::Write(range, data, stable) => {
                 let (offset, data, stable) = (range.start, data.clone(), *stable);

@@ -115,6 +115,7 @@ impl World {
             self.run(async move { engine.adopt_vdisk(vpool, id).await })
                 .map_err(|failure| format!("adopting {id}: {failure}"))?;
         }
+        self.run(async move { engine.finish_recovery(vpool).await })?;
         self.open_all()?;
         self.all_is_stable();
         self.verify_all()

@@ -296,6 +296,15 @@ pub struct VdiskStats {
     pub allocated_bytes: u64,
     /// In the write buffer.
     pub buffered_bytes: u64,
+    /// Objects of its own data on the backend; what a clone has from its parent is not in it.
+    pub stored_bytes: u64,
+    /// Of those, what nobody needs any more and a scrub gives back; none while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaimable_bytes: Option<u64>,
+    /// Scrub has put this again elsewhere.
+    pub scrub_moved_bytes: u64,
+    /// Scrub has removed objects of this size.
+    pub scrub_freed_bytes: u64,
 }
 
 /// Refuses sizes that no vDisk may have.

@@ -56,6 +56,15 @@ pub enum VdiskCommand {
         #[arg(value_name = "POOL/NAME")]
         vdisk: VdiskTarget,
     },
+    /// Give back what nobody needs any more of what a vDisk has on its backend (happens by itself where that is much)
+    Scrub {
+        /// The vDisk, or its UUID
+        #[arg(value_name = "POOL/NAME")]
+        vdisk: VdiskTarget,
+        /// Begin, and print the task
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Make a writable copy of a vDisk or of a snapshot, at once and without copying data
     Clone {
         /// What to clone; a vDisk without a snapshot is cloned as it is now

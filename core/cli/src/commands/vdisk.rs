@@ -1,6 +1,6 @@
 //! `ovs vdisk ...`, apart from import and export.
 
-use super::{Context, attachment, every, label_lines, snapshot, state, word};
+use super::{Context, attachment, every, label_lines, snapshot, state, task, word};
 use crate::{
     args::{CreateVdiskArgs, VdiskCommand, target::VdiskTarget},
     failure::Failure,
@@ -40,6 +40,10 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
         VdiskCommand::Stats { vdisk } => {
             let stats = client.get_vdisk_stats(&vdisk.0).await?;
             context.output.object(&stats, view_stats)
+        }
+        VdiskCommand::Scrub { vdisk, no_wait } => {
+            let begun = client.scrub_vdisk(&vdisk.0).await?;
+            task::finish(context, begun.0, no_wait, &format!("{vdisk} is scrubbed")).await
         }
         VdiskCommand::Clone { source, new, size } => {
             let mut request = CreateVdisk::new(new.vpool.clone(), new.name.clone());
@@ -183,6 +187,8 @@ fn view_stats(stats: &VdiskStats) -> String {
         .with("flushes", stats.flush_count)
         .with("put on the backend", size(stats.backend_put_bytes))
         .with("on the backend", size(stats.allocated_bytes))
+        .with("stored there", size(stats.stored_bytes))
+        .with("nobody needs", stats.reclaimable_bytes.map_or_else(|| "not known yet".to_owned(), size))
         .with("in the write buffer", size(stats.buffered_bytes))
         .with("times opened", stats.epoch)
         .with("operations", stats.sequence)
@@ -278,10 +284,11 @@ default/web-1  qemu 123  docker  exclusive            1  00000000-0000-0000-0000
 
     #[test]
     fn stats_as_people_see_them() {
-        let stats: VdiskStats = serde_json::from_value(json!({
+        let mut stats: VdiskStats = serde_json::from_value(json!({
             "vdisk": uuid::Uuid::nil(), "epoch": 3, "sequence": 900, "read_count": 10, "write_count": 20, "flush_count": 5,
             "read_bytes": 40960, "written_bytes": 81920, "backend_put_bytes": 4194304, "allocated_bytes": 65536,
-            "buffered_bytes": 0,
+            "buffered_bytes": 0, "stored_bytes": 4198400, "reclaimable_bytes": 4132864, "scrub_moved_bytes": 0,
+            "scrub_freed_bytes": 0,
         }))
         .unwrap();
         let expected = "\
@@ -290,10 +297,14 @@ writes               20, 80KiB
 flushes              5
 put on the backend   4MiB
 on the backend       64KiB
+stored there         4MiB
+nobody needs         3.9MiB
 in the write buffer  0B
 times opened         3
 operations           900
 ";
         assert_eq!(view_stats(&stats), expected);
+        stats.reclaimable_bytes = None;
+        assert_eq!(view_stats(&stats), expected.replace("3.9MiB", "not known yet"));
     }
 }

@@ -237,6 +237,11 @@ impl Core {
         self.run(|volumes| async move { volumes.accept_vdisk_loss(vdisk, terms).await }).await
     }
 
+    /// Gives back what nobody needs of a vDisk.
+    pub async fn scrub_vdisk(&self, vdisk: VdiskRef, _: &RequestContext) -> Result<Accepted<Task>, Problem> {
+        self.run(|volumes| async move { volumes.scrub_vdisk(vdisk).await }).await
+    }
+
     /// Counters of a vDisk.
     pub async fn get_vdisk_stats(&self, vdisk: VdiskRef, _: &RequestContext) -> Result<VdiskStats, Problem> {
         self.run(|volumes| async move { volumes.get_vdisk_stats(vdisk).await }).await

@@ -27,6 +27,7 @@ mod open;
 mod pools;
 mod problem;
 mod recover;
+mod scrub;
 mod show;
 mod snapshots;
 mod start;

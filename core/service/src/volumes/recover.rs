@@ -232,6 +232,7 @@ impl Volumes {
             }
         }
         if is_whole && outcome.problems.is_empty() {
+            self.engine.finish_recovery(vpool).await.map_err(from_volume)?;
             self.note_complete(vpool).await?;
         }
         // Opened only now: a parent that is open does not learn of its clones any more.

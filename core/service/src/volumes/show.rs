@@ -127,6 +127,10 @@ impl Volumes {
             backend_put_bytes: stats.backend_put_bytes,
             allocated_bytes: stats.mapped.0,
             buffered_bytes: stats.buffered.0,
+            stored_bytes: stats.stored.0,
+            reclaimable_bytes: stats.reclaimable.map(|bytes| bytes.0),
+            scrub_moved_bytes: stats.scrub_moved_bytes,
+            scrub_freed_bytes: stats.scrub_freed_bytes,
         })
     }
 

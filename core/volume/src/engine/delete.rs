@@ -35,7 +35,7 @@ impl Engine {
             }
             let open = engine.inner.vdisks.borrow().get(&id).cloned();
             let head = engine.mark_deleted(id, open.as_ref(), head).await?;
-            if head.snapshots.iter().all(|snapshot| snapshot.clones.is_empty()) {
+            if head.is_unneeded() {
                 engine.purge(vpool, id, head).await?;
             }
             Ok(())
@@ -57,8 +57,8 @@ impl Engine {
     ) -> Result<Head, VolumeError> {
         let change = |head: &mut Head| {
             head.deleted = true;
-            head.snapshots.retain(|snapshot| !snapshot.clones.is_empty());
             head.snapshots.iter_mut().for_each(|snapshot| snapshot.hidden = true);
+            head.drop_snapshots();
         };
         if let Some(vdisk) = open {
             let _meta = vdisk.inner.meta.lock().await;
@@ -83,6 +83,7 @@ impl Engine {
             vdisk.inner.is_ended.set(true);
             vdisk.inner.destage_soon();
             // Whoever is in the middle of a put or a journal step finishes it: nothing may appear after the removal.
+            let _scrubbing = vdisk.inner.scrub.turn.lock().await;
             let _copying = vdisk.inner.copying.lock().await;
             let _sending = vdisk.inner.sending.lock().await;
             let _meta = vdisk.inner.meta.lock().await;
@@ -95,7 +96,7 @@ impl Engine {
                     parent.inner.release_clone(snapshot, id).await?;
                     drop(meta);
                     let parent_head = parent.inner.head.borrow().head.clone();
-                    if parent_head.deleted && parent_head.snapshots.iter().all(|s| s.clones.is_empty()) {
+                    if parent_head.deleted && parent_head.is_unneeded() {
                         Box::pin(self.purge(vpool, parent.id(), parent_head)).await?;
                     }
                 }
@@ -142,11 +143,13 @@ impl Engine {
                 let id = entry.key.strip_prefix(HEAD_PREFIX).and_then(|id| id.parse::<VdiskId>().ok());
                 let Some(id) = id else { continue };
                 let Ok(head) = Head::decode(id, &entry.value) else { continue };
-                let is_due = head.vpool == vpool
-                    && head.deleted
-                    && head.snapshots.iter().all(|snapshot| snapshot.clones.is_empty());
-                if is_due {
+                if head.vpool == vpool && head.deleted && head.is_unneeded() {
                     let _turn = engine.inner.turn.lock().await;
+                    // As it is now.
+                    let Ok(Some(VersionedHead { head, .. })) = engine.head_of(id).await else { continue };
+                    if !head.deleted || !head.is_unneeded() {
+                        continue;
+                    }
                     if let Err(error) = engine.purge(vpool, id, head).await {
                         tracing::warn!(vdisk = %id, %error, "a deletion could not be finished; trying again at the next start");
                     }

@@ -6,6 +6,7 @@
 mod context;
 mod delete;
 mod recover;
+mod scrub;
 mod sweep;
 mod types;
 
@@ -24,7 +25,7 @@ use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::{Rc, Weak},
     time::Duration,
 };
@@ -43,6 +44,8 @@ struct Inner {
     replayed: RefCell<BTreeMap<VdiskId, Vec<Rc<Record>>>>,
     /// What the log found damaged.
     damage: RefCell<Vec<(Option<VdiskId>, String)>>,
+    /// vPools of which vDisks are being adopted.
+    recovering: RefCell<BTreeSet<VpoolId>>,
     /// One vDisk is opened, made or deleted at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -60,11 +63,13 @@ impl Engine {
             vdisks: RefCell::default(),
             replayed: RefCell::new(replay.records),
             damage: RefCell::new(replay.damage),
+            recovering: RefCell::default(),
             turn: tokio::sync::Mutex::new(()),
         };
         let engine = Engine { inner: Rc::new(inner) };
         engine.relieve_pressure();
         engine.sweep_now_and_then();
+        engine.scrub_now_and_then();
         engine.remember_losses();
         engine.forget_damaged_maps();
         Ok(engine)
@@ -208,8 +213,12 @@ impl Engine {
         if !head.head.deleted && recover::is_deleted(&*backend, id).await? {
             // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
             // either, so it is deleted.
+            // An older registry may not know of its clones.
+            if let Some(position) = head.head.position() {
+                crate::journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
+            }
             let deleted = self.mark_deleted(id, None, head).await?;
-            if deleted.snapshots.is_empty() {
+            if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;
                 return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));
             }

@@ -47,6 +47,7 @@ impl Engine {
     /// every ancestor it needs (deleted ones stay hidden).
     pub async fn adopt_vdisk(&self, vpool: VpoolId, id: VdiskId) -> Result<(), VolumeError> {
         let _turn = self.inner.turn.lock().await;
+        self.begin_recovery(vpool).await?;
         let mut next = Some(id);
         while let Some(id) = next {
             next = self.adopt_one(vpool, id).await?;
@@ -73,12 +74,11 @@ impl Engine {
             }
             head.epoch = head.epoch.max(old.epoch);
         }
+        head.clones_unknown = true;
         self.link_clones(id, &mut head).await?;
-        head.snapshots.retain(|snapshot| {
-            !snapshot.hidden
-                || (!snapshot.clones.is_empty()
-                    && !planted("recovery: hidden snapshots of clones are dropped"))
-        });
+        if planted("recovery: hidden snapshots of clones are dropped") {
+            head.snapshots.retain(|snapshot| !snapshot.hidden);
+        }
         let revision = known.map_or(Revision(0), |known| known.revision);
         let mut transaction =
             Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());

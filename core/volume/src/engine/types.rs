@@ -39,6 +39,12 @@ pub struct EngineConfig {
     pub copy_map_after: u64,
     /// A part of such a copy is put when it has grown to this.
     pub copy_part_bytes: usize,
+    /// Scrub begins by itself.
+    pub scrub_by_itself: bool,
+    /// How often it is looked which vDisks have enough to give back.
+    pub scrub_every: Duration,
+    /// Not where less than this would be given back.
+    pub scrub_min_bytes: u64,
 }
 
 impl Default for EngineConfig {
@@ -52,6 +58,9 @@ impl Default for EngineConfig {
             checkpoint_every: 32,
             copy_map_after: 64 << 20,
             copy_part_bytes: 4 << 20,
+            scrub_by_itself: true,
+            scrub_every: Duration::from_secs(10),
+            scrub_min_bytes: 64 << 20,
         }
     }
 }
@@ -148,6 +157,14 @@ pub struct VdiskStats {
     pub flushes: u64,
     /// Bytes put on the backend as SCOs.
     pub backend_put_bytes: u64,
+    /// Bytes of its own SCOs on the backend that its map may name.
+    pub stored: ByteCount,
+    /// Of those, what nobody needed when that was last found out; none: it has not been.
+    pub reclaimable: Option<ByteCount>,
+    /// Bytes that scrub has put again elsewhere.
+    pub scrub_moved_bytes: u64,
+    /// Bytes of objects that scrub has removed.
+    pub scrub_freed_bytes: u64,
 }
 
 /// Figures of the engine.

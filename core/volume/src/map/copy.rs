@@ -143,16 +143,25 @@ pub(crate) struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// A page, and those that it names.
-    async fn load(&self, page: u64, kind: Kind) -> Result<(Bytes, Vec<(u64, Kind)>), VolumeError> {
+    /// The bytes of a page, which `check` finds good; what it says of them.
+    pub(super) async fn checked<T>(
+        &self,
+        page: u64,
+        check: impl FnOnce(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<(Bytes, T), VolumeError> {
         let load = async {
             let missing = || VolumeError::Damaged(format!("map page {page} is missing from the local store"));
             let bytes = self.store.load(PageId(page)).await?.ok_or_else(missing)?;
-            let named = named_by(page, kind, &bytes)
-                .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
-            Ok((bytes, named))
+            let checked =
+                check(&bytes).map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
+            Ok((bytes, checked))
         };
         load.await.map_err(self.unreadable)
+    }
+
+    /// A page, and those that it names.
+    async fn load(&self, page: u64, kind: Kind) -> Result<(Bytes, Vec<(u64, Kind)>), VolumeError> {
+        self.checked(page, |bytes| named_by(page, kind, bytes)).await
     }
 }
 

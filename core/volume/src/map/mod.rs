@@ -2,9 +2,11 @@
 
 mod checkpoint;
 pub(crate) mod copy;
+mod marks;
 mod table;
 mod tree;
 
 pub(crate) use checkpoint::Checkpoint;
+pub(crate) use marks::Marks;
 pub(crate) use table::Table;
 pub(crate) use tree::{Place, TOP_LEVEL, Tree};

@@ -31,7 +31,7 @@ impl Place {
         (self.sco + 1) << 16 | u64::from(self.offset)
     }
 
-    fn unpack(packed: u64) -> Option<Place> {
+    pub(super) fn unpack(packed: u64) -> Option<Place> {
         let sco = (packed >> 16).checked_sub(1)?;
         Some(Place { sco, offset: (packed & 0xffff) as u32 })
     }

@@ -345,6 +345,7 @@ impl Inner {
     fn take_places(&self, layer: &Rc<Layer>, scos: &[ScoRef], entries: &[TlogEntry]) {
         apply_tlog(&mut self.tree.borrow_mut(), Rc::make_mut(&mut self.table.borrow_mut()), scos, entries);
         let tree = self.tree.borrow().clone();
+        self.scrub.added(scos);
         layer.markers.borrow_mut().drain(..).for_each(|snapshot| snapshot.resolve(tree.clone()));
         self.sealed.borrow_mut().retain(|other| !Rc::ptr_eq(other, layer));
         self.going_out.take();

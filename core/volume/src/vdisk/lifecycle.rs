@@ -90,6 +90,7 @@ impl Vdisk {
             }
             *inner.tree.borrow_mut() = tree;
             inner.size.set(size);
+            inner.scrub.needs_changed();
             Ok(())
         })
         .await
@@ -131,6 +132,7 @@ impl Vdisk {
                 .await?;
             if shrinks && !planted("shrink: what is cut off stays in the map") {
                 inner.tree.borrow_mut().set(tail, None);
+                inner.scrub.needs_changed();
             }
             inner.size.set(size);
             Ok(())

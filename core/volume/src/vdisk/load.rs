@@ -11,7 +11,7 @@
 
 use super::lifecycle::Next;
 use super::snapshot::CloneSource;
-use super::{Counters, Inner, SnapshotNode, Vdisk};
+use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
 use crate::journal;
@@ -43,6 +43,7 @@ impl Vdisk {
         source: CloneSource,
     ) -> Vdisk {
         let CloneSource { tree, table, pending, .. } = source;
+        let stored_bytes = scrub::stored_bytes(&table, id);
         let inner = Inner {
             id,
             vpool: head.head.vpool,
@@ -78,6 +79,8 @@ impl Vdisk {
             destage_wanted: Rc::new(Notify::new()),
             destage_now: Cell::new(false),
             destaged: Notify::new(),
+            reading: RefCell::default(),
+            scrub: scrub::Scrub::new(stored_bytes),
             counters: Counters::default(),
         };
         Vdisk { inner: Rc::new(inner) }
@@ -104,13 +107,17 @@ impl Vdisk {
         };
         // The base is pending only while nothing of the clone itself has been committed.
         let pending = pending.filter(|_| maps.is_base);
-        let Maps { tree, table, snapshots, .. } = maps;
+        let Maps { tree, table, snapshots, open, .. } = maps;
         let size = head.head.size;
         let entries = head.head.snapshots.clone();
         let vdisk =
             Vdisk::assemble(id, context, backend, head, on_full, CloneSource { tree, table, size, pending });
         for entry in &entries {
             let stored = snapshots.iter().find(|(id, _)| *id == entry.id).map(|(_, tree)| tree.clone());
+            let is_open = open.iter().any(|(id, _)| *id == entry.id);
+            if stored.is_none() && !is_open && !entry.is_needed() {
+                continue; // the map is of a time when nobody needed it
+            }
             vdisk.inner.snapshots.borrow_mut().push(SnapshotNode::of(entry, stored));
         }
         vdisk.take_in(records).await?;
@@ -211,7 +218,8 @@ impl Maps {
             let next_copy = match stored {
                 None => copies.next(),
                 Some((from, start)) => {
-                    match start.roll_forward(pages, backend, id, Some(from), position).await {
+                    let rolled = start.roll_forward(pages, backend, id, Some(from), position).await;
+                    match rolled.and_then(|maps| maps.with_all_of(head)) {
                         Err(VolumeError::Damaged(reason)) => {
                             tracing::warn!(vdisk = %id, reason, "the checkpoint of the map is of no use");
                             first_reason.get_or_insert(reason);
@@ -239,6 +247,20 @@ impl Maps {
                 Err(VolumeError::Damaged(reason))
             }
             (maps, _) => maps,
+        }
+    }
+
+    /// A map that was stored while nobody seemed to need a snapshot is not the map of a vDisk that has it: the snapshot would
+    /// pass for one that is still in the write buffer.
+    fn with_all_of(self, head: &Head) -> Result<Maps, VolumeError> {
+        let is_there = |snapshot: &&HeadSnapshot| {
+            let knows = |id: &SnapshotId| *id == snapshot.id;
+            self.snapshots.iter().any(|(id, _)| knows(id)) || self.open.iter().any(|(id, _)| knows(id))
+        };
+        let mut needed = head.snapshots.iter().filter(|snapshot| snapshot.is_needed());
+        match needed.find(|snapshot| !is_there(snapshot)) {
+            Some(lacking) => Err(VolumeError::Damaged(format!("the map lacks snapshot {}", lacking.id))),
+            None => Ok(self),
         }
     }
 
@@ -273,12 +295,12 @@ impl Maps {
         to: Position,
     ) -> Result<Maps, VolumeError> {
         for (_, record) in journal::read_chain(backend, id, from, to).await? {
-            self.apply(pages, record).await?;
+            self.apply(pages, id, record).await?;
         }
         Ok(self)
     }
 
-    async fn apply(&mut self, pages: &dyn PageStore, record: Record) -> Result<(), VolumeError> {
+    async fn apply(&mut self, pages: &dyn PageStore, id: VdiskId, record: Record) -> Result<(), VolumeError> {
         match record {
             Record::Tlog { sequence, scos, entries } => {
                 self.close_snapshots_before(sequence);
@@ -299,6 +321,7 @@ impl Maps {
             }
             Record::Snapshot { id, sequence, .. } => self.open.push((id, sequence)),
             Record::SnapshotDelete { .. } | Record::Start { .. } | Record::Properties { .. } => {}
+            Record::Relocate { scos, moves } => self.table.relocate(id, &scos, &moves)?,
             Record::Rollback { id, sequence } => {
                 self.close_snapshots_before(sequence);
                 let found = self.snapshots.iter().find(|(other, _)| *other == id);
@@ -401,7 +424,7 @@ pub(crate) async fn catch_up(
     let Some(record) = journal::get(backend, id, next).await? else { return Ok(false) };
     take_record(head, next, record);
     // Only a recovery may need snapshots that nobody refers to here.
-    head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+    head.drop_snapshots();
     Ok(true)
 }
 
@@ -435,6 +458,8 @@ fn take_record(head: &mut Head, position: Position, record: Record) {
             }
         }
         Record::Resize { size } => head.size = size,
+        // Of the map alone.
+        Record::Relocate { .. } => {}
         Record::Properties { properties } => {
             head.properties = String::from_utf8_lossy(&properties).into_owned()
         }

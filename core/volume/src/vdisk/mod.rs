@@ -17,11 +17,13 @@ mod lifecycle;
 mod load;
 mod loss;
 mod read;
+mod scrub;
 mod snapshot;
 mod write;
 
 pub(crate) use lifecycle::finish_even_if_dropped;
 pub(crate) use load::{catch_up, found_vdisk, metadata_of};
+pub use scrub::ScrubReport;
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
 use crate::VolumeError;
@@ -100,6 +102,9 @@ pub(crate) struct Inner {
     destage_wanted: Rc<Notify>,
     destage_now: Cell<bool>,
     destaged: Notify,
+    /// Held by every view: the SCOs that it may read stay.
+    reading: RefCell<Rc<Reading>>,
+    pub(crate) scrub: scrub::Scrub,
     counters: Counters,
 }
 
@@ -133,6 +138,13 @@ struct View {
     tree: Tree,
     table: Rc<Table>,
     size: ByteCount,
+    _reading: Rc<Reading>,
+}
+
+/// Lives as long as somebody reads what was there at its time, or before.
+#[derive(Default)]
+struct Reading {
+    next: RefCell<Option<Rc<Reading>>>,
 }
 
 impl Vdisk {
@@ -179,6 +191,10 @@ impl Vdisk {
             written_bytes: c.written_bytes.get(),
             flushes: c.flushes.get(),
             backend_put_bytes: c.backend_put_bytes.get(),
+            stored: ByteCount(inner.scrub.stored_bytes()),
+            reclaimable: inner.scrub.reclaimable(),
+            scrub_moved_bytes: inner.scrub.moved_bytes.get(),
+            scrub_freed_bytes: inner.scrub.freed_bytes.get(),
         }
     }
 
@@ -262,7 +278,7 @@ impl Inner {
             layers.extend(base.layers.iter().rev().cloned());
         }
         let (tree, table) = (self.tree.borrow().clone(), self.table.borrow().clone());
-        View { layers, tree, table, size: self.size.get() }
+        View { layers, tree, table, size: self.size.get(), _reading: self.reading.borrow().clone() }
     }
 
     /// Ends the active layer, if there is anything in it.

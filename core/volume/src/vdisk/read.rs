@@ -117,16 +117,16 @@ impl Inner {
     }
 
     async fn read_sco(&self, view: &View, place: Place, count: u64) -> Result<Bytes, VolumeError> {
-        let Some(sco) = view.table.get(place.sco) else {
+        let Some((sco, offset)) = view.table.find(place, count as u32) else {
             return Err(VolumeError::Damaged(format!(
-                "vDisk {}: no SCO {} in its table",
-                self.id, place.sco
+                "vDisk {}: no clusters {} of SCO {} in its table",
+                self.id, place.offset, place.sco
             )));
         };
         let deadline = self.context.clock.now() + PATIENCE;
         let mut attempt = 0;
         loop {
-            let result = self.context.sco_headers.read(&*self.backend, sco, place.offset, count as u32).await;
+            let result = self.context.sco_headers.read(&*self.backend, sco, offset, count as u32).await;
             match result {
                 // Backpressure slows the guest and does not fail its I/O.
                 Err(VolumeError::Retry(reason))

@@ -142,7 +142,7 @@ impl Vdisk {
                     if let Some(snapshot) = head.snapshot_mut(id) {
                         snapshot.hidden = true;
                     }
-                    head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+                    head.drop_snapshots();
                 })
                 .await?;
             inner.forget_gone_snapshots();
@@ -214,14 +214,16 @@ impl Inner {
         let node = self.snapshot_node(id)?;
         let (table, size) = (self.table.borrow().clone(), node.size);
         if let Some(tree) = node.tree() {
-            return Ok(View { layers: Vec::new(), tree, table, size });
+            let layers = Vec::new();
+            return Ok(View { layers, tree, table, size, _reading: self.reading.borrow().clone() });
         }
         let mut layers = self.layers_of(&node)?;
         layers.reverse();
         if let Some(base) = &*self.base.borrow() {
             layers.extend(base.layers.iter().rev().cloned());
         }
-        Ok(View { layers, tree: self.tree.borrow().clone(), table, size })
+        let (tree, _reading) = (self.tree.borrow().clone(), self.reading.borrow().clone());
+        Ok(View { layers, tree, table, size, _reading })
     }
 
     /// Everything accepted so far is with the kernel when this returns.
@@ -246,9 +248,13 @@ impl Inner {
     /// Drops the nodes of snapshots that the head does not have any more.
     pub(crate) fn forget_gone_snapshots(&self) {
         let head = self.head.borrow();
+        let before = self.snapshots.borrow().len();
         self.snapshots
             .borrow_mut()
             .retain(|node| head.head.snapshots.iter().any(|entry| entry.id == node.id));
+        if self.snapshots.borrow().len() < before {
+            self.scrub.needs_changed();
+        }
     }
 
     /// Takes a clone off its snapshot's list, and the snapshot with it if it was only kept for that clone.
@@ -257,10 +263,12 @@ impl Inner {
             if let Some(snapshot) = head.snapshot_mut(id) {
                 snapshot.clones.retain(|other| *other != clone || planted("clone: its reference is leaked"));
             }
-            head.snapshots.retain(|snapshot| !snapshot.hidden || !snapshot.clones.is_empty());
+            head.drop_snapshots();
         })
         .await?;
         self.forget_gone_snapshots();
+        // What it read may move from now on.
+        self.scrub.needs_changed();
         Ok(())
     }
 }

@@ -1,7 +1,5 @@
 //! One host with one vPool, in memory but for the write buffer; it can crash and lose its local state.
 
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
-
 use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
@@ -9,6 +7,7 @@ use ovs_volume::{
     MemoryRegistry, OnFull, SystemClock, Vdisk,
 };
 use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 pub const MIB: u64 = 1 << 20;
@@ -48,9 +47,11 @@ pub struct World {
     backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
     takes_data: Rc<Cell<bool>>,
     takes_deletions: Rc<Cell<bool>>,
+    held_read: Rc<Cell<Option<oneshot::Receiver<()>>>>,
     /// SCOs that the backend has room for.
     room: Rc<Cell<u64>>,
     checkpoint_every: u64,
+    scrub_every: Duration,
     engine: Option<Engine>,
     vpool: VpoolId,
 }
@@ -63,7 +64,15 @@ impl World {
         let deleting = takes_deletions.clone();
         let room = Rc::new(Cell::new(u64::MAX));
         let left = room.clone();
+        let held_read = Rc::new(Cell::new(None::<oneshot::Receiver<()>>));
+        let held = held_read.clone();
         let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
+            if call.operation == Operation::Get
+                && call.object.contains("/s/")
+                && let Some(gate) = held.take()
+            {
+                return Some(Fault::Delay(Box::pin(async { drop(gate.await) })));
+            }
             if call.operation == Operation::Put && !taking.get() {
                 return Some(Fault::ErrorBefore);
             }
@@ -86,8 +95,10 @@ impl World {
             backend: Rc::new(backend),
             takes_data,
             takes_deletions,
+            held_read,
             room,
             checkpoint_every: 32,
+            scrub_every: Duration::from_secs(3600),
             engine: None,
             vpool: VpoolId(Uuid::from_u128(1 << 64)),
         };
@@ -110,6 +121,8 @@ impl World {
             sco_bytes: MIB,
             checkpoint_every: self.checkpoint_every,
             copy_map_after: if self.checkpoint_every < 32 { 1 } else { u64::MAX },
+            scrub_every: self.scrub_every,
+            scrub_min_bytes: MIB,
             ..EngineConfig::default()
         };
         let engine = Engine::open(config, parts).await.unwrap();
@@ -194,6 +207,7 @@ impl World {
             assert_eq!(found.problem, None);
             self.engine().adopt_vdisk(self.vpool, found.id).await.unwrap();
         }
+        self.engine().finish_recovery(self.vpool).await.unwrap();
     }
 
     /// A new host: there is the backend, and nothing else.
@@ -212,6 +226,12 @@ impl World {
     /// From the next start on the map is copied to the backend after so many TLogs.
     pub async fn copy_maps_every(&mut self, tlogs: u64) {
         self.checkpoint_every = tlogs;
+        self.crash_and_reopen().await;
+    }
+
+    /// From now on scrub looks every few milliseconds what there is to do.
+    pub async fn scrub_often(&mut self) {
+        self.scrub_every = Duration::from_millis(5);
         self.crash_and_reopen().await;
     }
 
@@ -236,13 +256,36 @@ impl World {
         self.takes_data.set(takes);
     }
 
+    /// The next read of an SCO begins only when what this returns is used or dropped.
+    pub fn hold_next_read(&self) -> oneshot::Sender<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.held_read.set(Some(receiver));
+        sender
+    }
+
+    /// Comes back when a read waits for that.
+    pub async fn until_held(&self) {
+        let held = async {
+            while let Some(waiting) = self.held_read.take() {
+                self.held_read.set(Some(waiting));
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), held).await.expect("nothing was read");
+    }
+
     pub fn backend_takes_deletions(&self, takes: bool) {
         self.takes_deletions.set(takes);
     }
 
     /// Lets background work go on for so many seconds.
     pub async fn wait(&self, seconds: u64) {
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        self.wait_ms(1000 * seconds).await;
+    }
+
+    /// The same in milliseconds.
+    pub async fn wait_ms(&self, milliseconds: u64) {
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
     }
 
     /// Comes back when the backend is empty, or after a while.
@@ -253,6 +296,12 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Bytes of all objects with names that begin so.
+    pub async fn bytes_below(&self, prefix: &str) -> u64 {
+        let objects = self.backend.list(prefix, None, 100_000).await.unwrap();
+        objects.iter().map(|object| object.length_bytes).sum()
     }
 
     pub async fn objects(&self) -> Vec<String> {

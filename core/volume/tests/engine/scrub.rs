@@ -1,0 +1,343 @@
+//! Scrub: what nobody needs is given back, and nothing else.
+
+use crate::world::{MIB, World, range, run};
+use ovs_units::{ByteOffset, SnapshotId};
+use ovs_volume::{Vdisk, VolumeError};
+
+const CLUSTER: u64 = 4096;
+/// Clusters of the vDisks here.
+const CLUSTERS: u64 = 1024;
+
+async fn fill(disk: &Vdisk, clusters: impl Iterator<Item = u64>, byte: u8) {
+    for cluster in clusters {
+        let data = vec![byte; CLUSTER as usize].into();
+        disk.write(ByteOffset(cluster * CLUSTER), data, false).await.unwrap();
+    }
+    disk.destage().await.unwrap();
+}
+
+/// One byte of each cluster, which is all of it.
+async fn bytes(disk: &Vdisk, snapshot: Option<SnapshotId>) -> Vec<u8> {
+    let all = range(0, CLUSTERS * CLUSTER);
+    let data = match snapshot {
+        None => disk.read(all).await.unwrap(),
+        Some(id) => disk.read_snapshot(id, all).await.unwrap(),
+    };
+    let cluster = |cluster: &[u8]| {
+        assert!(cluster.iter().all(|byte| *byte == cluster[0]));
+        cluster[0]
+    };
+    data.chunks(CLUSTER as usize).map(cluster).collect()
+}
+
+fn scos_of(disk: &Vdisk) -> String {
+    format!("v/{}/s/", disk.id().0.simple())
+}
+
+async fn scos(world: &World, disk: &Vdisk) -> Vec<String> {
+    let prefix = scos_of(disk);
+    world.objects().await.into_iter().filter(|name| name.starts_with(&prefix)).collect()
+}
+
+/// Overwritten in parts again and again, scrubbed each time: what has been moved is moved again.
+#[test]
+fn what_is_overwritten_goes_and_the_rest_is_where_it_was() {
+    run(async {
+        let mut world = World::new().await;
+        let mut disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        let mut expected = vec![1; CLUSTERS as usize];
+        for round in 2..8u8 {
+            let of_round = (0..CLUSTERS).filter(|cluster| cluster * 7919 % 11 < u64::from(round));
+            for cluster in of_round.clone() {
+                expected[cluster as usize] = round;
+            }
+            fill(&disk, of_round, round).await;
+            let before = disk.stats();
+            let report = disk.scrub().await.unwrap();
+            assert_eq!(report.before_bytes, before.stored.0);
+            assert_eq!(report.needed_bytes, CLUSTERS * CLUSTER);
+            let stats = disk.stats();
+            assert_eq!(report.after_bytes, stats.stored.0);
+            assert!(report.after_bytes < CLUSTERS * CLUSTER / 4 * 5, "{report:?}");
+            assert!(report.moved_bytes < report.before_bytes, "{report:?}");
+            assert_eq!(stats.reclaimable.unwrap().0, report.after_bytes - report.needed_bytes);
+            assert_eq!(bytes(&disk, None).await, expected, "round {round}");
+            match round {
+                3 => world.close_and_reopen().await,
+                5 => world.crash_and_reopen().await,
+                7 => world.lose_local_state().await,
+                _ => continue,
+            }
+            disk = world.open(disk.id()).await;
+            assert_eq!(bytes(&disk, None).await, expected, "round {round}, opened again");
+            assert_eq!(disk.stats().stored.0, report.after_bytes);
+        }
+        assert_eq!(world.bytes_below(&scos_of(&disk)).await, disk.stats().stored.0);
+        disk.zero(range(0, CLUSTERS * CLUSTER), false).await.unwrap();
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.after_bytes, report.moved_bytes, report.needed_bytes), (0, 0, 0));
+        assert_eq!(scos(&world, &disk).await, Vec::<String>::new());
+    });
+}
+
+/// The journal's beginning is gone, and a copy of the map is of before the scrub: what has happened since tells it.
+#[test]
+fn an_older_copy_of_the_map_learns_what_was_moved() {
+    run(async {
+        let mut world = World::new().await;
+        world.copy_maps_every(4).await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        for round in 1..20u8 {
+            fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 20 >= u64::from(round)), round).await;
+            if round % 7 == 0 {
+                disk.scrub().await.unwrap();
+            }
+        }
+        let expected = bytes(&disk, None).await;
+        assert!(disk.stats().scrub_freed_bytes > 0);
+        for spoilt in [false, true] {
+            let copies: Vec<String> =
+                world.objects().await.into_iter().filter(|name| name.contains("/c/")).collect();
+            assert!(!copies.is_empty());
+            if spoilt {
+                world.spoil(&copies[copies.len() - 1..]).await;
+            }
+            world.lose_local_state().await;
+            assert_eq!(bytes(&world.open(disk.id()).await, None).await, expected, "spoilt: {spoilt}");
+        }
+    });
+}
+
+/// A clone reads through a table of its own: what its snapshot has stays where it is until the last one goes.
+#[test]
+fn what_snapshots_and_clones_need_stays() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        let (first, second) = (world.snapshot(&disk, "first").await, world.snapshot(&disk, "second").await);
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 4 > 0), 2).await;
+        let clone = world.clone_of(&disk, first, CLUSTERS * CLUSTER).await;
+        fill(&clone, 0..10, 3).await;
+        fill(&clone, 0..10, 4).await;
+        let at_first = scos(&world, &disk).await;
+        let report = disk.scrub().await.unwrap();
+        assert_eq!(report.moved_bytes, 0, "{report:?}");
+        assert_eq!(scos(&world, &disk).await, at_first);
+        // Its own goes all the same.
+        assert!(clone.scrub().await.unwrap().after_bytes < 2 * 10 * CLUSTER);
+        disk.delete_snapshot(first).await.unwrap();
+        disk.delete_snapshot(second).await.unwrap();
+        assert_eq!(disk.scrub().await.unwrap().moved_bytes, 0);
+        let mut expected = vec![1; CLUSTERS as usize];
+        expected[..10].fill(4);
+        assert_eq!(bytes(&clone, None).await, expected);
+        world.crash_and_reopen().await;
+        let (disk, clone) = (world.open(disk.id()).await, world.open(clone.id()).await);
+        assert_eq!(bytes(&clone, None).await, expected);
+        world.delete(&clone).await;
+        let report = disk.scrub().await.unwrap();
+        assert_eq!(report.needed_bytes, CLUSTERS * CLUSTER);
+        assert!(report.after_bytes < CLUSTERS * CLUSTER / 4 * 5, "{report:?}");
+        assert_eq!(bytes(&disk, None).await[..6], [1, 2, 2, 2, 1, 2]);
+        // The last one that needs what was there before.
+        fill(&disk, 0..CLUSTERS, 5).await;
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.moved_bytes, report.needed_bytes), (0, CLUSTERS * CLUSTER), "{report:?}");
+    });
+}
+
+/// It begins with a table of which the scrub does not know.
+#[test]
+fn a_clone_made_in_the_middle_of_a_scrub_loses_nothing() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        let snapshot = world.snapshot(&disk, "s").await;
+        let gate = world.hold_next_read();
+        let scrubbing = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.scrub().await }
+        });
+        world.until_held().await;
+        let clone = world.clone_of(&disk, snapshot, CLUSTERS * CLUSTER).await;
+        drop(gate);
+        let refused = scrubbing.await.unwrap();
+        assert!(
+            matches!(&refused, Err(VolumeError::Retry(why)) if why.contains("first clone")),
+            "{refused:?}"
+        );
+        disk.scrub().await.unwrap();
+        assert_eq!(bytes(&clone, None).await[..6], [1, 2, 2, 1, 2, 2]);
+    });
+}
+
+/// Whose clones are not all known again gives nothing away.
+#[test]
+fn after_a_recovery_nothing_goes_before_all_is_known() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        let snapshot = world.snapshot(&disk, "s").await;
+        let clone = world.clone_of(&disk, snapshot, CLUSTERS * CLUSTER).await;
+        fill(&clone, 0..1, 2).await;
+        disk.delete_snapshot(snapshot).await.unwrap();
+        fill(&disk, 0..CLUSTERS, 3).await;
+        world.crash_into_nothing().await;
+        world.discover().await;
+        world.engine().adopt_vdisk(world.vpool(), disk.id()).await.unwrap();
+        let early = world.open(disk.id()).await;
+        let refused = early.scrub().await;
+        assert!(
+            matches!(&refused, Err(VolumeError::Refused(reason)) if reason.contains("recover")),
+            "{refused:?}"
+        );
+        // It has to be closed before its clone is known.
+        let refused = world.engine().adopt_vdisk(world.vpool(), clone.id()).await;
+        assert!(matches!(&refused, Err(VolumeError::Refused(why)) if why.contains("restart")), "{refused:?}");
+        world.close_and_reopen().await;
+        world.engine().adopt_vdisk(world.vpool(), clone.id()).await.unwrap();
+        world.engine().finish_recovery(world.vpool()).await.unwrap();
+        let (disk, clone) = (world.open(disk.id()).await, world.open(clone.id()).await);
+        disk.scrub().await.unwrap();
+        assert_eq!(bytes(&clone, None).await[..3], [2, 1, 1]);
+        assert_eq!(bytes(&disk, None).await, vec![3; CLUSTERS as usize]);
+        // Also where it is open already.
+        world.crash_into_nothing().await;
+        for found in world.discover().await {
+            world.engine().adopt_vdisk(world.vpool(), found.id).await.unwrap();
+        }
+        let disk = world.open(disk.id()).await;
+        assert!(disk.scrub().await.is_err());
+        world.engine().finish_recovery(world.vpool()).await.unwrap();
+        disk.scrub().await.unwrap();
+    });
+}
+
+/// What a crash has left on the backend is found by its name; what is on its way is not taken for such.
+#[test]
+fn what_nothing_names_is_removed() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        world.backend_takes_deletions(false);
+        disk.scrub().await.unwrap();
+        let with_strays = scos(&world, &disk).await.len();
+        world.crash_and_reopen().await;
+        world.backend_takes_deletions(true);
+        let disk = world.open(disk.id()).await;
+        let report = disk.scrub().await.unwrap();
+        assert!(report.strays_removed > 0, "{report:?}");
+        assert_eq!(scos(&world, &disk).await.len() + report.strays_removed as usize, with_strays);
+        assert_eq!(bytes(&disk, None).await[..6], [1, 2, 2, 1, 2, 2]);
+        // In the same process it is known what has to go.
+        world.backend_takes_deletions(false);
+        disk.zero(range(0, CLUSTERS * CLUSTER), false).await.unwrap();
+        disk.scrub().await.unwrap();
+        assert!(!scos(&world, &disk).await.is_empty());
+        world.backend_takes_deletions(true);
+        assert_eq!(disk.scrub().await.unwrap().strays_removed, 0);
+        assert_eq!(scos(&world, &disk).await, Vec::<String>::new());
+    });
+}
+
+/// Whoever began to read before finds what there was then.
+#[test]
+fn what_is_being_read_stays_until_that_is_over() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        // The next process's epoch is another: what nothing names would be a stray in it.
+        world.close_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        disk.read(range(0, 1)).await.unwrap();
+        let gate = world.hold_next_read();
+        let reading = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.read(range(0, CLUSTER)).await }
+        });
+        tokio::task::yield_now().await;
+        fill(&disk, 0..CLUSTERS, 2).await;
+        let before = scos(&world, &disk).await.len();
+        for _ in 0..2 {
+            disk.scrub().await.unwrap();
+            assert_eq!(scos(&world, &disk).await.len(), before);
+        }
+        drop(gate);
+        assert!(reading.await.unwrap().unwrap().iter().all(|byte| *byte == 1));
+        disk.scrub().await.unwrap();
+        assert!(scos(&world, &disk).await.len() < before);
+    });
+}
+
+/// It is left as it is, and the others are dealt with.
+#[test]
+fn an_sco_that_cannot_be_read_stays() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        let first = scos(&world, &disk).await[0].clone();
+        // What is in the middle of it is needed.
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 != 1), 2).await;
+        world.close_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        world.spoil(std::slice::from_ref(&first)).await;
+        for _ in 0..2 {
+            let report = disk.scrub().await.unwrap();
+            assert_eq!(report.unreadable, 1);
+            assert!(report.after_bytes < CLUSTERS * CLUSTER / 4 * 5 + MIB, "{report:?}");
+        }
+        assert!(scos(&world, &disk).await.contains(&first));
+        assert_eq!(disk.read(range(699 * CLUSTER, 1)).await.unwrap()[..], [2]);
+    });
+}
+
+/// A backend that takes nothing: nothing is lost, and the next scrub does what there is to do.
+#[test]
+fn a_scrub_that_fails_changes_nothing() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        let before = disk.stats().stored;
+        let there = scos(&world, &disk).await;
+        world.backend_takes_data(false);
+        disk.scrub().await.unwrap_err();
+        assert_eq!((disk.stats().stored, scos(&world, &disk).await), (before, there));
+        world.backend_takes_data(true);
+        let report = disk.scrub().await.unwrap();
+        assert!(report.after_bytes < before.0 && report.moved_bytes > 0);
+        assert_eq!(bytes(&disk, None).await[..6], [1, 2, 2, 1, 2, 2]);
+    });
+}
+
+#[test]
+fn it_begins_by_itself_where_a_quarter_is_not_needed() {
+    run(async {
+        let mut world = World::new().await;
+        world.scrub_often().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, 0..CLUSTERS / 5, 2).await;
+        world.wait_ms(100).await;
+        assert_eq!(disk.stats().scrub_freed_bytes, 0);
+        fill(&disk, 0..CLUSTERS / 5, 3).await;
+        for _ in 0..500 {
+            if disk.stats().scrub_freed_bytes > 0 {
+                break;
+            }
+            world.wait_ms(10).await;
+        }
+        assert!(disk.stats().stored.0 < CLUSTERS * CLUSTER / 4 * 5);
+        assert_eq!(bytes(&disk, None).await[CLUSTERS as usize / 5 - 1..][..2], [3, 1]);
+    });
+}
