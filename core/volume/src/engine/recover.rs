@@ -55,6 +55,61 @@ impl Engine {
         Ok(())
     }
 
+    /// Every vDisk that the vPool's backend holds has been adopted: no clone is unknown any more, and what nobody needs may
+    /// go. Until then adopted vDisks keep deleted snapshots and are not scrubbed, and what is deleted of them stays.
+    pub async fn finish_recovery(&self, vpool: VpoolId) -> Result<(), VolumeError> {
+        let _turn = self.inner.turn.lock().await;
+        self.clones_are(vpool, true).await?;
+        self.inner.recovering.borrow_mut().remove(&vpool);
+        // Deletions that have waited for this.
+        self.resume_deletions(vpool);
+        Ok(())
+    }
+
+    /// The registry is not the newest: also what it knows may have clones that it does not. The caller has the turn.
+    pub(super) async fn begin_recovery(&self, vpool: VpoolId) -> Result<(), VolumeError> {
+        if !self.inner.recovering.borrow().contains(&vpool) {
+            self.clones_are(vpool, false).await?;
+            self.inner.recovering.borrow_mut().insert(vpool);
+        }
+        Ok(())
+    }
+
+    async fn clones_are(&self, vpool: VpoolId, known: bool) -> Result<(), VolumeError> {
+        for entry in self.inner.context.registry.scan(HEAD_PREFIX).await? {
+            let id = entry.key.strip_prefix(HEAD_PREFIX).and_then(|id| id.parse::<VdiskId>().ok());
+            let Some(id) = id else { continue };
+            // One that cannot be read stays as it is.
+            let Ok(head) = Head::decode(id, &entry.value) else { continue };
+            if head.vpool != vpool || head.clones_unknown != known {
+                continue;
+            }
+            let open = self.inner.vdisks.borrow().get(&id).cloned();
+            match (open, known) {
+                (Some(vdisk), true) => vdisk.clones_are_known().await?,
+                (Some(vdisk), false) => vdisk.clones_are_unknown().await?,
+                (None, _) => self.clones_of_one_are(id, head, entry.revision, known).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn clones_of_one_are(
+        &self,
+        id: VdiskId,
+        mut head: Head,
+        revision: Revision,
+        known: bool,
+    ) -> Result<(), VolumeError> {
+        head.clones_unknown = !known;
+        head.drop_snapshots();
+        let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
+        match self.inner.context.registry.commit(put).await? {
+            Some(_) => Ok(()),
+            None => Err(VolumeError::Retry(format!("the head of vDisk {id} changed meanwhile"))),
+        }
+    }
+
     /// Returns the parent.
     async fn adopt_one(&self, vpool: VpoolId, id: VdiskId) -> Result<Option<VdiskId>, VolumeError> {
         let backend = self.backend(vpool)?;

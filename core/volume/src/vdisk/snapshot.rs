@@ -4,7 +4,7 @@ use super::lifecycle::finish_even_if_dropped;
 use super::{Inner, PendingBase, Vdisk, View};
 use crate::VolumeError;
 use crate::engine::SnapshotInfo;
-use crate::head::{Head, HeadSnapshot};
+use crate::head::{Head, HeadSnapshot, head_key};
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
 use ovs_format::journal::Record;
@@ -149,6 +149,33 @@ impl Vdisk {
             Ok(())
         })
         .await
+    }
+
+    /// Until [`Vdisk::clones_are_known`] deleted snapshots stay, and so does all that they have.
+    pub(crate) async fn clones_are_unknown(&self) -> Result<(), VolumeError> {
+        let _meta = self.inner.meta.lock().await;
+        let stored = self.inner.context.registry.get(&head_key(self.id())).await?;
+        let known = self.inner.head.borrow().revision;
+        if stored.is_none_or(|stored| stored.revision != known) {
+            return Err(VolumeError::Refused(format!(
+                "vDisk {} is open, and its head is another; restart ovsd to recover it",
+                self.id()
+            )));
+        }
+        self.inner.commit(|head| head.clones_unknown = true).await
+    }
+
+    /// The head says so from now on.
+    pub(crate) async fn clones_are_known(&self) -> Result<(), VolumeError> {
+        let _meta = self.inner.meta.lock().await;
+        self.inner
+            .commit(|head| {
+                head.clones_unknown = false;
+                head.drop_snapshots();
+            })
+            .await?;
+        self.inner.forget_gone_snapshots();
+        Ok(())
     }
 
     /// What a clone of the snapshot reads from. Costs the same whatever the size.

@@ -1,0 +1,105 @@
+//! What is needed of each SCO, and which are worth moving.
+
+use crate::VolumeError;
+use crate::map::copy::Pages;
+use crate::map::{Marks, Table};
+use crate::vdisk::Inner;
+use ovs_format::sco::{CLUSTERS_MAX, ScoRef, header_bytes};
+use ovs_format::table::{ClusterSet, TableEntry};
+use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId};
+use std::collections::HashSet;
+
+/// An SCO of which so many of 1024 are needed is left as it is.
+const FULL_SHARE: u64 = 980;
+
+/// An SCO, and what is needed of it.
+pub(super) struct Candidate {
+    pub(super) sco: ScoRef,
+    /// Entries of the table, and what is needed of them.
+    pub(super) entries: Vec<(TableEntry, Option<ClusterSet>)>,
+    pub(super) needed_clusters: u64,
+    /// It stays where it is.
+    is_pinned: bool,
+}
+
+impl Candidate {
+    pub(super) fn needed_bytes(&self) -> u64 {
+        self.needed_clusters * CLUSTER_SIZE_BYTES
+    }
+}
+
+impl Inner {
+    pub(super) fn sco_clusters_max(&self) -> u64 {
+        (self.context.config.sco_bytes / CLUSTER_SIZE_BYTES).clamp(1, CLUSTERS_MAX as u64)
+    }
+
+    /// Every own SCO, with what is needed of it, and the snapshots that had clones when that was found out.
+    pub(super) async fn candidates(&self) -> Result<(Vec<Candidate>, HashSet<SnapshotId>), VolumeError> {
+        // The pages of the checkpoint stay while this is held.
+        let _copying = self.copying.lock().await;
+        let (maps, table, pins) = {
+            let _meta = self.meta.lock().await;
+            self.check_may_scrub()?;
+            let maps = self.store_checkpoint().await?;
+            let maps = maps.ok_or_else(|| {
+                VolumeError::Retry("part of a snapshot is still in the write buffer".into())
+            })?;
+            (maps, Table::clone(&self.table.borrow()), self.pins())
+        };
+        let unreadable = |error| self.context.map_unreadable(self.id, error);
+        let pages = Pages { store: &*self.context.pages, unreadable: &unreadable };
+        let go_on = || self.check_may_scrub();
+        let marks = Marks::of(self.id, &maps, &table, &pins, &pages, &go_on).await?;
+        let candidate = |(sco, indexes): (ScoRef, Vec<u64>)| {
+            let entry =
+                |index: &u64| table.get(*index).map(|entry| (entry.clone(), marks.needed(*index).cloned()));
+            let entries: Vec<_> = indexes.iter().filter_map(entry).collect();
+            let needed = entries.iter().filter_map(|(_, needed)| needed.as_ref());
+            let needed_clusters = needed.map(|needed| u64::from(needed.count())).sum();
+            let is_pinned = indexes.iter().any(|index| marks.is_pinned(*index));
+            Candidate { sco, entries, needed_clusters, is_pinned }
+        };
+        let unreadable = self.scrub.unreadable.borrow();
+        let all = table.scos_of(self.id).into_iter().map(candidate);
+        let all = all.map(|candidate| Candidate {
+            // It stays as one that a clone needs does.
+            is_pinned: candidate.is_pinned
+                || (candidate.needed_clusters > 0 && unreadable.contains(&candidate.sco.put)),
+            ..candidate
+        });
+        Ok((all.collect(), pins))
+    }
+
+    /// The snapshots that have clones.
+    pub(super) fn pins(&self) -> HashSet<SnapshotId> {
+        let head = &self.head.borrow().head;
+        let with_clones = head.snapshots.iter().filter(|snapshot| !snapshot.clones.is_empty());
+        with_clones.map(|snapshot| snapshot.id).collect()
+    }
+}
+
+/// The emptiest first, until at most a fifth of what may move is not needed. Of those that nobody needs all are taken, of
+/// the others none when that would give nothing back.
+pub(super) fn choose(mut candidates: Vec<Candidate>, sco_clusters_max: u64) -> Vec<Candidate> {
+    candidates.retain(|candidate| !candidate.is_pinned);
+    let needed: u64 = candidates.iter().map(Candidate::needed_bytes).sum();
+    let mut stored: u64 = candidates.iter().map(|candidate| candidate.sco.object_bytes()).sum();
+    let enough = needed / 4 * 5;
+    let share = |candidate: &Candidate| candidate.needed_bytes() * 1024 / candidate.sco.object_bytes();
+    candidates.sort_by_key(share);
+    candidates.retain(|candidate| {
+        let is_wanted = candidate.needed_clusters == 0 || (stored > enough && share(candidate) < FULL_SHARE);
+        if is_wanted {
+            stored -= candidate.sco.object_bytes().saturating_sub(candidate.needed_bytes());
+        }
+        is_wanted
+    });
+    let moved: u64 = candidates.iter().map(|candidate| candidate.needed_clusters).sum();
+    let parts = candidates.iter().filter(|candidate| candidate.needed_clusters > 0);
+    let before: u64 = parts.map(|candidate| candidate.sco.object_bytes()).sum();
+    let headers = moved.div_ceil(sco_clusters_max) * header_bytes(sco_clusters_max as usize) as u64;
+    if moved * CLUSTER_SIZE_BYTES + headers >= before {
+        candidates.retain(|candidate| candidate.needed_clusters == 0);
+    }
+    candidates
+}
