@@ -152,6 +152,10 @@ clean-demo: ## stop and remove what `make demo DEMO_ARGS=--keep` left (5 s)
 bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min)
 	@/usr/bin/python3 -B tests/bench/bench.py
 
+.PHONY: bench-overwrite
+bench-overwrite: setup build ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (1 min)
+	@/usr/bin/python3 -B tests/bench/overwrite.py
+
 .PHONY: bench-quick
 bench-quick: setup build ## two rows, CPU per operation (1 min)
 	@/usr/bin/python3 -B tests/bench/bench.py --quick

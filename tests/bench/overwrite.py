@@ -33,7 +33,8 @@ def cpu_s(pid):
 def fio(stack, name, *options):
     command = ["fio", f"--name={name}", "--ioengine=nbd", f"--uri={stack.uri('v')}", "--thread", "--output-format=json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True, timeout=3600)
-    return json.loads(done.stdout)["jobs"][0]["write"]
+    # fio has notes before its answer.
+    return json.loads(done.stdout[done.stdout.index(b"{"):])["jobs"][0]["write"]
 
 
 def main():
