@@ -405,6 +405,33 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
     }
 }
 
+/// Of what a registry has lost only that is adopted; the parent knows its clone already.
+#[test]
+fn a_clone_is_adopted_again_under_a_parent_that_knows_it() {
+    run(async {
+        let mut host = Host::new(false);
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        let (snapshot, id) = (SnapshotId(Uuid::from_u128(100)), VdiskId(Uuid::from_u128(11)));
+        vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+        let base = Some((DISK, snapshot));
+        let (size, properties) = (ByteCount(8 << 20), "{}".into());
+        let clone = CreateVdisk { id, vpool: POOL, size, properties, base, on_full: ON_FULL };
+        engine.create_vdisk(clone).await.unwrap().destage().await.unwrap();
+        vdisk.destage().await.unwrap();
+        host.take_over().await;
+        host.registry.commit(Transaction::new().delete(format!("head/{id}"))).await.unwrap();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        engine.adopt_vdisk(POOL, id).await.unwrap();
+        engine.finish_recovery(POOL).await.unwrap();
+        let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+        assert_eq!(byte(&clone, 3).await, 7);
+        let parent = engine.vdisk(DISK).unwrap();
+        assert_eq!(parent.snapshots()[0].clone_count, 1);
+    });
+}
+
 /// A registry that was restored from an old copy must not begin where the vDisk was then, however much of the journal is
 /// gone since.
 #[test]

@@ -23,15 +23,7 @@ impl Engine {
                 for vdisk in due {
                     match vdisk.scrub_by_itself().await {
                         Ok(report) if report.has_done_nothing() => {}
-                        Ok(report) => tracing::info!(
-                            vdisk = %vdisk.id(),
-                            before_bytes = report.before_bytes,
-                            after_bytes = report.after_bytes,
-                            needed_bytes = report.needed_bytes,
-                            moved_bytes = report.moved_bytes,
-                            strays_removed = report.strays_removed,
-                            "scrubbed"
-                        ),
+                        Ok(report) => tracing::info!(vdisk = %vdisk.id(), ?report, "scrubbed"),
                         // Nothing depends on it.
                         Err(error) => tracing::warn!(vdisk = %vdisk.id(), %error, "a scrub ended early"),
                     }

@@ -222,6 +222,22 @@ fn of_a_snapshot_it_is_told_whether_its_data_was_found() {
     });
 }
 
+/// Folders of others, and one with an object and no journal.
+#[test]
+fn what_is_no_vdisk_is_not_found() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        for name in
+            ["v/lost.found/x", "v/00000000000000000000000000000077/s/0000000000000001-0000000000000001"]
+        {
+            world.put_foreign(name).await;
+        }
+        let found = world.discover().await;
+        assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [disk.id()]);
+    });
+}
+
 #[test]
 fn closing_with_data_in_the_buffer_sends_it_out() {
     run(async {

@@ -310,13 +310,62 @@ fn a_scrub_that_fails_changes_nothing() {
         fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
         let before = disk.stats().stored;
         let there = scos(&world, &disk).await;
+        // What it could not put may be there or not: that is not removed either.
         world.backend_takes_data(false);
+        world.backend_takes_deletions(false);
+        disk.scrub().await.unwrap_err();
+        world.backend_takes_data(true);
+        world.backend_gives_data(false);
         disk.scrub().await.unwrap_err();
         assert_eq!((disk.stats().stored, scos(&world, &disk).await), (before, there));
-        world.backend_takes_data(true);
+        world.backend_gives_data(true);
+        world.backend_takes_deletions(true);
         let report = disk.scrub().await.unwrap();
         assert!(report.after_bytes < before.0 && report.moved_bytes > 0);
         assert_eq!(bytes(&disk, None).await[..6], [1, 2, 2, 1, 2, 2]);
+    });
+}
+
+/// It ends with what it has done; the next one does the rest.
+#[test]
+fn a_scrub_that_is_cancelled_ends_soon() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        // Some that nobody needs go first, alone; then what has to be read.
+        fill(&disk, 0..CLUSTERS / 2, 2).await;
+        fill(&disk, (CLUSTERS / 2..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        let gate = world.hold_next_read();
+        let scrubbing = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.scrub().await }
+        });
+        world.until_held().await;
+        let (done, all) = disk.scrub_progress();
+        assert!(0 < done && done < all, "{done} of {all}");
+        disk.cancel_scrub();
+        drop(gate);
+        let report = scrubbing.await.unwrap().unwrap();
+        assert!(report.after_bytes < report.before_bytes, "{report:?}");
+        disk.scrub().await.unwrap();
+        assert!(disk.stats().stored.0 < CLUSTERS * CLUSTER / 4 * 5);
+        assert_eq!(bytes(&disk, None).await[510..516], [2, 2, 2, 1, 2, 2]);
+    });
+}
+
+/// Of a map with many pages.
+#[test]
+fn what_is_far_apart_is_found() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(512 * MIB).await;
+        let apart = |byte: u8| fill(&disk, (0..256).map(|number| number * 512), byte);
+        apart(1).await;
+        apart(2).await;
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.needed_bytes, report.moved_bytes), (256 * CLUSTER, 0), "{report:?}");
+        assert_eq!(disk.read(range(200 * 512 * CLUSTER, 1)).await.unwrap()[..], [2]);
     });
 }
 

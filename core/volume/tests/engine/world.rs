@@ -47,6 +47,7 @@ pub struct World {
     backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
     takes_data: Rc<Cell<bool>>,
     takes_deletions: Rc<Cell<bool>>,
+    gives_data: Rc<Cell<bool>>,
     held_read: Rc<Cell<Option<oneshot::Receiver<()>>>>,
     /// SCOs that the backend has room for.
     room: Rc<Cell<u64>>,
@@ -64,6 +65,8 @@ impl World {
         let deleting = takes_deletions.clone();
         let room = Rc::new(Cell::new(u64::MAX));
         let left = room.clone();
+        let gives_data = Rc::new(Cell::new(true));
+        let reading = gives_data.clone();
         let held_read = Rc::new(Cell::new(None::<oneshot::Receiver<()>>));
         let held = held_read.clone();
         let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
@@ -72,6 +75,9 @@ impl World {
                 && let Some(gate) = held.take()
             {
                 return Some(Fault::Delay(Box::pin(async { drop(gate.await) })));
+            }
+            if call.operation == Operation::Get && call.object.contains("/s/") && !reading.get() {
+                return Some(Fault::ErrorBefore);
             }
             if call.operation == Operation::Put && !taking.get() {
                 return Some(Fault::ErrorBefore);
@@ -95,6 +101,7 @@ impl World {
             backend: Rc::new(backend),
             takes_data,
             takes_deletions,
+            gives_data,
             held_read,
             room,
             checkpoint_every: 32,
@@ -254,6 +261,16 @@ impl World {
 
     pub fn backend_takes_data(&self, takes: bool) {
         self.takes_data.set(takes);
+    }
+
+    pub fn backend_gives_data(&self, gives: bool) {
+        self.gives_data.set(gives);
+    }
+
+    /// An object that is none of ours, or is where no vDisk is.
+    pub async fn put_foreign(&self, name: &str) {
+        let name = ObjectName::new(name).unwrap();
+        self.backend.put(&name, vec!["foreign".into()], Urgency::Normal).await.unwrap();
     }
 
     /// The next read of an SCO begins only when what this returns is used or dropped.
