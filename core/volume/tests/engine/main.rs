@@ -222,7 +222,7 @@ fn of_a_snapshot_it_is_told_whether_its_data_was_found() {
     });
 }
 
-/// Folders of others, and one with an object and no journal.
+/// Others' folders are nothing to us; data without a journal may be a vDisk that has lost it.
 #[test]
 fn what_is_no_vdisk_is_not_found() {
     run(async {
@@ -234,7 +234,8 @@ fn what_is_no_vdisk_is_not_found() {
             world.put_foreign(name).await;
         }
         let found = world.discover().await;
-        assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [disk.id()]);
+        let told = found.iter().map(|found| (found.id, found.problem.is_some()));
+        assert_eq!(told.collect::<Vec<_>>(), [(disk.id(), false), (VdiskId(Uuid::from_u128(0x77)), true)]);
     });
 }
 
