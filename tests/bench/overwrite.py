@@ -8,26 +8,11 @@ whole vDisk), --rate (IOPS; without it as fast as it goes). Needs fio and `make 
 
 import argparse
 import json
-import pathlib
 import subprocess
-import sys
 import time
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "integration"))
-
-from stack import MIB, Stack, wait_until  # noqa: E402: the path is set above
-
-
-def disk_bytes(pid):
-    """What a process has caused to be written to disks: written, less what was deleted before it got there."""
-    counters = dict(line.split(": ") for line in pathlib.Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(counters["write_bytes"]) - int(counters["cancelled_write_bytes"])
-
-
-def cpu_s(pid):
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+from bench import cpu_seconds, written_bytes  # which finds the integration tests' modules
+from stack import MIB, Stack, wait_until
 
 
 def fio(stack, name, *options):
@@ -54,15 +39,15 @@ def main():
                      f"--io_size={int(size * options.times / 2)}"] + ([f"--rate_iops={options.rate}"] if options.rate else [])
         fio(stack, "warm-up", "--randseed=1", *overwrite)
         pid = stack.ovsd.pid
-        before, cpu, begun = disk_bytes(pid), cpu_s(pid), time.monotonic()
+        before, cpu, begun = written_bytes(pid), cpu_seconds(pid), time.monotonic()
         written = fio(stack, "overwrite", "--randseed=2", *overwrite)
         wait_until("all has left the write buffer", lambda: stack.show("v")["buffered_bytes"] == 0, 120)
         took, client = time.monotonic() - begun, written["io_bytes"]
         stats = stack.ovs("vdisk", "stats", "default/v")
         print(f"{options.size_mib} MiB, buffer {buffer_mib} MiB, {client / MIB:.0f} MiB overwritten in {took:.0f} s: "
               f"{written['iops']:.0f} IOPS, p99 {written['clat_ns']['percentile']['99.000000'] / 1e6:.1f} ms, "
-              f"{(cpu_s(pid) - cpu) / (client / 4096) * 1e6:.1f} µs CPU per write")
-        print(f"disk bytes per client byte: {(disk_bytes(pid) - before) / client:.2f}")
+              f"{(cpu_seconds(pid) - cpu) / (client / 4096) * 1e6:.1f} µs CPU per write")
+        print(f"disk bytes per client byte: {(written_bytes(pid) - before) / client:.2f}")
         print(f"stored over live at the end: {stats['stored_bytes'] / size:.2f}; scrub moved {stats['scrub_moved_bytes'] / MIB:.0f} MiB "
               f"and freed {stats['scrub_freed_bytes'] / MIB:.0f} MiB in all")
         result = stack.ovs("vdisk", "scrub", "default/v", timeout=600)["result"]

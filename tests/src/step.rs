@@ -37,7 +37,7 @@ pub enum Step {
     Delete { disk: u8 },
     /// Everything buffered goes to the backend now.
     Destage { disk: u8 },
-    /// What nobody needs is given back, of the vDisk and of all that it comes from and that came from it.
+    /// What nobody needs of it is given back.
     Scrub { disk: u8 },
     /// A snapshot's data does.
     WaitOnBackend { disk: u8, snapshot: u8 },

@@ -387,7 +387,8 @@ mod tests {
     #[test]
     fn units_are_read() {
         let config = Config::parse(
-            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\nnbd:\n  vdisk_socket_mode: \"0600\"\n\
+            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
+             nbd:\n  vdisk_socket_mode: \"0600\"\n\
              default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n",
         )
         .unwrap();

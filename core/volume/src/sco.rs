@@ -138,6 +138,7 @@ impl ScoHeaders {
         let bytes = header.read(backend, sco, offset, count).await?;
         Ok((bytes, header.checksums[offset as usize..][..count as usize].to_vec()))
     }
+
     async fn header(&self, backend: &dyn Backend, sco: &ScoRef) -> Result<Rc<Header>, VolumeError> {
         let tick = self.tick.get() + 1;
         self.tick.set(tick);

@@ -20,7 +20,7 @@ use crate::head::{Head, VersionedHead, head_key};
 use crate::log::{Log, Record};
 use crate::map::{Table, Tree};
 use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
-use crate::{Revision, Transaction, Vdisk, VolumeError};
+use crate::{Revision, Transaction, Vdisk, VolumeError, journal};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
@@ -212,10 +212,9 @@ impl Engine {
         let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
         if !head.head.deleted && recover::is_deleted(&*backend, id).await? {
             // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
-            // either, so it is deleted.
-            // An older registry may not know of its clones.
+            // either, so it is deleted. But not on the word of an older registry, which may not know of its clones.
             if let Some(position) = head.head.position() {
-                crate::journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
+                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
             }
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {

@@ -36,7 +36,7 @@ use relocate::Batch;
 use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
-    rc::{Rc, Weak},
+    rc::Weak,
     time::Duration,
 };
 
@@ -253,7 +253,7 @@ impl Inner {
         }
     }
 
-    async fn scrub_all(self: &Rc<Self>, is_asked_for: bool) -> Result<ScrubReport, VolumeError> {
+    async fn scrub_all(&self, is_asked_for: bool) -> Result<ScrubReport, VolumeError> {
         let _turn = self.scrub.turn.lock().await;
         self.check_may_scrub()?;
         self.scrub.progress.set((0, 0));
@@ -271,11 +271,7 @@ impl Inner {
         }
     }
 
-    async fn scrub_with(
-        self: &Rc<Self>,
-        report: &mut ScrubReport,
-        is_asked_for: bool,
-    ) -> Result<(), VolumeError> {
+    async fn scrub_with(&self, report: &mut ScrubReport, is_asked_for: bool) -> Result<(), VolumeError> {
         self.remove_what_is_going().await;
         if !self.scrub.strays_looked_for.get() {
             report.strays_removed = self.remove_strays().await?;

@@ -1,12 +1,10 @@
 //! Steps 1 to 5 for one journal record.
 
-use super::Candidate;
 use super::writer::Writer;
-use super::{ScrubReport, name_of};
+use super::{Candidate, ScrubReport, name_of};
 use crate::map::Table;
-use crate::vdisk::Inner;
-use crate::vdisk::Reading;
 use crate::vdisk::lifecycle::Next;
+use crate::vdisk::{Inner, Reading};
 use crate::{VolumeError, journal};
 use ovs_format::journal::{Move, Record};
 use ovs_format::sco::ScoRef;
@@ -33,9 +31,9 @@ pub(super) struct Batch {
 }
 
 impl Inner {
-    /// Cancelled, it does nothing.
+    /// All steps for a batch; none when the scrub is cancelled.
     pub(super) async fn relocate(
-        self: &Rc<Self>,
+        &self,
         batch: Batch,
         pins: &HashSet<SnapshotId>,
         report: &mut ScrubReport,
