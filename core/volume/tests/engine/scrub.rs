@@ -300,6 +300,50 @@ fn an_sco_that_cannot_be_read_stays() {
     });
 }
 
+/// Of all that there was to move nothing can be read.
+#[test]
+fn with_nothing_to_read_nothing_changes() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..250, 1).await;
+        fill(&disk, (0..250).filter(|cluster| cluster / 50 != 2), 2).await;
+        world.close_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        let there = scos(&world, &disk).await;
+        world.spoil(&there[..1]).await;
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.unreadable, report.moved_bytes), (1, 0), "{report:?}");
+        assert_eq!(scos(&world, &disk).await, there);
+    });
+}
+
+/// Another host has begun where this one's moves were not recorded yet: what they would free is the other's.
+#[test]
+fn who_has_lost_the_vdisk_removes_nothing() {
+    run(async {
+        let mut world = World::new().await;
+        let old = world.create(CLUSTERS * CLUSTER).await;
+        fill(&old, 0..CLUSTERS, 1).await;
+        fill(&old, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        world.backend_takes_deletions(false);
+        old.scrub().await.unwrap();
+        world.crash_into_nothing().await;
+        for found in world.discover().await {
+            world.engine().adopt_vdisk(world.vpool(), found.id).await.unwrap();
+        }
+        world.engine().finish_recovery(world.vpool()).await.unwrap();
+        let new = world.open(old.id()).await;
+        fill(&new, 0..1, 3).await;
+        let there = scos(&world, &new).await;
+        world.backend_takes_deletions(true);
+        let refused = old.scrub().await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(scos(&world, &new).await, there);
+        assert_eq!(bytes(&new, None).await[..6], [3, 2, 2, 1, 2, 2]);
+    });
+}
+
 /// A backend that takes nothing: nothing is lost, and the next scrub does what there is to do.
 #[test]
 fn a_scrub_that_fails_changes_nothing() {

@@ -3,8 +3,8 @@
 use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
-    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, FileDevice, FoundVdisk, MemoryPages,
-    MemoryRegistry, OnFull, SystemClock, Vdisk,
+    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, Entry, FileDevice, FoundVdisk, MemoryPages,
+    MemoryRegistry, OnFull, Registry, SystemClock, Transaction, Vdisk,
 };
 use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
 use tokio::sync::oneshot;
@@ -224,6 +224,27 @@ impl World {
         self.registry = Rc::default();
         self.pages = Rc::default();
         self.boot().await;
+    }
+
+    /// What the registry says now.
+    pub async fn registry(&self) -> Vec<Entry> {
+        self.registry.scan("").await.unwrap()
+    }
+
+    /// A new host whose registry was restored from an older copy: the write buffer is gone.
+    pub async fn crash_into_registry(&mut self, entries: Vec<Entry>) {
+        self.engine = None;
+        self.lives += 1;
+        self.registry = Rc::default();
+        self.pages = Rc::default();
+        for entry in entries {
+            self.registry.commit(Transaction::new().put(entry.key, entry.value)).await.unwrap();
+        }
+        self.boot().await;
+    }
+
+    pub async fn remove_object(&self, name: &str) {
+        self.backend.delete(&ObjectName::new(name).unwrap()).await.unwrap();
     }
 
     pub async fn discover(&self) -> Vec<FoundVdisk> {
