@@ -10,6 +10,9 @@ use std::{net::SocketAddr, path::Path, path::PathBuf, time::Duration};
 /// A configuration file is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 256 << 10;
 
+/// With less every write of a large vDisk would load pages of its map.
+const MAPS_BYTES_MIN: u64 = 4 << 20;
+
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -194,11 +197,14 @@ impl Default for DefaultVpoolConfig {
 pub struct MemoryConfig {
     /// Whether what was touched stays in memory (mlockall with MCL_ONFAULT).
     pub lock: bool,
+    /// The maps of all vDisks together, at most: which cluster is where on the backend.
+    #[serde(deserialize_with = "size")]
+    pub maps: u64,
 }
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        MemoryConfig { lock: true }
+        MemoryConfig { lock: true, maps: 256 << 20 }
     }
 }
 
@@ -276,6 +282,9 @@ impl Config {
                 "destage.sco_size is {} bytes; allowed are 64KiB to 128MiB, in multiples of 4KiB",
                 self.destage.sco_size
             );
+        }
+        if self.memory.maps < MAPS_BYTES_MIN {
+            bail!("memory.maps is {} bytes; at least 4MiB are needed", self.memory.maps);
         }
         if self.scrub.every.is_zero() {
             bail!("scrub.every is 0; it has to be some time");
@@ -389,7 +398,7 @@ mod tests {
         let config = Config::parse(
             "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
              nbd:\n  vdisk_socket_mode: \"0600\"\n\
-             default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n",
+             default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n  maps: 64MiB\n",
         )
         .unwrap();
         assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
@@ -398,7 +407,7 @@ mod tests {
         assert_eq!(config.nbd.vdisk_socket_mode, 0o600);
         assert_eq!(config.default_vpool.trash_retention, Duration::from_secs(7 * 86400));
         assert_eq!(config.default_vpool.stall_timeout, Some(Duration::from_secs(90)));
-        assert!(!config.memory.lock);
+        assert_eq!(config.memory, MemoryConfig { lock: false, maps: 64 << 20 });
     }
 
     #[test]
@@ -409,6 +418,7 @@ mod tests {
         refused("buffer:\n  size: 64MiB\n", "four segments");
         refused("buffer:\n  segment_size: 1000000\n", "buffer.segment_size");
         refused("destage:\n  after: 10 fortnights\n", "10 fortnights");
+        refused("memory:\n  maps: 1MiB\n", "memory.maps");
         refused("scrub:\n  every: 0s\n", "scrub.every");
         refused("scrub:\n  often: true\n", "often");
         refused("nbd:\n  vdisk_socket_mode: \"0999\"\n", "0999");

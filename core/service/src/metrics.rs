@@ -124,6 +124,17 @@ async fn of_spaces(volumes: &Volumes) -> Vec<Family> {
     syncs.sample(&[], stats.log_syncs);
     let mut open = Family::new("ovs_vdisks_open", "gauge", "vDisks that are open.");
     open.sample(&[], stats.vdisks_open);
+    let mut maps = Family::new("ovs_map_resident_bytes", "gauge", "Memory that the maps of all vDisks take.");
+    maps.sample(&[], stats.maps.resident_bytes);
+    let mut changed = Family::new(
+        "ovs_map_changed_bytes",
+        "gauge",
+        "Of that, what the next checkpoints of the maps will store.",
+    );
+    changed.sample(&[], stats.maps.changed_bytes);
+    let mut loads =
+        Family::new("ovs_map_page_loads_total", "counter", "Pages of maps that were loaded into memory.");
+    loads.sample(&[], stats.maps.loads);
     let mut backend_total = Family::new("ovs_backend_total_bytes", "gauge", "Size of a vPool's backend.");
     let mut backend_free =
         Family::new("ovs_backend_free_bytes", "gauge", "What guest data may still use of it.");

@@ -139,6 +139,7 @@ async fn bring_up(
     let registry = Rc::new(registry);
     let engine_config = EngineConfig {
         memory_bytes: config.buffer.memory,
+        map_bytes: config.memory.maps,
         sco_bytes: config.destage.sco_size,
         destage_bytes: config.destage.size,
         destage_after: config.destage.after,

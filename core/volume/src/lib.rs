@@ -20,6 +20,7 @@ mod log;
 mod map;
 mod overlay;
 mod pages;
+mod readers;
 mod registry;
 mod sco;
 mod vdisk;
@@ -31,6 +32,7 @@ pub use engine::{
 pub use environment::{Chance, Clock, SystemChance, SystemClock};
 pub use error::VolumeError;
 pub use log::{FileDevice, LogDevice};
+pub use map::MapStats;
 pub use pages::{MemoryPages, PageId, PageStore};
 pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};
 pub use vdisk::{ScrubReport, Vdisk};

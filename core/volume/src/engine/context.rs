@@ -2,6 +2,8 @@
 
 use super::EngineConfig;
 use crate::log::Log;
+use crate::map::MapMemory;
+use crate::readers::Readers;
 use crate::sco::ScoHeaders;
 use crate::vdisk;
 use crate::{Chance, Clock, PageStore, Registry, Revision, Transaction, Vdisk, VolumeError};
@@ -20,6 +22,11 @@ pub(crate) struct Context {
     pub(crate) chance: Rc<dyn Chance>,
     pub(crate) registry: Rc<dyn Registry>,
     pub(crate) pages: Rc<dyn PageStore>,
+    pub(crate) map_memory: Rc<MapMemory>,
+    /// Changed pages take too much of it.
+    pub(crate) maps_are_short: Rc<Notify>,
+    /// Whoever may load a page that no checkpoint names any more.
+    pub(crate) page_readers: Readers,
     pub(crate) log: Log,
     pub(crate) sco_headers: ScoHeaders,
     /// The number of the next map page; never used twice.
@@ -51,6 +58,7 @@ impl Context {
         log: Log,
         next_page: u64,
     ) -> Context {
+        let map_memory = MapMemory::new(config.map_bytes);
         let destage_turns = Semaphore::new(config.destage_concurrency.max(1));
         Context {
             config,
@@ -58,6 +66,9 @@ impl Context {
             chance,
             registry,
             pages,
+            map_memory,
+            maps_are_short: Rc::default(),
+            page_readers: Readers::default(),
             log,
             sco_headers: ScoHeaders::default(),
             next_page: Cell::new(next_page),
@@ -87,6 +98,11 @@ impl Context {
         let mut open = self.open.borrow_mut();
         open.retain(|other| other.strong_count() > 0);
         open.push(Rc::downgrade(&vdisk.inner));
+    }
+
+    pub(super) fn open_vdisks(&self) -> Vec<Vdisk> {
+        let open = self.open.borrow();
+        open.iter().filter_map(Weak::upgrade).map(|inner| Vdisk { inner }).collect()
     }
 
     /// vDisks with something in the write buffer, 1 at least.

@@ -5,6 +5,7 @@
 
 mod context;
 mod delete;
+mod maps;
 mod recover;
 mod scrub;
 mod sweep;
@@ -69,6 +70,7 @@ impl Engine {
         let engine = Engine { inner: Rc::new(inner) };
         engine.relieve_pressure();
         engine.sweep_now_and_then();
+        engine.checkpoint_when_short();
         engine.scrub_now_and_then();
         engine.remember_losses();
         engine.forget_damaged_maps();
@@ -113,6 +115,7 @@ impl Engine {
         let properties = String::from_utf8(request.properties.to_vec())
             .map_err(|_| VolumeError::Refused("properties must be UTF-8 text".into()))?;
         let _turn = self.inner.turn.lock().await;
+        let _reading = self.inner.context.page_readers.begin();
         let backend = self.backend(request.vpool)?;
         let (id, vpool) = (request.id, request.vpool);
         let (source, head) = match request.base {
@@ -122,7 +125,7 @@ impl Engine {
                     Transaction::new().compare(head_key(id), Revision(0)).put(head_key(id), head.encode());
                 let committed = self.inner.context.registry.commit(put).await?;
                 let revision = committed.ok_or_else(|| VolumeError::Refused(format!("vDisk {id} exists")))?;
-                (nothing(request.size), VersionedHead { head, revision })
+                (nothing(&self.inner.context, request.size), VersionedHead { head, revision })
             }
             Some((parent, snapshot)) => self.register_clone(&request, parent, snapshot, properties).await?,
         };
@@ -205,6 +208,8 @@ impl Engine {
             return Ok(vdisk);
         }
         let context = self.inner.context.clone();
+        // Of its parent's map, until it is known as open.
+        let _reading = context.page_readers.begin();
         let backend = self.backend(vpool)?;
         let Some(entry) = context.registry.get(&head_key(id)).await? else {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
@@ -314,6 +319,7 @@ impl Engine {
             log_syncs: log.syncs,
             buffer_failed_slots: log.failed_slots,
             vdisks_open: self.inner.vdisks.borrow().len() as u64,
+            maps: self.inner.context.map_memory.stats(),
         }
     }
 
@@ -414,6 +420,6 @@ impl Engine {
 }
 
 /// Where an empty vDisk starts from.
-fn nothing(size: ovs_units::ByteCount) -> CloneSource {
-    CloneSource::empty(Tree::default(), Table::default(), size)
+fn nothing(context: &Context, size: ovs_units::ByteCount) -> CloneSource {
+    CloneSource::empty(Tree::empty(&context.map_memory), Table::default(), size)
 }

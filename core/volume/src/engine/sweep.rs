@@ -1,15 +1,25 @@
 //! Removing map pages that no checkpoint needs any more.
 //!
 //! Every checkpoint stores pages anew, so old ones pile up as fast as data is written. Mark: everything that the
-//! records' roots reach, reading inner pages only. Sweep: everything else up to the highest page that existed when the
-//! records were read. No checkpoint is being stored at that moment, so newer records refer to marked or newer pages.
+//! records' roots reach, and everything that a map in memory may still load, reading inner pages only: a clone's
+//! checkpoint stores pages that its parent has as well, and only the clone's record names them. Sweep: everything else up to
+//! the highest page that existed when the records were read. No checkpoint is being stored at that moment, so whatever comes
+//! later leads to marked or newer pages. What is being read, or opened, since before that moment is waited for.
 
 use super::Engine;
 use crate::map::TOP_LEVEL;
+use crate::readers::Reading;
 use crate::{PageId, VolumeError};
 use ovs_format::page::{CheckpointRecord, decode_inner};
-use std::{collections::HashSet, rc::Rc, time::Duration};
+use ovs_units::planted;
+use std::{
+    collections::HashSet,
+    rc::{Rc, Weak},
+    time::Duration,
+};
 
+/// Who reads for longer than this hinders a sweep; a read gives up before.
+const READING_MAX: Duration = Duration::from_secs(180);
 /// How often it is looked whether a sweep is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Fewer new pages than this are not worth a sweep.
@@ -19,15 +29,20 @@ impl Engine {
     /// Removes map pages that nothing refers to; returns how many. Runs by itself when many are new.
     pub async fn sweep_pages(&self) -> Result<u64, VolumeError> {
         let context = &self.inner.context;
-        let (up_to, records) = {
+        let mut in_memory = Vec::new();
+        let mut live = HashSet::new();
+        let (up_to, records, before) = {
             let _no_checkpoint = context.checkpoint_turn.lock().await;
             // What is taken in from now on has higher numbers.
             if !context.may_sweep() || context.pages_are_damaged.get() {
                 return Ok(0);
             }
-            (PageId(context.next_page.get().saturating_sub(1)), context.pages.records().await?)
+            let records = context.pages.records().await?;
+            for vdisk in context.open_vdisks() {
+                vdisk.add_stored_pages(&mut in_memory, &mut live);
+            }
+            (PageId(context.next_page.get().saturating_sub(1)), records, context.page_readers.turn())
         };
-        let mut live = HashSet::new();
         for (owner, record) in records {
             let vdisk = owner.parse().map_err(|_| VolumeError::Damaged(format!("checkpoint of {owner}")))?;
             let record = CheckpointRecord::decode(vdisk, &record)
@@ -35,22 +50,44 @@ impl Engine {
             live.extend(record.table_pages.iter().copied());
             let roots = record.snapshots.iter().map(|(_, root)| root.page).chain([record.root.page]);
             for root in roots.filter(|root| *root != 0) {
-                let marked = self.mark(root, &mut live).await;
+                let marked = self.mark(root, TOP_LEVEL, &mut live).await;
                 marked.map_err(|error| context.map_unreadable(vdisk, error))?;
             }
+        }
+        for (vdisk, page, level) in in_memory {
+            if !planted("sweep: only what records name is kept") {
+                let marked = self.mark(page, level, &mut live).await;
+                marked.map_err(|error| context.map_unreadable(vdisk, error))?;
+            }
+        }
+        if !self.have_ended(before).await {
+            return Ok(0);
         }
         let removed = context.pages.sweep(up_to, &|page| live.contains(&page.0)).await?;
         context.swept.set((up_to.0, live.len() as u64));
         Ok(removed)
     }
 
-    /// Breadth first; a page that was met before is not read again.
-    async fn mark(&self, root: u64, live: &mut HashSet<u64>) -> Result<(), VolumeError> {
-        let mut level = vec![root];
-        for depth in 0..=TOP_LEVEL {
+    /// Whether those who read end in time.
+    async fn have_ended(&self, readers: Weak<Reading>) -> bool {
+        let context = &self.inner.context;
+        let deadline = context.clock.now() + READING_MAX;
+        while readers.strong_count() > 0 && !planted("sweep: a page goes while it is read") {
+            if context.clock.now() >= deadline {
+                return false;
+            }
+            context.clock.sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    /// A page of that level and all below it, breadth first; one that was met before is not read again.
+    async fn mark(&self, page: u64, level: u32, live: &mut HashSet<u64>) -> Result<(), VolumeError> {
+        let mut pages = vec![page];
+        for level in (0..=level).rev() {
             let mut below = Vec::new();
-            for page in level {
-                if !live.insert(page) || depth == TOP_LEVEL {
+            for page in pages {
+                if !live.insert(page) || level == 0 {
                     continue;
                 }
                 let Some(bytes) = self.inner.context.pages.load(PageId(page)).await? else {
@@ -62,7 +99,7 @@ impl Engine {
                     .map_err(|error| VolumeError::Damaged(format!("map page {page}: {error}")))?;
                 below.extend(children.iter().map(|child| child.page).filter(|page| *page != 0));
             }
-            level = below;
+            pages = below;
         }
         Ok(())
     }

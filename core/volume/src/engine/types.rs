@@ -1,6 +1,6 @@
 //! What the engine takes and tells.
 
-use crate::{Chance, Clock, LogDevice, PageStore, Registry};
+use crate::{Chance, Clock, LogDevice, MapStats, PageStore, Registry};
 use bytes::Bytes;
 use ovs_units::{ByteCount, Epoch, Name, Sequence, SnapshotId, VdiskId, VpoolId};
 use std::{rc::Rc, time::Duration};
@@ -24,6 +24,8 @@ pub struct EngineParts {
 pub struct EngineConfig {
     /// Payloads of the write buffer kept in memory at most.
     pub memory_bytes: u64,
+    /// Pages of maps kept in memory at most, as long as half of that is enough for those that were changed.
+    pub map_bytes: u64,
     /// An SCO's data at most.
     pub sco_bytes: u64,
     /// A vDisk with this much buffered is sent out …
@@ -51,6 +53,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
             memory_bytes: 256 << 20,
+            map_bytes: 256 << 20,
             sco_bytes: 4 << 20,
             destage_bytes: 32 << 20,
             destage_after: Duration::from_secs(10),
@@ -182,6 +185,8 @@ pub struct EngineStats {
     pub buffer_failed_slots: u64,
     /// Open vDisks.
     pub vdisks_open: u64,
+    /// Their maps.
+    pub maps: MapStats,
 }
 
 /// A stretch of a vDisk for `block status`.

@@ -2,11 +2,15 @@
 
 mod checkpoint;
 pub(crate) mod copy;
+mod leaf;
 mod marks;
+mod memory;
 mod table;
 mod tree;
 
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use marks::Marks;
+pub(crate) use memory::MapMemory;
+pub use memory::MapStats;
 pub(crate) use table::Table;
-pub(crate) use tree::{Place, TOP_LEVEL, Tree};
+pub(crate) use tree::{Place, Prepared, TOP_LEVEL, Tree};

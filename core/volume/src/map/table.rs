@@ -28,6 +28,11 @@ pub(super) struct Chunk {
 }
 
 impl Table {
+    /// Chunks that were not changed since they were stored.
+    pub(crate) fn stored_pages(&self) -> impl Iterator<Item = u64> {
+        self.chunks.iter().map(|chunk| chunk.id.get()).filter(|page| *page != 0)
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.chunks.last().map_or(0, |last| ((self.chunks.len() - 1) * TABLE_CHUNK + last.scos.len()) as u64)
     }

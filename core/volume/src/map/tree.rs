@@ -5,13 +5,15 @@
 //! ```
 //!
 //! Cloning a tree is cloning its root's reference: pages are shared and copied when one of the sharers changes them.
-//! Pages that are stored keep their number until they change, and are loaded when first needed.
+//! Pages that are stored keep their number until they change, and are loaded when they are needed (see `memory.rs`).
 
+use super::leaf::Packed;
+use super::memory::MapMemory;
 use crate::{PageId, PageStore, VolumeError};
 use ovs_format::page::{self, ChildEntry, FANOUT, RootEntry};
 use ovs_units::{Cluster, ClusterCount, ClusterRange, planted};
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell, RefMut},
     rc::Rc,
 };
 
@@ -27,7 +29,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// 0 is kept for "nowhere".
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         (self.sco + 1) << 16 | u64::from(self.offset)
     }
 
@@ -38,29 +40,63 @@ impl Place {
 }
 
 /// A map. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Tree {
     root: Option<Child>,
+    memory: Rc<MapMemory>,
 }
 
 #[derive(Clone)]
 pub(super) struct Child {
-    pub(super) page: Rc<Page>,
+    /// Once somebody has asked for it.
+    page: OnceCell<Rc<Page>>,
+    /// Its number, if it was stored when this was made.
+    stored: u64,
     /// Clusters mapped below.
     mapped: u64,
 }
 
 pub(super) struct Page {
     /// Its number in the page store; 0 while it is not stored as it is.
-    pub(super) id: Cell<u64>,
-    /// Its contents, once loaded.
+    id: Cell<u64>,
+    /// Its contents, while they are in memory.
     node: RefCell<Option<Rc<Node>>>,
+    /// Not stored as it is: it stays in memory.
+    is_changed: Cell<bool>,
+    /// Since it was last looked at whether it is.
+    is_used: Cell<bool>,
+    pub(super) on_clock: Cell<bool>,
+    /// Who has prepared to change it or what is below.
+    pins: Cell<u32>,
+    /// Bytes of memory that it counts for.
+    bytes: Cell<u32>,
+    memory: Rc<MapMemory>,
 }
 
 #[derive(Clone)]
 pub(super) enum Node {
     Leaf(Box<[u64; FANOUT]>),
+    /// A leaf that is stored.
+    Packed(Packed),
     Inner(Box<[Option<Child>; FANOUT]>),
+}
+
+/// Pages that stay in memory as long as this lives; it is dropped just before they are changed.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Prepared(Vec<Rc<Page>>);
+
+impl Prepared {
+    /// Both. A page that is in both is pinned twice.
+    pub(crate) fn extend(&mut self, mut other: Prepared) {
+        self.0.append(&mut other.0);
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|page| page.unpin());
+    }
 }
 
 impl Tree {
@@ -68,11 +104,29 @@ impl Tree {
         ClusterCount(self.root.as_ref().map_or(0, |root| root.mapped))
     }
 
+    /// Nothing is mapped.
+    pub(crate) fn empty(memory: &Rc<MapMemory>) -> Tree {
+        Tree { root: None, memory: memory.clone() }
+    }
+
     /// A tree whose root is in the page store.
-    pub(crate) fn stored(root: RootEntry) -> Tree {
-        Tree {
-            root: (root.page != 0)
-                .then(|| Child::stored(ChildEntry { page: root.page, mapped: root.mapped })),
+    pub(crate) fn stored(root: RootEntry, memory: &Rc<MapMemory>) -> Tree {
+        // Made here: copies of the tree share it.
+        let page = |root: &RootEntry| OnceCell::from(Page::stored(root.page, memory));
+        let root =
+            (root.page != 0).then(|| Child { page: page(&root), stored: root.page, mapped: root.mapped });
+        Tree { root, memory: memory.clone() }
+    }
+
+    /// Lets pages go if maps take too much memory.
+    pub(super) fn make_room(&self) {
+        self.memory.make_room_now();
+    }
+
+    /// What it may still load, with the levels: pages that were not changed since they were stored, those below them excepted.
+    pub(crate) fn add_stored_pages(&self, found: &mut Vec<(u64, u32)>) {
+        if let Some(root) = &self.root {
+            root.add_stored_pages(TOP_LEVEL, found);
         }
     }
 
@@ -90,39 +144,49 @@ impl Tree {
         let (cluster, wanted) = (range.start.0, range.count.0);
         let Some(mut child) = self.root.clone() else { return Ok((None, wanted)) };
         for level in (1..=TOP_LEVEL).rev() {
-            let node = child.page.node(store, level).await?;
+            let node = child.page(&self.memory).node(store, level).await?;
             let Node::Inner(children) = &*node else { return Err(wrong_level(&child)) };
             match &children[index_at(cluster, level)] {
-                Some(below) => child = below.clone(),
+                Some(below) => {
+                    below.page(&self.memory);
+                    child = below.clone();
+                }
                 None => {
                     let span = span(level);
                     return Ok((None, wanted.min(span - cluster % span)));
                 }
             }
         }
-        let node = child.page.node(store, 0).await?;
-        let Node::Leaf(places) = &*node else { return Err(wrong_level(&child)) };
+        let node = child.page(&self.memory).node(store, 0).await?;
         let first = index_at(cluster, 0);
         let run_max = wanted.min((FANOUT - first) as u64) as usize;
-        let run = &places[first..first + run_max];
-        let step = u64::from(run[0] != 0);
-        let same = |(index, place): (usize, &u64)| *place == run[0] + step * index as u64;
-        let count = run.iter().enumerate().take_while(|entry| same(*entry)).count();
-        Ok((Place::unpack(run[0]), count as u64))
+        let (place, count) = match &*node {
+            Node::Leaf(places) => {
+                let run = &places[first..first + run_max];
+                let step = u64::from(run[0] != 0);
+                let same = |(index, place): (usize, &u64)| *place == run[0] + step * index as u64;
+                (run[0], run.iter().enumerate().take_while(|entry| same(*entry)).count())
+            }
+            Node::Packed(packed) => packed.find(first, run_max),
+            Node::Inner(_) => return Err(wrong_level(&child)),
+        };
+        Ok((Place::unpack(place), count as u64))
     }
 
-    /// Loads what [`Tree::set`] of that range will change.
+    /// Loads what [`Tree::set`] of that range will change, and keeps it in memory.
     pub(crate) async fn prepare(
         &self,
         store: &dyn PageStore,
         range: ClusterRange,
-    ) -> Result<(), VolumeError> {
-        match &self.root {
-            Some(root) if !range.is_empty() => {
-                prepare(store, root, TOP_LEVEL, range.start.0, range.end().0).await
-            }
-            _ => Ok(()),
+    ) -> Result<Prepared, VolumeError> {
+        let mut prepared = Prepared::default();
+        if let Some(root) = &self.root
+            && !range.is_empty()
+        {
+            let root = root.page(&self.memory);
+            prepare(store, root, TOP_LEVEL, range.start.0, range.end().0, &mut prepared).await?;
         }
+        Ok(prepared)
     }
 
     /// Maps the clusters to places that follow each other from `place` on, or to nowhere. What it changes must have
@@ -131,8 +195,9 @@ impl Tree {
         if range.is_empty() || (place.is_none() && self.root.is_none()) {
             return;
         }
-        let root = self.root.get_or_insert_with(|| Child::empty(TOP_LEVEL));
-        set_in(root, TOP_LEVEL, range.start.0, range.end().0, place.map_or(0, Place::pack));
+        let root = self.root.get_or_insert_with(|| Child::empty(TOP_LEVEL, &self.memory));
+        let packed = place.map_or(0, Place::pack);
+        set_in(root, &self.memory, TOP_LEVEL, range.start.0, range.end().0, packed);
         if root.mapped == 0 {
             self.root = None;
         }
@@ -154,17 +219,20 @@ fn index_at(cluster: u64, level: u32) -> usize {
 }
 
 fn wrong_level(child: &Child) -> VolumeError {
-    VolumeError::Damaged(format!("map page {} is of a wrong level", child.page.id.get()))
+    VolumeError::Damaged(format!("map page {} is of a wrong level", child.stored_page()))
 }
 
 async fn prepare(
     store: &dyn PageStore,
-    child: &Child,
+    page: &Rc<Page>,
     level: u32,
     start: u64,
     end: u64,
+    prepared: &mut Prepared,
 ) -> Result<(), VolumeError> {
-    let node = child.page.node(store, level).await?;
+    page.pin();
+    prepared.0.push(page.clone());
+    let node = page.node(store, level).await?;
     let Node::Inner(children) = &*node else { return Ok(()) };
     let span = span(level);
     for index in start / span..=(end - 1) / span {
@@ -173,15 +241,16 @@ async fn prepare(
         if let Some(below) = &children[(index % FANOUT as u64) as usize]
             && !is_whole
         {
-            Box::pin(prepare(store, below, level - 1, from, to)).await?;
+            let below = below.page(&page.memory);
+            Box::pin(prepare(store, below, level - 1, from, to, prepared)).await?;
         }
     }
     Ok(())
 }
 
-fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
+fn set_in(child: &mut Child, memory: &Rc<MapMemory>, level: u32, start: u64, end: u64, packed: u64) {
     let mut mapped = child.mapped;
-    match child.change() {
+    match &mut *child.change(memory) {
         Node::Leaf(places) => {
             let step = u64::from(packed != 0);
             for (count, place) in
@@ -192,6 +261,7 @@ fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
                 *place = packed + step * count as u64;
             }
         }
+        Node::Packed(_) => unreachable!("a leaf that is changed is not packed"),
         Node::Inner(children) => {
             let span = span(level);
             for index in start / span..=(end - 1) / span {
@@ -202,10 +272,10 @@ fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
                     *slot = None; // whole: what was there need not even be loaded
                 }
                 if packed != 0 {
-                    let below = slot.get_or_insert_with(|| Child::empty(level - 1));
-                    set_in(below, level - 1, from, to, packed + (from - start));
+                    let below = slot.get_or_insert_with(|| Child::empty(level - 1, memory));
+                    set_in(below, memory, level - 1, from, to, packed + (from - start));
                 } else if let Some(below) = slot {
-                    set_in(below, level - 1, from, to, 0);
+                    set_in(below, memory, level - 1, from, to, 0);
                 }
                 slot.take_if(|below| below.mapped == 0);
                 mapped += slot.as_ref().map_or(0, |below| below.mapped);
@@ -216,42 +286,114 @@ fn set_in(child: &mut Child, level: u32, start: u64, end: u64, packed: u64) {
 }
 
 impl Child {
-    fn empty(level: u32) -> Child {
+    fn empty(level: u32, memory: &Rc<MapMemory>) -> Child {
         let node = match level {
             0 => Node::Leaf(Box::new([0; FANOUT])),
             _ => Node::Inner(Box::new([const { None }; FANOUT])),
         };
-        Child { page: Rc::new(Page { id: Cell::new(0), node: RefCell::new(Some(Rc::new(node))) }), mapped: 0 }
+        let page = OnceCell::from(Page::new(Some(Rc::new(node)), memory));
+        Child { page, stored: 0, mapped: 0 }
     }
 
     fn stored(entry: ChildEntry) -> Child {
-        Child {
-            page: Rc::new(Page { id: Cell::new(entry.page), node: RefCell::new(None) }),
-            mapped: entry.mapped,
-        }
+        Child { page: OnceCell::new(), stored: entry.page, mapped: entry.mapped }
+    }
+
+    pub(super) fn page(&self, memory: &Rc<MapMemory>) -> &Rc<Page> {
+        self.page.get_or_init(|| Page::stored(self.stored, memory))
+    }
+
+    /// The page, if it may be in memory.
+    pub(super) fn known_page(&self) -> Option<&Rc<Page>> {
+        self.page.get()
+    }
+
+    /// Its number in the page store; 0 while it is not stored as it is.
+    pub(super) fn stored_page(&self) -> u64 {
+        self.page.get().map_or(self.stored, |page| page.id.get())
     }
 
     pub(super) fn entry(&self, page: u64) -> ChildEntry {
         ChildEntry { page, mapped: self.mapped }
     }
 
-    /// The page's contents, for changing: copied if anybody else has them, and no longer what is stored.
-    fn change(&mut self) -> &mut Node {
-        if Rc::get_mut(&mut self.page).is_none() {
-            let node = self.page.node.borrow().clone();
-            self.page = Rc::new(Page { id: Cell::new(0), node: RefCell::new(node) });
+    fn add_stored_pages(&self, level: u32, found: &mut Vec<(u64, u32)>) {
+        let stored = self.stored_page();
+        if stored != 0 {
+            return found.push((stored, level));
         }
-        let page = Rc::get_mut(&mut self.page).expect("a page that was just made has one owner");
+        if let Some(node) = self.known_page().and_then(|page| page.resident())
+            && let Node::Inner(children) = &*node
+        {
+            children.iter().flatten().for_each(|child| child.add_stored_pages(level - 1, found));
+        }
+    }
+
+    /// The page's contents, for changing: copied if anybody else has them, and no longer what is stored.
+    fn change(&mut self, memory: &Rc<MapMemory>) -> RefMut<'_, Node> {
+        if Rc::strong_count(self.page(memory)) > 1 {
+            let node = self.page(memory).node.borrow().clone();
+            self.page = OnceCell::from(Page::new(node, memory));
+        }
+        let page = self.page(memory);
         if !planted("map: a changed page keeps its stored number") {
             page.id.set(0);
         }
-        Rc::make_mut(page.node.get_mut().as_mut().expect("pages are prepared before they are changed"))
+        let mut node = RefMut::map(page.node.borrow_mut(), |node| {
+            Rc::make_mut(node.as_mut().expect("pages are prepared before they are changed"))
+        });
+        if let Node::Packed(packed) = &*node {
+            *node = Node::Leaf(packed.places());
+        }
+        if !page.is_changed.get() {
+            page.charge(&node, true);
+        }
+        node
     }
 }
 
 impl Page {
+    fn stored(id: u64, memory: &Rc<MapMemory>) -> Rc<Page> {
+        let page = Page {
+            id: Cell::new(id),
+            node: RefCell::new(None),
+            is_changed: Cell::new(false),
+            is_used: Cell::new(false),
+            on_clock: Cell::new(false),
+            pins: Cell::new(0),
+            bytes: Cell::new(PAGE_BYTES),
+            memory: memory.clone(),
+        };
+        memory.charge(PAGE_BYTES.into(), false);
+        Rc::new(page)
+    }
+
+    fn new(node: Option<Rc<Node>>, memory: &Rc<MapMemory>) -> Rc<Page> {
+        let page = Page::stored(0, memory);
+        *page.node.borrow_mut() = node;
+        page
+    }
+
+    fn pin(&self) {
+        self.pins.set(self.pins.get() + 1);
+    }
+
+    fn unpin(&self) {
+        self.pins.set(self.pins.get() - 1);
+    }
+
+    /// It counts for what it takes from now on.
+    fn charge(&self, node: &Node, is_changed: bool) {
+        self.memory.discharge(self.bytes.get().into(), self.is_changed.get());
+        let bytes = PAGE_BYTES + node.bytes();
+        self.bytes.set(bytes);
+        self.is_changed.set(is_changed);
+        self.memory.charge(bytes.into(), is_changed);
+    }
+
     /// The contents, loaded if need be; read once more if they are not what they should be.
-    async fn node(&self, store: &dyn PageStore, level: u32) -> Result<Rc<Node>, VolumeError> {
+    async fn node(self: &Rc<Self>, store: &dyn PageStore, level: u32) -> Result<Rc<Node>, VolumeError> {
+        self.is_used.set(true);
         if let Some(node) = &*self.node.borrow() {
             return Ok(node.clone());
         }
@@ -260,7 +402,18 @@ impl Page {
             loaded => loaded?,
         };
         // Somebody else may have loaded it meanwhile: keep theirs.
-        Ok(self.node.borrow_mut().get_or_insert(Rc::new(node)).clone())
+        if let Some(node) = &*self.node.borrow() {
+            return Ok(node.clone());
+        }
+        let node = Rc::new(node);
+        *self.node.borrow_mut() = Some(node.clone());
+        self.memory.loaded();
+        self.charge(&node, false);
+        self.memory.keep(self);
+        self.pin();
+        self.memory.make_room();
+        self.unpin();
+        Ok(node)
     }
 
     async fn load(&self, store: &dyn PageStore, level: u32) -> Result<Node, VolumeError> {
@@ -271,7 +424,7 @@ impl Page {
             .ok_or_else(|| VolumeError::Damaged(format!("map page {id} is missing from the local store")))?;
         let damaged = |error| VolumeError::Damaged(format!("map page {id}: {error}"));
         if level == 0 {
-            return Ok(Node::Leaf(page::decode_leaf(id, &bytes).map_err(damaged)?));
+            return Ok(Node::leaf(page::decode_leaf(id, &bytes).map_err(damaged)?));
         }
         let entries = page::decode_inner(id, &bytes).map_err(damaged)?;
         let mut children = Box::new([const { None }; FANOUT]);
@@ -285,118 +438,78 @@ impl Page {
     pub(super) fn resident(&self) -> Option<Rc<Node>> {
         self.node.borrow().clone()
     }
+
+    /// It was stored, as it is, under this number: it may go from now on.
+    pub(super) fn was_stored(self: &Rc<Self>, id: u64) {
+        self.id.set(id);
+        let Some(mut node) = self.resident() else { return };
+        if let Node::Leaf(places) = &*node
+            && let Some(packed) = Packed::new(places)
+        {
+            node = Rc::new(Node::Packed(packed));
+            *self.node.borrow_mut() = Some(node.clone());
+        }
+        self.charge(&node, false);
+        self.memory.keep(self);
+    }
+
+    /// It cannot be loaded again.
+    pub(super) fn is_changed(&self) -> bool {
+        self.is_changed.get() && !planted("map: what was changed may go")
+    }
+
+    /// It was used since this was last asked, or will be, or others that are in memory are below it.
+    pub(super) fn is_wanted(&self) -> bool {
+        let is_pinned = self.pins.get() > 0 && !planted("map: what is about to be changed may go");
+        self.is_used.replace(false) || is_pinned || self.has_resident_children()
+    }
+
+    fn has_resident_children(&self) -> bool {
+        let is_resident = |child: &Child| child.page.get().is_some_and(|page| page.node.borrow().is_some());
+        match self.node.borrow().as_deref() {
+            Some(Node::Inner(children)) => children.iter().flatten().any(is_resident),
+            _ => false,
+        }
+    }
+
+    pub(super) fn let_go(&self) {
+        self.memory.discharge(self.bytes.replace(PAGE_BYTES).into(), self.is_changed.replace(false));
+        self.memory.charge(PAGE_BYTES.into(), false);
+        // What is known of pages below goes with it.
+        let node = self.node.take();
+        drop(node);
+    }
 }
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.memory.discharge(self.bytes.get().into(), self.is_changed.get());
+    }
+}
+
+impl Node {
+    /// Packed, if that is smaller.
+    fn leaf(places: Box<[u64; FANOUT]>) -> Node {
+        Packed::new(&places).map_or(Node::Leaf(places), Node::Packed)
+    }
+
+    /// Of memory, pages below excepted.
+    fn bytes(&self) -> u32 {
+        let behind = match self {
+            Node::Leaf(places) => size_of_val(&**places),
+            Node::Packed(packed) => packed.bytes(),
+            Node::Inner(children) => size_of_val(&**children),
+        };
+        (RC_BYTES + size_of::<Node>() + 2 * ALLOCATION_BYTES + behind) as u32
+    }
+}
+
+/// The counts of an `Rc`.
+const RC_BYTES: usize = 16;
+/// What an allocation costs the allocator.
+const ALLOCATION_BYTES: usize = 8;
+/// Of a page whose contents are not in memory.
+const PAGE_BYTES: u32 = (RC_BYTES + size_of::<Page>() + ALLOCATION_BYTES) as u32;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_is_all_that_a_vdisk_may_ever_have_had() {
-        let clusters_max = ovs_units::VDISK_SIZE_BYTES_MAX / ovs_units::CLUSTER_SIZE_BYTES;
-        let tail = Tree::tail(Cluster(5));
-        assert_eq!(tail.start, Cluster(5));
-        assert!(tail.end().0 >= clusters_max);
-        let last = Place { sco: 1, offset: 2 };
-        let mut tree = Tree::default();
-        tree.set(ClusterRange { start: Cluster(clusters_max - 1), count: ClusterCount(1) }, Some(last));
-        tree.set(tail, None);
-        assert!(tree.root.is_none());
-    }
-
-    /// A read takes each run at once.
-    #[test]
-    fn what_lies_together_is_found_together() {
-        use futures_util::FutureExt;
-        let mut tree = Tree::default();
-        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
-        let place = |sco, offset| Place { sco, offset };
-        tree.set(range(10, 5), Some(place(1, 100)));
-        tree.set(range(15, 5), Some(place(2, 105)));
-        let store = crate::MemoryPages::default();
-        let find = |start, count| tree.find(&store, range(start, count)).now_or_never().unwrap().unwrap();
-        assert_eq!(find(3, 100), (None, 7));
-        assert_eq!(find(10, 100), (Some(place(1, 100)), 5));
-        assert_eq!(find(12, 100), (Some(place(1, 102)), 3));
-        assert_eq!(find(12, 2), (Some(place(1, 102)), 2));
-        assert_eq!(find(15, 100), (Some(place(2, 105)), 5));
-        assert_eq!(find(20, 50), (None, 50));
-    }
-
-    /// What a whole page says is forgotten without reading it.
-    #[test]
-    fn a_page_that_becomes_zeros_need_not_be_in_memory() {
-        let mut tree = Tree::default();
-        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
-        tree.set(range(3, 1), Some(Place { sco: 1, offset: 0 }));
-        let mut leaf = tree.root.clone().unwrap();
-        for level in (1..=TOP_LEVEL).rev() {
-            let node = leaf.page.resident().unwrap();
-            let Node::Inner(children) = &*node else { panic!("level {level}") };
-            leaf = children[0].clone().unwrap();
-        }
-        *leaf.page.node.borrow_mut() = None;
-        tree.set(range(0, FANOUT as u64), None);
-        assert!(tree.root.is_none());
-    }
-
-    /// Nothing but the pages of a range is prepared: its neighbours may not be in memory.
-    #[test]
-    fn a_change_up_to_the_end_of_a_page_leaves_the_next_one_alone() {
-        let mut tree = Tree::default();
-        let range = |start, count| ClusterRange { start: Cluster(start), count: ClusterCount(count) };
-        let place = |offset| Some(Place { sco: 1, offset });
-        let end = FANOUT as u64;
-        tree.set(range(end - 2, 4), place(0));
-        let mut next = tree.root.clone().unwrap();
-        for level in (1..=TOP_LEVEL).rev() {
-            let node = next.page.resident().unwrap();
-            let Node::Inner(children) = &*node else { panic!("level {level}") };
-            next = children[index_at(end, level)].clone().unwrap();
-        }
-        *next.page.node.borrow_mut() = None;
-        tree.set(range(end - 2, 2), place(7));
-        tree.set(range(end - 1, 1), None);
-        assert_eq!(tree.root.unwrap().mapped, 3);
-    }
-
-    /// Nor is one that the range covers: nobody asks what it said.
-    #[test]
-    fn of_a_range_only_the_pages_at_its_edges_are_read() {
-        use futures_util::FutureExt;
-        let store = crate::MemoryPages::default();
-        let put = |page, bytes: Vec<u8>| store.damage(PageId(page), Some(bytes.into()));
-        let mut children = [ChildEntry::default(); FANOUT];
-        children[0] = ChildEntry { page: 3, mapped: 3 * FANOUT as u64 };
-        put(1, page::encode_inner(1, &children));
-        put(3, {
-            children[0].page = 4;
-            page::encode_inner(3, &children)
-        });
-        for (index, child) in children[..3].iter_mut().enumerate() {
-            *child = ChildEntry { page: 10 + index as u64, mapped: FANOUT as u64 };
-        }
-        put(4, page::encode_inner(4, &children));
-        for leaf in [10, 12] {
-            put(leaf, page::encode_leaf(leaf, &[1 << 16; FANOUT]));
-        }
-        let mut tree = Tree::stored(RootEntry { page: 1, mapped: 3 * FANOUT as u64 });
-        let leaf = FANOUT as u64;
-        let edges = ClusterRange { start: Cluster(leaf - 1), count: ClusterCount(leaf + 2) };
-        tree.prepare(&store, edges).now_or_never().unwrap().unwrap();
-        tree.set(edges, None);
-        assert_eq!(tree.mapped(), ClusterCount(2 * leaf - 2));
-    }
-
-    #[test]
-    fn of_no_clusters_nothing_is_set() {
-        use futures_util::FutureExt;
-        let mut tree = Tree::default();
-        let nothing = ClusterRange { start: Cluster(0), count: ClusterCount(0) };
-        tree.set(nothing, Some(Place { sco: 1, offset: 0 }));
-        assert!(tree.root.is_none());
-        let store = crate::MemoryPages::default();
-        let stored = Tree::stored(RootEntry { page: 1, mapped: 1 });
-        stored.prepare(&store, nothing).now_or_never().unwrap().unwrap();
-    }
-}
+mod tests;

@@ -12,11 +12,10 @@
 
 use super::lifecycle::Next;
 use super::{Inner, Vdisk, count};
-use crate::VolumeError;
-use crate::engine::Context;
-use crate::map::{Checkpoint, Place, Table};
+use crate::map::{Checkpoint, Place, Prepared, Table, Tree};
 use crate::overlay::{Layer, Piece};
 use crate::sco::NewSco;
+use crate::{PageStore, VolumeError};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ovs_backend::Urgency;
 use ovs_format::journal::{Record, Target, TlogEntry};
@@ -189,23 +188,23 @@ impl Inner {
             return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));
         }
         // What the map needs in memory is loaded first: after the commit nothing may fail.
-        for entry in &entries {
-            let tree = self.tree.borrow().clone();
-            let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
-            let prepared = tree.prepare(&*self.context.pages, range).await;
-            // The data is well: it goes out once the map has been made anew.
-            prepared.map_err(|error| match self.context.map_unreadable(self.id, error) {
-                VolumeError::Damaged(reason) => VolumeError::Retry(reason),
-                error => error,
+        let tree = self.tree.borrow().clone();
+        // The data is well: it goes out once the map has been made anew.
+        let prepared =
+            prepare_tlog(&tree, &*self.context.pages, &entries).await.map_err(|error| {
+                match self.context.map_unreadable(self.id, error) {
+                    VolumeError::Damaged(reason) => VolumeError::Retry(reason),
+                    error => error,
+                }
             })?;
-        }
+        drop(tree);
         let mut sequence = layer.last_sequence.get();
         if planted("destage: the head claims what is still buffered") {
             sequence = self.last_sequence.get();
         }
         let record = Record::Tlog { sequence, scos: scos.clone(), entries: entries.clone() };
         if planted("destage: the buffer is released before the journal has it") {
-            self.take_places(layer, &scos, &entries);
+            self.take_places(layer, Prepared::default(), &scos, &entries);
         }
         let position = self.append_to_journal(&record).await?;
         self.commit(|head| {
@@ -214,18 +213,31 @@ impl Inner {
             head.prune_epochs();
         })
         .await?;
-        self.take_places(layer, &scos, &entries);
+        self.take_places(layer, prepared, &scos, &entries);
         self.context.destage_moved();
         self.destaged.notify_waiters();
         self.settled.notify_waiters();
         count(&self.commits_since_checkpoint, 1);
+        let memory = &self.context.map_memory;
         if self.commits_since_checkpoint.get() >= self.context.config.checkpoint_every
-            && let Err(error) = self.checkpoint().await
+            || memory.is_short()
+                && memory.is_large(self.changed_map_bytes.get())
+                && !self.context.pages_are_damaged.get()
         {
-            // Nothing depends on it: the next open reads more of the journal.
-            tracing::warn!(vdisk = %self.id, %error, "the map could not be checkpointed");
+            self.try_to_checkpoint().await;
+        }
+        if memory.is_short() {
+            // By others, that may have nothing more to send out.
+            self.context.maps_are_short.notify_one();
         }
         Ok(())
+    }
+
+    /// The caller holds `meta`. Nothing depends on it: the next open reads more of the journal.
+    async fn try_to_checkpoint(&self) {
+        if let Err(error) = self.checkpoint().await {
+            tracing::warn!(vdisk = %self.id, %error, "the map could not be checkpointed");
+        }
     }
 
     /// A clone's data may refer to its parent's snapshot on the backend only once that is there.
@@ -342,8 +354,14 @@ impl Inner {
     }
 
     /// Step 4. One step, without a wait.
-    fn take_places(&self, layer: &Rc<Layer>, scos: &[ScoRef], entries: &[TlogEntry]) {
-        apply_tlog(&mut self.tree.borrow_mut(), Rc::make_mut(&mut self.table.borrow_mut()), scos, entries);
+    fn take_places(&self, layer: &Rc<Layer>, prepared: Prepared, scos: &[ScoRef], entries: &[TlogEntry]) {
+        let (mut tree, mut table) = (self.tree.borrow_mut(), self.table.borrow_mut());
+        let memory = &self.context.map_memory;
+        let before = memory.changed_bytes();
+        apply_tlog(&mut tree, prepared, Rc::make_mut(&mut table), scos, entries);
+        // Less where whole pages went.
+        count(&self.changed_map_bytes, memory.changed_bytes().saturating_sub(before));
+        drop((tree, table));
         let tree = self.tree.borrow().clone();
         self.scrub.added(scos);
         layer.markers.borrow_mut().drain(..).for_each(|snapshot| snapshot.resolve(tree.clone()));
@@ -374,24 +392,38 @@ impl Inner {
             table: Table::clone(&self.table.borrow()),
             snapshots: self.snapshots.borrow().iter().filter_map(resolved).collect(),
         };
-        let Context { pages, next_page, checkpoint_turn, .. } = &*self.context;
-        let _turn = checkpoint_turn.lock().await;
-        if self.context.pages_are_damaged.get() {
-            return Ok(None);
+        let record = checkpoint.store_in(&self.context, self.id).await?;
+        if record.is_some() {
+            self.commits_since_checkpoint.set(0);
+            self.changed_map_bytes.set(0);
         }
-        let record = checkpoint.store(self.id, &**pages, next_page).await?;
-        self.commits_since_checkpoint.set(0);
-        Ok(Some(record))
+        Ok(record)
     }
+}
+
+/// Loads what a TLog changes in a map, and keeps it in memory.
+pub(super) async fn prepare_tlog(
+    tree: &Tree,
+    pages: &dyn PageStore,
+    entries: &[TlogEntry],
+) -> Result<Prepared, VolumeError> {
+    let mut prepared = Prepared::default();
+    for entry in entries {
+        let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
+        prepared.extend(tree.prepare(pages, range).await?);
+    }
+    Ok(prepared)
 }
 
 /// The map after a TLog whose clusters are prepared.
 pub(super) fn apply_tlog(
-    tree: &mut crate::map::Tree,
+    tree: &mut Tree,
+    prepared: Prepared,
     table: &mut Table,
     scos: &[ScoRef],
     entries: &[TlogEntry],
 ) {
+    drop(prepared);
     let first = table.len();
     scos.iter().for_each(|sco| table.push(*sco));
     for entry in entries {

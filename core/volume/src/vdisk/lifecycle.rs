@@ -122,7 +122,8 @@ impl Vdisk {
             let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
             let tree = inner.tree.borrow().clone();
             let prepared = tree.prepare(&*inner.context.pages, tail).await;
-            prepared.map_err(|error| inner.context.map_unreadable(inner.id, error))?;
+            let prepared = prepared.map_err(|error| inner.context.map_unreadable(inner.id, error))?;
+            drop(tree);
             let position = inner.append_to_journal(&Record::Resize { size }).await?;
             inner
                 .commit(|head| {
@@ -130,6 +131,7 @@ impl Vdisk {
                     head.size = size;
                 })
                 .await?;
+            drop(prepared);
             if shrinks && !planted("shrink: what is cut off stays in the map") {
                 inner.tree.borrow_mut().set(tail, None);
                 inner.scrub.needs_changed();

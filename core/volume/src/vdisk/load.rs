@@ -9,6 +9,7 @@
 //! | records missing between others | nothing: they were superseded within the write buffer before their slot was reused |
 //! | the log reports damage that may concern the vDisk | DAMAGED, kept in the head |
 
+use super::destage::{apply_tlog, prepare_tlog};
 use super::lifecycle::Next;
 use super::snapshot::CloneSource;
 use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
@@ -17,13 +18,14 @@ use crate::head::{Head, HeadSnapshot, VersionedHead};
 use crate::journal;
 use crate::log::Record as LogRecord;
 use crate::map::copy::{self, CopyId};
-use crate::map::{Table, Tree};
+use crate::map::{Checkpoint, Table, Tree};
 use crate::overlay::Layer;
+use crate::readers::Readers;
 use crate::{PageStore, VolumeError};
 use ovs_backend::Backend;
 use ovs_format::journal::{Position, Record};
 use ovs_format::page::CheckpointRecord;
-use ovs_units::{Cluster, ClusterCount, ClusterRange, JournalIndex, Sequence, SnapshotId, VdiskId, planted};
+use ovs_units::{Cluster, JournalIndex, Sequence, SnapshotId, VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
@@ -69,6 +71,7 @@ impl Vdisk {
             sending: tokio::sync::Mutex::new(()),
             going_out: RefCell::new(None),
             commits_since_checkpoint: Cell::new(0),
+            changed_map_bytes: Cell::new(0),
             journal_weight: Cell::new(None),
             copy_after: Cell::new(0),
             copying: tokio::sync::Mutex::new(()),
@@ -79,7 +82,7 @@ impl Vdisk {
             destage_wanted: Rc::new(Notify::new()),
             destage_now: Cell::new(false),
             destaged: Notify::new(),
-            reading: RefCell::default(),
+            readers: Readers::default(),
             scrub: scrub::Scrub::new(stored_bytes),
             counters: Counters::default(),
         };
@@ -99,7 +102,7 @@ impl Vdisk {
         let position = head.head.position();
         let pending = base.as_ref().and_then(|base| base.pending.clone());
         let maps = match position {
-            None => Maps::new(base),
+            None => Maps::new(base, &context),
             Some(position) => {
                 journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
                 Maps::read(id, &context, &*backend, &head.head, position, base).await?
@@ -107,11 +110,12 @@ impl Vdisk {
         };
         // The base is pending only while nothing of the clone itself has been committed.
         let pending = pending.filter(|_| maps.is_base);
-        let Maps { tree, table, snapshots, open, .. } = maps;
+        let Maps { tree, table, snapshots, open, changed_bytes, .. } = maps;
         let size = head.head.size;
         let entries = head.head.snapshots.clone();
         let vdisk =
             Vdisk::assemble(id, context, backend, head, on_full, CloneSource { tree, table, size, pending });
+        vdisk.inner.changed_map_bytes.set(changed_bytes);
         for entry in &entries {
             let stored = snapshots.iter().find(|(id, _)| *id == entry.id).map(|(_, tree)| tree.clone());
             let is_open = open.iter().any(|(id, _)| *id == entry.id);
@@ -190,14 +194,26 @@ struct Maps {
     is_base: bool,
     /// … and part of that is in its parent's write buffer only.
     is_pending: bool,
+    /// Bytes of pages that were changed and are not stored.
+    changed_bytes: u64,
 }
 
 impl Maps {
-    fn new(base: Option<CloneSource>) -> Maps {
+    fn new(base: Option<CloneSource>, context: &Context) -> Maps {
         let is_pending = base.as_ref().is_some_and(|base| base.pending.is_some());
-        let (tree, table) = base.map(|base| (base.tree, base.table)).unwrap_or_default();
+        let nothing = || (Tree::empty(&context.map_memory), Table::default());
+        let (tree, table) = base.map_or_else(nothing, |base| (base.tree, base.table));
         let (snapshots, open) = (Vec::new(), Vec::new());
-        Maps { tree, table, snapshots, open, sequence: Sequence(0), is_base: true, is_pending }
+        Maps {
+            tree,
+            table,
+            snapshots,
+            open,
+            sequence: Sequence(0),
+            is_base: true,
+            is_pending,
+            changed_bytes: 0,
+        }
     }
 
     /// As of `position`: from the local checkpoint, else from a copy on the backend, the newest first, else from the whole
@@ -214,11 +230,11 @@ impl Maps {
         let mut copies = head.copies.iter().rev();
         let mut first_reason = None;
         loop {
-            let stored = Maps::from_checkpoint(pages, id, position).await;
+            let stored = Maps::from_checkpoint(context, id, position).await;
             let next_copy = match stored {
                 None => copies.next(),
                 Some((from, start)) => {
-                    let rolled = start.roll_forward(pages, backend, id, Some(from), position).await;
+                    let rolled = start.roll_forward(context, backend, id, Some(from), position).await;
                     match rolled.and_then(|maps| maps.with_all_of(head)) {
                         Err(VolumeError::Damaged(reason)) => {
                             tracing::warn!(vdisk = %id, reason, "the checkpoint of the map is of no use");
@@ -241,7 +257,8 @@ impl Maps {
                 Err(error) => return Err(error),
             }
         }
-        match (Maps::new(base).roll_forward(pages, backend, id, None, position).await, first_reason) {
+        let maps = Maps::new(base, context);
+        match (maps.roll_forward(context, backend, id, None, position).await, first_reason) {
             // What was wrong with the copies is what matters: without them the journal lacks its beginning.
             (Err(VolumeError::Damaged(_)), Some(reason)) if !head.copies.is_empty() => {
                 Err(VolumeError::Damaged(reason))
@@ -265,7 +282,8 @@ impl Maps {
     }
 
     /// The newest checkpoint, if it is usable: not newer than the head.
-    async fn from_checkpoint(pages: &dyn PageStore, id: VdiskId, head: Position) -> Option<(Position, Maps)> {
+    async fn from_checkpoint(context: &Context, id: VdiskId, head: Position) -> Option<(Position, Maps)> {
+        let (pages, memory) = (&*context.pages, &context.map_memory);
         let bytes = pages.record(&id.to_string()).await.ok()??;
         let record = match CheckpointRecord::decode(id, &bytes) {
             Ok(record) => record,
@@ -279,36 +297,77 @@ impl Maps {
             return None;
         }
         let table = Table::load(pages, &record.table_pages).await.ok()?;
-        let snapshots = record.snapshots.iter().map(|(id, root)| (*id, Tree::stored(*root))).collect();
-        let (tree, sequence) = (Tree::stored(record.root), record.sequence);
+        let snapshots =
+            record.snapshots.iter().map(|(id, root)| (*id, Tree::stored(*root, memory))).collect();
+        let (tree, sequence) = (Tree::stored(record.root, memory), record.sequence);
         let open = Vec::new();
-        Some((position, Maps { tree, table, snapshots, open, sequence, is_base: false, is_pending: false }))
+        Some((
+            position,
+            Maps {
+                tree,
+                table,
+                snapshots,
+                open,
+                sequence,
+                is_base: false,
+                is_pending: false,
+                changed_bytes: 0,
+            },
+        ))
     }
 
-    /// Applies the journal from after `from` up to `to`.
+    /// Applies the journal from after `from` up to `to`. Where it changes more of the map than there is memory for, what has
+    /// been read so far becomes the checkpoint.
     async fn roll_forward(
         mut self,
-        pages: &dyn PageStore,
+        context: &Context,
         backend: &dyn Backend,
         id: VdiskId,
         from: Option<Position>,
         to: Position,
     ) -> Result<Maps, VolumeError> {
-        for (_, record) in journal::read_chain(backend, id, from, to).await? {
-            self.apply(pages, id, record).await?;
+        let memory = &context.map_memory;
+        let mut looked_at = memory.changed_bytes();
+        for (position, record) in journal::read_chain(backend, id, from, to).await? {
+            let before = memory.changed_bytes();
+            self.apply(&*context.pages, id, record).await?;
+            self.changed_bytes += memory.changed_bytes().saturating_sub(before);
+            if memory.is_short_since(looked_at) && self.open.is_empty() && !self.is_base {
+                // Nothing depends on it.
+                match self.checkpoint(context, id, position).await {
+                    Ok(()) => self.changed_bytes = 0,
+                    Err(error) => {
+                        tracing::warn!(vdisk = %id, %error, "the map could not be checkpointed on the way")
+                    }
+                }
+                looked_at = memory.changed_bytes();
+            }
         }
         Ok(self)
+    }
+
+    async fn checkpoint(
+        &self,
+        context: &Context,
+        id: VdiskId,
+        position: Position,
+    ) -> Result<(), VolumeError> {
+        let checkpoint = Checkpoint {
+            position,
+            sequence: self.sequence,
+            tree: self.tree.clone(),
+            table: self.table.clone(),
+            snapshots: self.snapshots.clone(),
+        };
+        checkpoint.store_in(context, id).await.map(drop)
     }
 
     async fn apply(&mut self, pages: &dyn PageStore, id: VdiskId, record: Record) -> Result<(), VolumeError> {
         match record {
             Record::Tlog { sequence, scos, entries } => {
                 self.close_snapshots_before(sequence);
-                for entry in &entries {
-                    let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
-                    self.tree.prepare(pages, range).await?;
-                }
-                super::destage::apply_tlog(&mut self.tree, &mut self.table, &scos, &entries);
+                let prepared = prepare_tlog(&self.tree, pages, &entries).await?;
+                apply_tlog(&mut self.tree, prepared, &mut self.table, &scos, &entries);
                 self.is_base = false;
                 self.sequence = sequence;
                 self.close_snapshots_before(sequence.next());
@@ -336,7 +395,7 @@ impl Maps {
             }
             Record::Resize { size } => {
                 let tail = Tree::tail(Cluster(size.clusters_rounded_up().0));
-                self.tree.prepare(pages, tail).await?;
+                drop(self.tree.prepare(pages, tail).await?);
                 self.tree.set(tail, None);
             }
         }

@@ -31,6 +31,7 @@ use crate::engine::{Context, OnFull, SnapshotInfo, VdiskState, VdiskStats};
 use crate::head::VersionedHead;
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
+use crate::readers::{Readers, Reading};
 use bytes::Bytes;
 use ovs_backend::Backend;
 use ovs_units::{ByteCount, Epoch, Sequence, VdiskId, VpoolId};
@@ -85,6 +86,8 @@ pub(crate) struct Inner {
     /// The layer that is on its way.
     going_out: RefCell<Option<destage::GoingOut>>,
     commits_since_checkpoint: Cell<u64>,
+    /// Bytes of map pages that they have changed.
+    pub(crate) changed_map_bytes: Cell<u64>,
     /// What the journal has grown by since the last copy of the map on the backend; unknown until it is looked up.
     journal_weight: Cell<Option<u64>>,
     /// The weight at which the map is copied next.
@@ -102,8 +105,8 @@ pub(crate) struct Inner {
     destage_wanted: Rc<Notify>,
     destage_now: Cell<bool>,
     destaged: Notify,
-    /// Held by every view: the SCOs that it may read stay.
-    reading: RefCell<Rc<Reading>>,
+    /// Every view: the SCOs that it may read stay.
+    readers: Readers,
     pub(crate) scrub: scrub::Scrub,
     counters: Counters,
 }
@@ -138,13 +141,8 @@ struct View {
     tree: Tree,
     table: Rc<Table>,
     size: ByteCount,
-    _reading: Rc<Reading>,
-}
-
-/// Lives as long as somebody reads what was there at its time, or before.
-#[derive(Default)]
-struct Reading {
-    next: RefCell<Option<Rc<Reading>>>,
+    /// SCOs and map pages that it may read stay.
+    _reading: (Rc<Reading>, Rc<Reading>),
 }
 
 impl Vdisk {
@@ -196,6 +194,22 @@ impl Vdisk {
             scrub_moved_bytes: inner.scrub.moved_bytes.get(),
             scrub_freed_bytes: inner.scrub.freed_bytes.get(),
         }
+    }
+
+    /// Adds the pages of its maps that it may still load, with their levels, and those of its table.
+    pub(crate) fn add_stored_pages(&self, found: &mut Vec<(VdiskId, u64, u32)>, of_table: &mut HashSet<u64>) {
+        let inner = &self.inner;
+        let mut pages = Vec::new();
+        inner.tree.borrow().add_stored_pages(&mut pages);
+        let nodes = inner.snapshots.borrow();
+        let base = inner.base.borrow();
+        for node in nodes.iter().chain(base.iter().map(|base| &base.snapshot)) {
+            if let Some(tree) = node.tree() {
+                tree.add_stored_pages(&mut pages);
+            }
+        }
+        found.extend(pages.into_iter().map(|(page, level)| (self.id(), page, level)));
+        of_table.extend(inner.table.borrow().stored_pages());
     }
 
     /// All snapshots in the order they were taken, hidden ones too.
@@ -278,7 +292,11 @@ impl Inner {
             layers.extend(base.layers.iter().rev().cloned());
         }
         let (tree, table) = (self.tree.borrow().clone(), self.table.borrow().clone());
-        View { layers, tree, table, size: self.size.get(), _reading: self.reading.borrow().clone() }
+        View { layers, tree, table, size: self.size.get(), _reading: self.begin_to_read() }
+    }
+
+    fn begin_to_read(&self) -> (Rc<Reading>, Rc<Reading>) {
+        (self.readers.begin(), self.context.page_readers.begin())
     }
 
     /// Ends the active layer, if there is anything in it.

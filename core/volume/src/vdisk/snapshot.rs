@@ -242,14 +242,14 @@ impl Inner {
         let (table, size) = (self.table.borrow().clone(), node.size);
         if let Some(tree) = node.tree() {
             let layers = Vec::new();
-            return Ok(View { layers, tree, table, size, _reading: self.reading.borrow().clone() });
+            return Ok(View { layers, tree, table, size, _reading: self.begin_to_read() });
         }
         let mut layers = self.layers_of(&node)?;
         layers.reverse();
         if let Some(base) = &*self.base.borrow() {
             layers.extend(base.layers.iter().rev().cloned());
         }
-        let (tree, _reading) = (self.tree.borrow().clone(), self.reading.borrow().clone());
+        let (tree, _reading) = (self.tree.borrow().clone(), self.begin_to_read());
         Ok(View { layers, tree, table, size, _reading })
     }
 

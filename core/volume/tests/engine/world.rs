@@ -52,7 +52,9 @@ pub struct World {
     /// SCOs that the backend has room for.
     room: Rc<Cell<u64>>,
     checkpoint_every: u64,
+    copies_maps: bool,
     scrub_every: Duration,
+    map_bytes: u64,
     engine: Option<Engine>,
     vpool: VpoolId,
 }
@@ -105,7 +107,9 @@ impl World {
             held_read,
             room,
             checkpoint_every: 32,
+            copies_maps: false,
             scrub_every: Duration::from_secs(3600),
+            map_bytes: 256 << 20,
             engine: None,
             vpool: VpoolId(Uuid::from_u128(1 << 64)),
         };
@@ -127,8 +131,9 @@ impl World {
             memory_bytes: 4 * MIB,
             sco_bytes: MIB,
             checkpoint_every: self.checkpoint_every,
-            copy_map_after: if self.checkpoint_every < 32 { 1 } else { u64::MAX },
+            copy_map_after: if self.copies_maps { 1 } else { u64::MAX },
             scrub_every: self.scrub_every,
+            map_bytes: self.map_bytes,
             scrub_min_bytes: MIB,
             ..EngineConfig::default()
         };
@@ -253,7 +258,13 @@ impl World {
 
     /// From the next start on the map is copied to the backend after so many TLogs.
     pub async fn copy_maps_every(&mut self, tlogs: u64) {
-        self.checkpoint_every = tlogs;
+        (self.checkpoint_every, self.copies_maps) = (tlogs, true);
+        self.crash_and_reopen().await;
+    }
+
+    /// From now on maps have little room, and are checkpointed after so many TLogs.
+    pub async fn shrink_maps(&mut self, bytes: u64, checkpoint_every: u64) {
+        (self.map_bytes, self.checkpoint_every) = (bytes, checkpoint_every);
         self.crash_and_reopen().await;
     }
 

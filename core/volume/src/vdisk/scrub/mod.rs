@@ -23,10 +23,11 @@ mod strays;
 mod writer;
 
 use super::lifecycle::{Next, finish_even_if_dropped};
-use super::{Inner, Reading, Vdisk};
+use super::{Inner, Vdisk};
 use crate::VolumeError;
 use crate::engine::VdiskState;
 use crate::map::Table;
+use crate::readers::Reading;
 use crate::sco::sco_name;
 use choose::{Candidate, choose};
 use ovs_backend::ObjectName;

@@ -3,8 +3,9 @@
 use super::writer::Writer;
 use super::{Candidate, ScrubReport, name_of};
 use crate::map::Table;
+use crate::readers::Reading;
+use crate::vdisk::Inner;
 use crate::vdisk::lifecycle::Next;
-use crate::vdisk::{Inner, Reading};
 use crate::{VolumeError, journal};
 use ovs_format::journal::{Move, Record};
 use ovs_format::sco::ScoRef;
@@ -79,10 +80,8 @@ impl Inner {
             scrub.stored_bytes.set((scrub.stored_bytes.get() + added).saturating_sub(freed));
             scrub.freed_bytes.set(scrub.freed_bytes.get() + freed);
             scrub.moved_bytes.set(scrub.moved_bytes.get() + moved_bytes);
-            let before = self.reading.replace(Rc::default());
-            // Who has this one reads what older ones may read as well.
-            *before.next.borrow_mut() = Some(self.reading.borrow().clone());
-            scrub.going.borrow_mut().extend(old.into_iter().map(|sco| (Rc::downgrade(&before), sco)));
+            let before = self.readers.turn();
+            scrub.going.borrow_mut().extend(old.into_iter().map(|sco| (before.clone(), sco)));
         }
         report.moved_bytes += moved_bytes;
         let (done, all) = self.scrub.progress.get();

@@ -1,0 +1,98 @@
+//! Maps that are larger than the memory for them.
+
+use crate::world::{MIB, World, range, run};
+use ovs_units::ByteOffset;
+use ovs_volume::Vdisk;
+
+/// Of one leaf each.
+const FAR: u64 = 2 * MIB;
+
+/// A cluster in each of so many leaves, sent out.
+async fn spread(disk: &Vdisk, leaves: u64, byte: u8) {
+    for leaf in 0..leaves {
+        disk.write(ByteOffset(leaf * FAR), vec![byte; 4096].into(), false).await.unwrap();
+    }
+    disk.destage().await.unwrap();
+}
+
+async fn check(disk: &Vdisk, leaves: u64, byte: u8) {
+    for leaf in 0..leaves {
+        assert_eq!(disk.read(range(leaf * FAR, 1)).await.unwrap()[..], [byte], "leaf {leaf}");
+    }
+}
+
+/// Also those of vDisks that send out nothing any more are checkpointed, and give their room to the others.
+#[test]
+fn changed_pages_of_all_take_half_of_the_room_at_most() {
+    run(async {
+        const ROOM: u64 = 4 * MIB;
+        let mut world = World::new().await;
+        world.shrink_maps(ROOM, 1000).await;
+        let mut disks = Vec::new();
+        for byte in 1..9 {
+            let disk = world.create(512 * MIB).await;
+            spread(&disk, 150, byte).await;
+            disks.push((disk, byte));
+        }
+        for _ in 0..500 {
+            if world.engine().stats().maps.changed_bytes <= ROOM / 2 {
+                break;
+            }
+            world.wait_ms(10).await;
+        }
+        let maps = world.engine().stats().maps;
+        assert!(maps.changed_bytes <= ROOM / 2 && maps.resident_bytes <= ROOM + MIB, "{maps:?}");
+        assert_eq!(maps.loads, 0, "{maps:?}");
+        for _ in 0..2 {
+            for (disk, byte) in &disks {
+                check(disk, 150, *byte).await;
+            }
+        }
+        assert!(world.engine().stats().maps.resident_bytes <= ROOM + MIB);
+    });
+}
+
+/// What a clone's checkpoint has stored of its parent's map stays for the parent.
+#[test]
+fn pages_that_a_clone_has_stored_outlive_it() {
+    run(async {
+        let mut world = World::new().await;
+        world.shrink_maps(256 << 10, 3).await;
+        let parent = world.create(64 * MIB).await;
+        spread(&parent, 8, 1).await;
+        let snapshot = world.snapshot(&parent, "s").await;
+        let clone = world.clone_of(&parent, snapshot, 64 * MIB).await;
+        for byte in 2..5 {
+            spread(&clone, 1, byte).await;
+        }
+        world.delete(&clone).await;
+        drop(clone);
+        let other = world.create(512 * MIB).await;
+        spread(&other, 200, 9).await;
+        check(&other, 200, 9).await;
+        world.engine().sweep_pages().await.unwrap();
+        check(&parent, 8, 1).await;
+        parent.delete_snapshot(snapshot).await.unwrap();
+        world.close_and_reopen().await;
+        check(&world.open(parent.id()).await, 8, 1).await;
+    });
+}
+
+/// Nothing but the end of the journal is read again, and what changes meanwhile has room.
+#[test]
+fn a_journal_that_changes_more_than_there_is_room_for_is_read() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(512 * MIB).await;
+        for byte in 1..4 {
+            spread(&disk, 200, byte).await;
+        }
+        world.shrink_maps(256 << 10, 1000).await;
+        let disk = world.open(disk.id()).await;
+        let maps = world.engine().stats().maps;
+        assert!(maps.changed_bytes < 1 << 20, "{maps:?}");
+        check(&disk, 200, 3).await;
+        world.crash_and_reopen().await;
+        check(&world.open(disk.id()).await, 200, 3).await;
+    });
+}
