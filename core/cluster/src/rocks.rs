@@ -23,6 +23,7 @@
 //! are one at a time. Not here: what the keys mean (`catalogue`, and the engine's heads).
 
 mod database;
+mod loads;
 mod pages;
 mod registry;
 mod reserve;

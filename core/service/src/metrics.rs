@@ -158,7 +158,21 @@ async fn of_spaces(volumes: &Volumes) -> Vec<Family> {
         let kind = kind.as_str().unwrap_or("other").to_owned();
         alarms.sample(&[("kind", &kind), ("subject", &alarm.subject)], alarm.used_percent.unwrap_or(1));
     }
-    vec![total, used, failed, written, syncs, open, backend_total, backend_free, backend_up, alarms]
+    vec![
+        total,
+        used,
+        failed,
+        written,
+        syncs,
+        open,
+        maps,
+        changed,
+        loads,
+        backend_total,
+        backend_free,
+        backend_up,
+        alarms,
+    ]
 }
 
 fn of_doors(volumes: &Volumes) -> Vec<Family> {

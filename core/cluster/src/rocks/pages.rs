@@ -4,6 +4,7 @@
 //! anything. The set never misses a page that is stored; it may name some whose write failed.
 
 use super::database::{Database, Family, OpenFailure, Writer, lock, run};
+use super::loads::Loads;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_volume::{PageId, PageStore, VolumeError};
@@ -24,6 +25,7 @@ const SWEEP_PAGES_MAX: usize = 4096;
 pub struct RocksPages {
     database: Arc<Database>,
     numbers: Arc<Mutex<Numbers>>,
+    loads: Arc<Loads>,
 }
 
 #[derive(Debug, Default)]
@@ -44,13 +46,13 @@ impl RocksPages {
             Ok(Numbers { stored, highest })
         });
         let numbers = read.map_err(|error| database.open_failure(error))?;
-        Ok(RocksPages { database, numbers: Arc::new(Mutex::new(numbers)) })
+        Ok(RocksPages { database, numbers: Arc::new(Mutex::new(numbers)), loads: Arc::default() })
     }
 }
 
 impl PageStore for RocksPages {
     fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
-        Box::pin(run(&self.database, move |database| {
+        Box::pin(self.loads.load(&self.database, page, |database, page| {
             let found =
                 database.read(|view| none_if_damaged(view.get(Family::Pages, &page.0.to_be_bytes())))?;
             Ok(found.map(Bytes::from))

@@ -422,3 +422,34 @@ fn damage_before_the_end_of_the_log_is_reported() {
     let failure = RocksStore::open(&path).unwrap_err();
     assert!(matches!(failure, OpenFailure::Damaged { .. }), "{failure:?}");
 }
+
+/// Each of many who ask at once gets its own page; who goes away hinders nobody.
+#[test]
+fn pages_that_are_asked_for_at_once_are_not_mistaken() {
+    use futures_util::future::join_all;
+    let folder = tempfile::tempdir().unwrap();
+    let (_, store) = RocksStore::open(folder.path()).unwrap();
+    let bytes = |page: u64| Bytes::from(format!("page {page}"));
+    let [runtime, stopped] = [runtime(), runtime()];
+    runtime.block_on(async {
+        let pages = (1..=100).filter(|page| page % 7 > 0).map(|page| (PageId(page), bytes(page))).collect();
+        store.store(pages).await.unwrap();
+        for _ in 0..20 {
+            for page in 1..=100 {
+                assert!(store.load(PageId(page)).now_or_never().is_none());
+            }
+            let loaded = join_all((1..=110).map(|page| store.load(PageId(page)))).await;
+            for (page, loaded) in (1..=110).zip(loaded) {
+                let expected = (page % 7 > 0 && page <= 100).then(|| bytes(page));
+                assert_eq!(loaded.unwrap(), expected, "page {page}");
+            }
+        }
+    });
+    // What never runs answers nobody, and the next one all the same.
+    let mut waiting = store.load(PageId(1));
+    stopped.block_on(async { assert!((&mut waiting).now_or_never().is_none()) });
+    drop(stopped);
+    let answer = runtime.block_on(waiting);
+    assert!(matches!(answer, Ok(Some(_)) | Err(VolumeError::Retry(_))), "{answer:?}");
+    assert_eq!(runtime.block_on(store.load(PageId(2))).unwrap(), Some(bytes(2)));
+}
