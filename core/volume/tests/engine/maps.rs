@@ -67,14 +67,48 @@ fn pages_that_a_clone_has_stored_outlive_it() {
         }
         world.delete(&clone).await;
         drop(clone);
-        let other = world.create(512 * MIB).await;
-        spread(&other, 200, 9).await;
-        check(&other, 200, 9).await;
+        // So that its pages go.
+        let other = world.create(8192 * MIB).await;
+        spread(&other, 3000, 9).await;
+        check(&other, 3000, 9).await;
         world.engine().sweep_pages().await.unwrap();
         check(&parent, 8, 1).await;
         parent.delete_snapshot(snapshot).await.unwrap();
         world.close_and_reopen().await;
         check(&world.open(parent.id()).await, 8, 1).await;
+    });
+}
+
+/// Whoever began to read before the map changed loads pages that no checkpoint names any more.
+#[test]
+fn pages_that_are_being_read_stay() {
+    run(async {
+        let mut world = World::new().await;
+        world.shrink_maps(256 << 10, 1).await;
+        let disk = world.create(64 * MIB).await;
+        let at_the_edge = range(FAR - 4096, 8192);
+        let write = async |disk: &Vdisk, byte| {
+            disk.write(at_the_edge.start, vec![byte; 8192].into(), false).await.unwrap();
+            disk.destage().await.unwrap();
+        };
+        write(&disk, 1).await;
+        world.close_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        // The first leaf is read, the second is not loaded yet.
+        let gate = world.hold_next_read();
+        let reading = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.read(at_the_edge).await }
+        });
+        world.until_held().await;
+        write(&disk, 2).await;
+        let engine = world.engine();
+        let sweeping = tokio::task::spawn_local(async move { engine.sweep_pages().await });
+        world.wait_ms(200).await;
+        drop(gate);
+        assert_eq!(reading.await.unwrap().unwrap()[..], [1; 8192]);
+        assert!(sweeping.await.unwrap().unwrap() > 0);
+        assert_eq!(disk.read(at_the_edge).await.unwrap()[..], [2; 8192]);
     });
 }
 
