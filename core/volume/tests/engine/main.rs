@@ -576,6 +576,27 @@ fn what_a_full_backend_took_is_not_sent_again() {
     });
 }
 
+/// It would be named after an epoch that is over, as what crashes leave is.
+#[test]
+fn what_was_put_in_an_older_epoch_is_put_again() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        let gate = world.hold_next_put();
+        let leaving = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.destage().await }
+        });
+        world.until_held().await;
+        world.begin_an_epoch(&disk).await;
+        drop(gate);
+        leaving.await.unwrap().unwrap();
+        assert_eq!(disk.scrub().await.unwrap().strays_removed, 1);
+        assert_eq!(disk.read(range(0, 1)).await.unwrap()[..], [1]);
+    });
+}
+
 /// Writes and sends out a cluster at a time; comes back when the backend has a copy of the map, and a short journal.
 #[allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 async fn fill_until_copied(world: &World, disk: &ovs_volume::Vdisk) -> u64 {
