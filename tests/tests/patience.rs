@@ -1,0 +1,356 @@
+//! How long is waited, how often is tried, and when something is due: to the millisecond, in time that is simulated.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
+
+use futures_util::future::LocalBoxFuture;
+use ovs_backend::{Backend, Call, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_tests::host::{Host, create, put, run_paused};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId};
+use ovs_volume::{
+    EngineConfig, Entry, MemoryRegistry, OnFull, PageId, PageStore, Registry, Revision, Transaction, Vdisk,
+    VdiskState, VolumeError,
+};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+const DISK: VdiskId = VdiskId(Uuid::from_u128(10));
+const SIZE: ByteCount = ByteCount(8 << 20);
+
+/// Of calls of one kind on names of one kind: what becomes of them, and when they came.
+struct Watched {
+    fault: Cell<Option<fn() -> Fault>>,
+    calls_ms: RefCell<Vec<u64>>,
+    since: Cell<Option<Instant>>,
+}
+
+impl Watched {
+    /// From now on each meets this.
+    fn begin(&self, fault: Option<fn() -> Fault>) {
+        self.fault.set(fault);
+        self.since.set(Some(Instant::now()));
+        self.calls_ms.take();
+    }
+
+    /// When they came, since then.
+    fn calls_ms(&self) -> Vec<u64> {
+        self.calls_ms.borrow().clone()
+    }
+}
+
+fn watched_host(operation: Operation, object: &'static str) -> (Host, Rc<Watched>) {
+    let (fault, calls_ms, since) = (Cell::new(None), RefCell::default(), Cell::new(None));
+    let watched = Rc::new(Watched { fault, calls_ms, since });
+    let watcher = Rc::clone(&watched);
+    let schedule = move |call: &Call<'_>| {
+        if call.operation != operation || !call.object.contains(object) {
+            return None;
+        }
+        let since = watcher.since.get()?;
+        watcher.calls_ms.borrow_mut().push(since.elapsed().as_millis() as u64);
+        watcher.fault.get().map(|fault| fault())
+    };
+    let host = Host::new(12, Rc::new(FaultyBackend::new(MemoryBackend::new(), schedule)));
+    let config = EngineConfig { scrub_by_itself: false, ..host.config.clone() };
+    (Host { config, ..host }, watched)
+}
+
+async fn sleep_ms(milliseconds: u64) {
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+}
+
+fn refuse() -> Fault {
+    Fault::ErrorBefore
+}
+
+/// Four times, at growing distances; half a second after that the vDisk's loop begins anew.
+#[test]
+fn an_sco_that_cannot_be_put_is_tried_again() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        let config = EngineConfig { destage_bytes: 4096, ..host.config.clone() };
+        let engine = Host { config, ..host }.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        puts.begin(Some(refuse));
+        put(&vdisk, 0, 1).await;
+        sleep_ms(349).await;
+        assert_eq!(vdisk.stats().state, VdiskState::Ok);
+        sleep_ms(2).await;
+        assert!(matches!(vdisk.stats().state, VdiskState::Stalled(_)));
+        sleep_ms(848).await;
+        assert_eq!(puts.calls_ms(), [0, 50, 150, 350, 850, 900, 1000]);
+        puts.begin(None);
+        vdisk.destage().await.unwrap();
+        // Who is closed meanwhile does not wait once more, and begins anew as soon as that is known.
+        puts.begin(Some(refuse));
+        put(&vdisk, 1, 1).await;
+        engine.close(Duration::from_millis(495)).await.unwrap();
+        assert_eq!(puts.calls_ms(), [0, 50, 50]);
+    });
+}
+
+#[test]
+fn four_scos_are_on_their_way_at_once() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        let config = EngineConfig { sco_bytes: 4096, ..host.config.clone() };
+        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        for number in 0..9 {
+            put(&vdisk, number, 1).await;
+        }
+        puts.begin(Some(|| Fault::Delay(Box::pin(sleep_ms(10)))));
+        vdisk.destage().await.unwrap();
+        assert_eq!(puts.calls_ms(), [0, 0, 0, 0, 10, 10, 10, 10, 20]);
+    });
+}
+
+/// Until twenty seconds are over, at distances of 3.2 s at most.
+#[test]
+fn the_journal_is_waited_for() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/j/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        puts.begin(Some(refuse));
+        vdisk.set_properties("one".into()).await.unwrap_err();
+        let expected = [0, 50, 150, 350, 750, 1550, 3150, 6350, 9550, 12750, 15950, 19150, 22350];
+        assert_eq!(puts.calls_ms(), expected);
+        // Who is closed does not wait.
+        puts.begin(Some(refuse));
+        put(&vdisk, 1, 1).await;
+        engine.close(Duration::from_millis(50)).await.unwrap();
+        assert_eq!(puts.calls_ms()[..1], [0]);
+        assert!(!puts.calls_ms().contains(&50));
+    });
+}
+
+/// Until two minutes are over.
+#[test]
+fn a_read_is_waited_for() {
+    run_paused(async {
+        let (host, gets) = watched_host(Operation::Get, "/s/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        put(&vdisk, 0, 1).await;
+        vdisk.destage().await.unwrap();
+        gets.begin(Some(refuse));
+        let read = || vdisk.read(ByteRange::new(ByteOffset(0), ByteCount(1)).unwrap());
+        read().await.unwrap_err();
+        let calls = gets.calls_ms();
+        assert_eq!(calls[..9], [0, 50, 150, 350, 750, 1550, 3150, 6350, 9550]);
+        assert_eq!((calls.len(), calls.last()), (44, Some(&121_550)));
+    });
+}
+
+/// No commit is done while this says so.
+#[derive(Default)]
+struct Refusing {
+    registry: MemoryRegistry,
+    refuses: Cell<bool>,
+    calls: RefCell<Vec<Instant>>,
+}
+
+impl Registry for Refusing {
+    fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
+        self.registry.get(key)
+    }
+
+    fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
+        self.registry.scan(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
+        self.calls.borrow_mut().push(Instant::now());
+        match self.refuses.get() {
+            true => Box::pin(async { Err(VolumeError::Retry("not now".into())) }),
+            false => self.registry.commit(transaction),
+        }
+    }
+}
+
+/// For as long as it takes; who is closed tries six times.
+#[test]
+fn the_registry_is_waited_for() {
+    run_paused(async {
+        let registry = Rc::new(Refusing::default());
+        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        registry.refuses.set(true);
+        registry.calls.take();
+        let setting = tokio::task::spawn_local({
+            let vdisk = vdisk.clone();
+            async move { vdisk.set_properties("one".into()).await }
+        });
+        sleep_ms(6000).await;
+        registry.refuses.set(false);
+        setting.await.unwrap().unwrap();
+        let distances = |calls: &[Instant]| -> Vec<u128> {
+            calls.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect()
+        };
+        let expected = [20, 40, 80, 160, 320, 640, 1280, 1280, 1280, 1280];
+        assert_eq!(distances(&registry.calls.take()), expected);
+        put(&vdisk, 0, 1).await;
+        registry.refuses.set(true);
+        registry.calls.take();
+        engine.close(Duration::from_millis(500)).await.unwrap();
+        sleep_ms(1000).await;
+        assert_eq!(distances(&registry.calls.take()), [20, 40, 80, 160, 320]);
+    });
+}
+
+/// Of what cannot leave. What can has left before that.
+#[test]
+fn closing_waits_as_long_as_it_is_told() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        for (can_leave, expected_ms) in [(true, 10), (false, 300)] {
+            let engine = host.start().await;
+            let vdisk = match can_leave {
+                true => create(&engine, DISK, SIZE).await,
+                false => engine.open_vdisk(Host::POOL, DISK, Host::ON_FULL).await.unwrap(),
+            };
+            put(&vdisk, 0, 1).await;
+            puts.begin(if can_leave { None } else { Some(refuse) });
+            let begun = Instant::now();
+            engine.close(Duration::from_millis(300)).await.unwrap();
+            assert_eq!(begun.elapsed().as_millis(), expected_ms);
+        }
+    });
+}
+
+/// Writes until the buffer is full; returns the last write, which waits.
+async fn fill(vdisk: &Vdisk) -> tokio::task::JoinHandle<Result<(), VolumeError>> {
+    for number in 0..1000 {
+        let vdisk = vdisk.clone();
+        let offset = ByteOffset(number * 4096);
+        let write =
+            tokio::task::spawn_local(async move { vdisk.write(offset, vec![1; 4096].into(), false).await });
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        if !write.is_finished() {
+            return write;
+        }
+        write.await.unwrap().unwrap();
+    }
+    panic!("the write buffer is never full");
+}
+
+/// While data is on its way out nobody is refused for five seconds, or for as long as was told.
+#[test]
+fn a_full_buffer_is_waited_for() {
+    let stall = |seconds| OnFull::Stall { timeout: Some(Duration::from_secs(seconds)) };
+    for (on_full, expected_ms) in [(OnFull::NoSpace, 5000), (stall(3), 5000), (stall(7), 7000)] {
+        run_paused(async {
+            let (host, puts) = watched_host(Operation::Put, "/s/");
+            let vdisk = create(&host.start().await, DISK, SIZE).await;
+            vdisk.set_on_full(on_full);
+            puts.begin(Some(|| Fault::HangBefore));
+            // No data has ever left.
+            sleep_ms(20_000).await;
+            let last = fill(&vdisk).await;
+            let begun = Instant::now();
+            let refused = last.await.unwrap();
+            assert!(matches!(refused, Err(VolumeError::NoSpace(_))), "{refused:?}");
+            assert_eq!(begun.elapsed().as_millis(), expected_ms, "{on_full:?}");
+        });
+    }
+}
+
+/// At the age that is configured, or with so much of it.
+#[test]
+fn what_is_buffered_leaves_in_time() {
+    run_paused(async {
+        let (host, _) = watched_host(Operation::Put, "/s/");
+        let config = EngineConfig { destage_bytes: 4 * 4096, ..host.config.clone() };
+        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        // The vDisk's loop looks every minute where nothing is buffered.
+        sleep_ms(55_000).await;
+        for number in 0..3 {
+            put(&vdisk, number, 1).await;
+        }
+        sleep_ms(9_999).await;
+        assert_eq!(vdisk.stats().buffered, ByteCount(3 * 4096));
+        sleep_ms(2).await;
+        assert_eq!(vdisk.stats().buffered, ByteCount(0));
+        for number in 0..4 {
+            put(&vdisk, number, 2).await;
+        }
+        sleep_ms(1).await;
+        assert_eq!(vdisk.stats().buffered, ByteCount(0));
+    });
+}
+
+async fn has_copy(host: &Host) -> bool {
+    !host.backend.list(&format!("v/{}/c/", DISK.0.simple()), None, 1).await.unwrap().is_empty()
+}
+
+/// Where nothing is written the loop of a vDisk looks every minute.
+#[test]
+fn a_journal_that_grows_without_data_is_replaced_as_well() {
+    run_paused(async {
+        let (host, _) = watched_host(Operation::Put, "/s/");
+        let config = EngineConfig { copy_map_after: 10 * (64 << 10), ..host.config.clone() };
+        let host = Host { config, ..host };
+        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        sleep_ms(1000).await;
+        for number in 0..12 {
+            vdisk.set_properties(format!("{number}").into()).await.unwrap();
+        }
+        sleep_ms(58_900).await;
+        assert!(!has_copy(&host).await);
+        sleep_ms(200).await;
+        assert!(has_copy(&host).await);
+    });
+}
+
+/// Of the objects of a journal each weighs as much as 64 KiB. After a failure as many have to come once more.
+#[test]
+fn a_map_is_copied_after_so_many_records() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/c/");
+        let copy_map_after = 5 * (64 << 10);
+        let config = EngineConfig { copy_map_after, checkpoint_every: 1, ..host.config.clone() };
+        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        puts.begin(Some(refuse));
+        let mut copied = Vec::new();
+        for number in 0..30 {
+            if number == 10 {
+                puts.begin(None);
+            }
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            sleep_ms(1).await;
+            if !puts.calls_ms.take().is_empty() {
+                copied.push(number);
+            }
+        }
+        assert_eq!(copied, [3, 8, 13, 18, 23, 28], "the first is the journal's start");
+    });
+}
+
+/// Once a minute, where more pages were made than are needed, and 16384 at least.
+#[test]
+fn map_pages_are_swept_when_there_are_many() {
+    run_paused(async {
+        for (highest, expected) in [(16_383, 1), (16_384, 0)] {
+            let (host, _) = watched_host(Operation::Put, "/s/");
+            host.pages.store(vec![(PageId(highest), "of nobody".into())]).await.unwrap();
+            let engine = host.start().await;
+            sleep_ms(59_999).await;
+            assert_eq!(host.pages.all().len(), 1);
+            sleep_ms(2).await;
+            assert_eq!(host.pages.all().len(), expected, "after {highest}");
+            // It is begun anew from there.
+            host.pages.store(vec![(PageId(5), "of nobody".into())]).await.unwrap();
+            sleep_ms(60_000).await;
+            assert_eq!(host.pages.all().len(), expected + 1, "after {highest}");
+            drop(engine);
+        }
+    });
+}
