@@ -334,6 +334,55 @@ fn a_map_is_copied_after_so_many_records() {
     });
 }
 
+/// As long as reading the journal costs less than reading the copy, also as the next process finds that out.
+#[test]
+fn a_map_whose_copy_is_large_is_copied_seldom() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/c/");
+        let config = EngineConfig { copy_map_after: 1, checkpoint_every: 1, ..host.config.clone() };
+        let host = Host { config, ..host };
+        let (mut engine, mut copied) = (host.start().await, Vec::new());
+        let mut vdisk = create(&engine, DISK, SIZE).await;
+        // What is in the head is in the copy: so much as four and a half records weigh.
+        vdisk.set_properties("x".repeat(288 << 10).into()).await.unwrap();
+        puts.begin(None);
+        for number in 0..30 {
+            if number == 14 {
+                engine.close(Duration::from_secs(1)).await.unwrap();
+                engine = host.start().await;
+                vdisk = engine.open_vdisk(Host::POOL, DISK, Host::ON_FULL).await.unwrap();
+            }
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            sleep_ms(1).await;
+            if !puts.calls_ms.take().is_empty() {
+                copied.push(number);
+            }
+        }
+        assert_eq!(copied, [0, 5, 10, 14, 19, 24, 29], "a start is a record as well");
+    });
+}
+
+/// With half of the slots begun everything that is buffered is sent out.
+#[test]
+fn a_buffer_that_gets_short_is_emptied() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/j/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        puts.begin(None);
+        let mut count = 0;
+        while puts.calls_ms().is_empty() {
+            let range = ByteRange::new(ByteOffset(count * 4096), ByteCount(4096)).unwrap();
+            vdisk.zero(range, false).await.unwrap();
+            sleep_ms(1).await;
+            count += 1;
+        }
+        // Of twelve slots one is begun at the start. Into each go 62 records of zeros.
+        assert!((5 * 62..5 * 62 + 10).contains(&count), "after {count}");
+    });
+}
+
 /// Once a minute, where more pages were made than are needed, and 16384 at least.
 #[test]
 fn map_pages_are_swept_when_there_are_many() {

@@ -321,6 +321,10 @@ mod tests {
         assert_eq!(find(12, 2), (Some(place(1, 102)), 2));
         assert_eq!(find(15, 100), (Some(place(2, 105)), 5));
         assert_eq!(find(20, 50), (None, 50));
+        // Up to the end of what a page above would name.
+        let (leaf, above) = (FANOUT as u64, (FANOUT * FANOUT) as u64);
+        assert_eq!(find(3 * leaf + 7, 1 << 40), (None, leaf - 7));
+        assert_eq!(find(5 * above + 7, 1 << 40), (None, above - 7));
     }
 
     /// What a whole page says is forgotten without reading it.

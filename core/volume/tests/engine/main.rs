@@ -297,6 +297,9 @@ fn holes_are_told_apart_from_data() {
             let told: Vec<(u64, bool)> =
                 extents.iter().map(|Extent { length, allocated }| (length.0, *allocated)).collect();
             assert_eq!(told, [(8191, false), (8192, true), (13617, false)]);
+            for limit in 0..4 {
+                assert_eq!(disk.extents(range(1, 30_000), limit).await.unwrap(), extents[..limit]);
+            }
         };
         expected(disk.clone()).await;
         disk.destage().await.unwrap();
@@ -386,6 +389,23 @@ fn vdisks_that_cannot_be_are_refused() {
 }
 
 /// Parts of one cluster, and the whole of it, at once: each is in or behind another, and none is lost.
+/// It is as large as it is to be; nothing has to leave the write buffer for that.
+#[test]
+fn a_resize_to_the_same_size_does_nothing() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![5; 4096].into(), false).await.unwrap();
+        let before = world.objects().await;
+        disk.resize(ByteCount(MIB)).await.unwrap();
+        disk.set_properties("{}".into()).await.unwrap();
+        assert_eq!((disk.stats().buffered, world.objects().await), (ByteCount(4096), before));
+        // The largest there is.
+        disk.resize(ByteCount(64 << 40)).await.unwrap();
+        assert_eq!(world.create(64 << 40).await.size(), disk.size());
+    });
+}
+
 #[test]
 fn writes_to_parts_of_one_cluster_at_once_all_count() {
     run(async {

@@ -134,8 +134,12 @@ fn what_snapshots_and_clones_need_stays() {
         assert_eq!(scos(&world, &disk).await, at_first);
         // Its own goes all the same.
         assert!(clone.scrub().await.unwrap().after_bytes < 2 * 10 * CLUSTER);
+        // One that a clone needs is not given back, so nothing is known to have changed.
+        let reclaimable = disk.stats().reclaimable.unwrap();
         disk.delete_snapshot(first).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, Some(reclaimable));
         disk.delete_snapshot(second).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, None);
         assert_eq!(disk.scrub().await.unwrap().moved_bytes, 0);
         let mut expected = vec![1; CLUSTERS as usize];
         expected[..10].fill(4);
