@@ -4,11 +4,11 @@
 
 use futures_util::future::LocalBoxFuture;
 use ovs_backend::{Backend, Call, Fault, FaultyBackend, MemoryBackend, Operation};
-use ovs_tests::host::{Host, create, put, run_paused};
-use ovs_units::{ByteCount, ByteOffset, ByteRange, VdiskId};
+use ovs_tests::host::{Host, byte_of, create, put, run_paused};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId};
 use ovs_volume::{
-    EngineConfig, Entry, MemoryRegistry, OnFull, PageId, PageStore, Registry, Revision, Transaction, Vdisk,
-    VdiskState, VolumeError,
+    CreateVdisk, EngineConfig, Entry, MemoryRegistry, OnFull, PageId, PageStore, Registry, Revision,
+    Transaction, Vdisk, VdiskState, VolumeError,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -119,12 +119,14 @@ fn the_journal_is_waited_for() {
         vdisk.set_properties("one".into()).await.unwrap_err();
         let expected = [0, 50, 150, 350, 750, 1550, 3150, 6350, 9550, 12750, 15950, 19150, 22350];
         assert_eq!(puts.calls_ms(), expected);
-        // Who is closed does not wait.
+        // Who is closed does not wait, and begins no epoch more.
+        let epoch = vdisk.stats().epoch;
         puts.begin(Some(refuse));
         put(&vdisk, 1, 1).await;
         engine.close(Duration::from_millis(50)).await.unwrap();
         assert_eq!(puts.calls_ms()[..1], [0]);
         assert!(!puts.calls_ms().contains(&50));
+        assert_eq!(vdisk.stats().epoch, epoch);
     });
 }
 
@@ -143,6 +145,16 @@ fn a_read_is_waited_for() {
         let calls = gets.calls_ms();
         assert_eq!(calls[..9], [0, 50, 150, 350, 750, 1550, 3150, 6350, 9550]);
         assert_eq!((calls.len(), calls.last()), (44, Some(&121_550)));
+        // Who is closed does not wait once more.
+        gets.begin(Some(refuse));
+        let reading = tokio::task::spawn_local({
+            let vdisk = vdisk.clone();
+            async move { vdisk.read(ByteRange::new(ByteOffset(0), ByteCount(1)).unwrap()).await }
+        });
+        sleep_ms(100).await;
+        engine.close(Duration::from_millis(50)).await.unwrap();
+        reading.await.unwrap().unwrap_err();
+        assert_eq!(gets.calls_ms(), [0, 50, 150]);
     });
 }
 
@@ -151,12 +163,17 @@ fn a_read_is_waited_for() {
 struct Refusing {
     registry: MemoryRegistry,
     refuses: Cell<bool>,
+    /// Or somebody else has been there, and nothing more is answered.
+    is_fenced: Cell<bool>,
     calls: RefCell<Vec<Instant>>,
 }
 
 impl Registry for Refusing {
     fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
-        self.registry.get(key)
+        match self.is_fenced.get() {
+            true => Box::pin(async { Err(VolumeError::Retry("not now".into())) }),
+            false => self.registry.get(key),
+        }
     }
 
     fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
@@ -165,6 +182,9 @@ impl Registry for Refusing {
 
     fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
         self.calls.borrow_mut().push(Instant::now());
+        if self.is_fenced.get() {
+            return Box::pin(async { Ok(None) });
+        }
         match self.refuses.get() {
             true => Box::pin(async { Err(VolumeError::Retry("not now".into())) }),
             false => self.registry.commit(transaction),
@@ -200,6 +220,21 @@ fn the_registry_is_waited_for() {
         engine.close(Duration::from_millis(500)).await.unwrap();
         sleep_ms(1000).await;
         assert_eq!(distances(&registry.calls.take()), [20, 40, 80, 160, 320]);
+    });
+}
+
+/// Who has not asked before need not ask whether it was itself.
+#[test]
+fn who_has_lost_a_vdisk_learns_it_at_once() {
+    run_paused(async {
+        let registry = Rc::new(Refusing::default());
+        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
+        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        registry.is_fenced.set(true);
+        let begun = Instant::now();
+        let setting = tokio::time::timeout(Duration::from_secs(60), vdisk.set_properties("one".into())).await;
+        assert!(matches!(setting, Ok(Err(VolumeError::Fenced(_)))), "{setting:?}");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     });
 }
 
@@ -262,6 +297,35 @@ fn a_full_buffer_is_waited_for() {
     }
 }
 
+/// Half of what writes may fill is shared once it is full: 288 blocks, of which each cluster takes one for its header.
+#[test]
+fn each_has_its_share_of_a_full_buffer() {
+    for (vdisk_count, expected) in [(1, 145), (2, 146), (4, 148)] {
+        run_paused(async {
+            let (host, puts) = watched_host(Operation::Put, "/s/");
+            let engine = host.start().await;
+            let mut vdisks = Vec::new();
+            for id in 0..vdisk_count {
+                vdisks.push(create(&engine, VdiskId(Uuid::from_u128(20 + id)), SIZE).await);
+            }
+            puts.begin(Some(|| Fault::HangBefore));
+            let mut done = 0;
+            for number in 0..1000 {
+                let vdisk = vdisks[number as usize % vdisks.len()].clone();
+                let write = tokio::task::spawn_local(async move { put(&vdisk, number, 1).await });
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                if !write.is_finished() {
+                    break;
+                }
+                done += 1;
+            }
+            assert_eq!(done, expected, "{vdisk_count} vDisks");
+        });
+    }
+}
+
 /// At the age that is configured, or with so much of it.
 #[test]
 fn what_is_buffered_leaves_in_time() {
@@ -288,6 +352,73 @@ fn what_is_buffered_leaves_in_time() {
 
 async fn has_copy(host: &Host) -> bool {
     !host.backend.list(&format!("v/{}/c/", DISK.0.simple()), None, 1).await.unwrap().is_empty()
+}
+
+/// What is on the backend already needs none of the journal.
+#[test]
+fn after_a_clean_end_no_journal_is_read() {
+    run_paused(async {
+        let (host, gets) = watched_host(Operation::Get, "/j/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        for number in 0..9 {
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+        }
+        engine.close(Duration::from_secs(1)).await.unwrap();
+        let engine = host.start().await;
+        gets.begin(None);
+        engine.open_vdisk(Host::POOL, DISK, Host::ON_FULL).await.unwrap();
+        assert_eq!(gets.calls_ms().len(), 2, "only what may have come behind its end");
+    });
+}
+
+#[test]
+fn a_map_is_checkpointed_after_so_many_commits() {
+    run_paused(async {
+        let (host, _) = watched_host(Operation::Put, "/s/");
+        let config = EngineConfig { checkpoint_every: 3, ..host.config.clone() };
+        let host = Host { config, ..host };
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        let mut records = Vec::new();
+        for number in 0..7 {
+            put(&vdisk, number, 1).await;
+            vdisk.destage().await.unwrap();
+            records.extend(host.pages.all_records());
+            records.dedup();
+        }
+        assert_eq!(records.len(), 2);
+    });
+}
+
+/// It looks once a second, and holds it no longer than its parent does.
+#[test]
+fn a_clone_that_writes_nothing_lets_go_of_its_parent_s_data() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        let empty = engine.stats().buffer_used_bytes;
+        for number in 0..100 {
+            put(&vdisk, number, 1).await;
+        }
+        puts.begin(Some(|| Fault::Delay(Box::pin(sleep_ms(5000)))));
+        let snapshot = SnapshotId(Uuid::from_u128(3));
+        vdisk.snapshot(snapshot, "s".parse().unwrap()).await.unwrap();
+        let (id, vpool, properties) = (VdiskId(Uuid::from_u128(11)), Host::POOL, "{}".into());
+        let (base, on_full) = (Some((DISK, snapshot)), Host::ON_FULL);
+        let request = CreateVdisk { id, vpool, size: SIZE, properties, base, on_full };
+        let clone = engine.create_vdisk(request).await.unwrap();
+        sleep_ms(4999).await;
+        let buffered = engine.stats().buffer_used_bytes;
+        assert!(!vdisk.snapshots()[0].on_backend && buffered > empty + 200 * 4096);
+        sleep_ms(1002).await;
+        assert!(vdisk.snapshots()[0].on_backend);
+        put(&vdisk, 0, 2).await;
+        assert!(engine.stats().buffer_used_bytes < empty + 64 * 4096);
+        assert_eq!(byte_of(&clone, 0).await, 1);
+    });
 }
 
 /// Where nothing is written the loop of a vDisk looks every minute.

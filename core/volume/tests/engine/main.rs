@@ -5,11 +5,14 @@
 mod scrub;
 mod world;
 
+use ovs_backend::MemoryBackend;
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{CreateVdisk, Extent, OnFull, VdiskState, VolumeError};
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
 use world::{MIB, World, name, range, run};
+
+const OTHER_VPOOL: VpoolId = VpoolId(Uuid::from_u128(99));
 
 #[test]
 fn what_is_written_is_read_back_at_any_alignment() {
@@ -69,6 +72,52 @@ fn a_deletion_cut_short_is_finished_at_the_next_start() {
         world.crash_and_reopen().await;
         world.settle().await;
         assert_eq!(world.objects().await, Vec::<String>::new());
+    });
+}
+
+/// It is taken up again by the vPool that it is of.
+#[test]
+fn a_deletion_cut_short_is_nothing_to_another_vpool() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
+        world.backend_takes_deletions(false);
+        world.delete(&disk).await;
+        world.crash_and_reopen().await;
+        world.wait_ms(50).await;
+        world.backend_takes_deletions(true);
+        world.engine().attach_backend(OTHER_VPOOL, Rc::new(MemoryBackend::new()));
+        world.wait_ms(50).await;
+        assert_ne!(world.objects().await, Vec::<String>::new());
+        world.crash_and_reopen().await;
+        world.settle().await;
+        assert_eq!(world.objects().await, Vec::<String>::new());
+    });
+}
+
+/// What is not known of one has nothing to do with the other.
+#[test]
+fn a_recovery_is_of_one_vpool() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        let engine = world.engine();
+        engine.attach_backend(OTHER_VPOOL, Rc::new(MemoryBackend::new()));
+        let (id, size, properties) = (VdiskId(Uuid::from_u128(78)), ByteCount(MIB), "{}".into());
+        let (vpool, base, on_full) = (OTHER_VPOOL, None, OnFull::NoSpace);
+        let request = CreateVdisk { id, vpool, size, properties, base, on_full };
+        let other = engine.create_vdisk(request).await.unwrap();
+        other.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        engine.adopt_vdisk(world.vpool(), disk.id()).await.unwrap();
+        assert!(matches!(disk.scrub().await, Err(VolumeError::Refused(_))));
+        other.scrub().await.unwrap();
+        engine.finish_recovery(OTHER_VPOOL).await.unwrap();
+        assert!(matches!(disk.scrub().await, Err(VolumeError::Refused(_))));
+        engine.finish_recovery(world.vpool()).await.unwrap();
+        disk.scrub().await.unwrap();
     });
 }
 
@@ -403,6 +452,24 @@ fn a_resize_to_the_same_size_does_nothing() {
         // The largest there is.
         disk.resize(ByteCount(64 << 40)).await.unwrap();
         assert_eq!(world.create(64 << 40).await.size(), disk.size());
+    });
+}
+
+/// While a clone needs it, it is there, and nobody sees it.
+#[test]
+fn the_name_of_a_deleted_snapshot_is_free() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![5; 4096].into(), false).await.unwrap();
+        let snapshot = world.snapshot(&disk, "s").await;
+        let clone = world.clone_of(&disk, snapshot, MIB).await;
+        disk.delete_snapshot(snapshot).await.unwrap();
+        let another = world.snapshot(&disk, "s").await;
+        let told = disk.snapshots().into_iter().map(|told| (told.id, told.hidden, told.clone_count));
+        assert_eq!(told.collect::<Vec<_>>(), [(snapshot, true, 1), (another, false, 0)]);
+        world.delete(&clone).await;
+        assert_eq!(disk.snapshots().len(), 1);
     });
 }
 

@@ -1,7 +1,7 @@
 //! Scrub: what nobody needs is given back, and nothing else.
 
 use crate::world::{MIB, World, range, run};
-use ovs_units::{ByteOffset, SnapshotId};
+use ovs_units::{ByteCount, ByteOffset, SnapshotId};
 use ovs_volume::{ScrubReport, Vdisk, VolumeError};
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -84,6 +84,11 @@ fn what_is_overwritten_goes_and_the_rest_is_where_it_was() {
         disk.zero(range(0, CLUSTERS * CLUSTER), false).await.unwrap();
         let report = disk.scrub().await.unwrap();
         assert_eq!((report.after_bytes, report.moved_bytes, report.needed_bytes), (0, 0, 0));
+        // What grows needs no less than before, what shrinks may.
+        disk.resize(ByteCount(2 * CLUSTERS * CLUSTER)).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, Some(ByteCount(0)));
+        disk.resize(ByteCount(CLUSTERS * CLUSTER)).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, None);
         assert_eq!(scos(&world, &disk).await, Vec::<String>::new());
     });
 }
