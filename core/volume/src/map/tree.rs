@@ -403,4 +403,77 @@ mod tests {
         let stored = Tree::stored(RootEntry { page: 1, mapped: 1 });
         stored.prepare(&store, nothing).now_or_never().unwrap().unwrap();
     }
+
+    /// Changes across the edges of pages of all levels, against a list; stored and read again now and then.
+    #[test]
+    fn a_tree_has_of_each_cluster_the_newest_place() {
+        use crate::map::{Checkpoint, Table};
+        use futures_util::FutureExt;
+        use ovs_format::journal::Position;
+        use ovs_units::{Epoch, JournalIndex, Sequence, VdiskId};
+        use std::collections::BTreeMap;
+        let (store, next_page) = (crate::MemoryPages::default(), Cell::new(1));
+        let (mut tree, mut expected) = (Tree::default(), BTreeMap::<u64, Place>::new());
+        let leaf = FANOUT as u64;
+        let edges = [0, leaf, 3 * leaf, leaf * leaf, leaf * leaf + leaf, 5 * leaf * leaf, leaf * leaf * leaf];
+        for step in 1..=300u64 {
+            // Any numbers will do that come to all ways of lying to each other.
+            let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+            let edge = edges[(number % 7) as usize];
+            let start = (edge + number / 7 % 40).saturating_sub(20);
+            let count = [1, 7, 30, leaf, 2 * leaf + 40][(number >> 16) as usize % 5];
+            let range = ClusterRange { start: Cluster(start), count: ClusterCount(count) };
+            let place = (number >> 24 & 3 > 0).then_some(Place { sco: step % 9, offset: (step * 64) as u32 });
+            tree.prepare(&store, range).now_or_never().unwrap().unwrap();
+            tree.set(range, place);
+            for index in 0..count {
+                match place {
+                    None => expected.remove(&(start + index)),
+                    Some(Place { sco, offset }) => {
+                        expected.insert(start + index, Place { sco, offset: offset + index as u32 })
+                    }
+                };
+            }
+            assert_eq!(tree.mapped().0, expected.len() as u64, "step {step}");
+            if step % 10 == 0 {
+                let position = Position { epoch: Epoch(1), index: JournalIndex(step) };
+                let (sequence, table) = (Sequence(step), Table::default());
+                let checkpoint =
+                    Checkpoint { position, sequence, tree: tree.clone(), table, snapshots: Vec::new() };
+                let vdisk = VdiskId(uuid::Uuid::nil());
+                let stored = checkpoint.store(vdisk, &store, &next_page).now_or_never().unwrap().unwrap();
+                tree = Tree::stored(stored.root);
+            }
+            for edge in edges {
+                for at in edge.saturating_sub(25)..edge + 25 {
+                    check(&tree, &store, &expected, at, [1, 10, 1 << 40][(at % 3) as usize]);
+                }
+            }
+        }
+    }
+
+    /// What is told of `wanted` clusters from `at` on is so, and in a page it is all of them that lie together.
+    fn check(
+        tree: &Tree,
+        store: &crate::MemoryPages,
+        expected: &std::collections::BTreeMap<u64, Place>,
+        at: u64,
+        wanted: u64,
+    ) {
+        use futures_util::FutureExt;
+        let range = ClusterRange { start: Cluster(at), count: ClusterCount(wanted) };
+        let (place, count) = tree.find(store, range).now_or_never().unwrap().unwrap();
+        assert_eq!(place, expected.get(&at).copied(), "cluster {at}");
+        assert!((1..=wanted).contains(&count));
+        let of_page = wanted.min(FANOUT as u64 - at % FANOUT as u64);
+        let run = match place {
+            None => expected.range(at..).next().map_or(u64::MAX, |(next, _)| next - at),
+            Some(Place { sco, offset }) => {
+                let next = |index: &u64| Place { sco, offset: offset + *index as u32 };
+                (0..of_page).take_while(|index| expected.get(&(at + index)) == Some(&next(index))).count()
+                    as u64
+            }
+        };
+        assert!(count <= run && count >= run.min(of_page), "cluster {at}: {count} of {run}");
+    }
 }
