@@ -333,8 +333,7 @@ fn what_is_buffered_leaves_in_time() {
         let (host, _) = watched_host(Operation::Put, "/s/");
         let config = EngineConfig { destage_bytes: 4 * 4096, ..host.config.clone() };
         let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
-        // The vDisk's loop looks every minute where nothing is buffered.
-        sleep_ms(55_000).await;
+        sleep_ms(1000).await;
         for number in 0..3 {
             put(&vdisk, number, 1).await;
         }
