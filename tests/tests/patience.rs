@@ -300,7 +300,8 @@ fn a_full_buffer_is_waited_for() {
 /// Half of what writes may fill is shared once it is full: 288 blocks, of which each cluster takes one for its header.
 #[test]
 fn each_has_its_share_of_a_full_buffer() {
-    for (vdisk_count, expected) in [(1, 145), (2, 146), (4, 148)] {
+    // Of the last four the others have a cluster each: until half is used nobody is kept to a share.
+    for (vdisk_count, writing_count, expected) in [(1, 1, 145), (2, 2, 146), (4, 4, 148), (4, 1, 140)] {
         run_paused(async {
             let (host, puts) = watched_host(Operation::Put, "/s/");
             let engine = host.start().await;
@@ -311,7 +312,8 @@ fn each_has_its_share_of_a_full_buffer() {
             puts.begin(Some(|| Fault::HangBefore));
             let mut done = 0;
             for number in 0..1000 {
-                let vdisk = vdisks[number as usize % vdisks.len()].clone();
+                let turn = if number < 4 { vdisk_count } else { writing_count } as usize;
+                let vdisk = vdisks[number as usize % turn].clone();
                 let write = tokio::task::spawn_local(async move { put(&vdisk, number, 1).await });
                 for _ in 0..100 {
                     tokio::task::yield_now().await;
@@ -388,6 +390,31 @@ fn a_map_is_checkpointed_after_so_many_commits() {
             records.dedup();
         }
         assert_eq!(records.len(), 2);
+    });
+}
+
+/// Its own data cannot leave before its parent's.
+#[test]
+fn a_clone_whose_parent_cannot_send_out_says_so() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        put(&vdisk, 0, 1).await;
+        puts.begin(Some(refuse));
+        let snapshot = SnapshotId(Uuid::from_u128(3));
+        vdisk.snapshot(snapshot, "s".parse().unwrap()).await.unwrap();
+        let (id, vpool, properties) = (VdiskId(Uuid::from_u128(11)), Host::POOL, "{}".into());
+        let (base, on_full) = (Some((DISK, snapshot)), Host::ON_FULL);
+        let request = CreateVdisk { id, vpool, size: SIZE, properties, base, on_full };
+        let clone = engine.create_vdisk(request).await.unwrap();
+        put(&clone, 1, 1).await;
+        sleep_ms(15_000).await;
+        let state = clone.stats().state;
+        assert!(matches!(&state, VdiskState::Stalled(why) if why.contains("its parent")), "{state:?}");
+        puts.begin(None);
+        clone.destage().await.unwrap();
+        assert_eq!(clone.stats().state, VdiskState::Ok);
     });
 }
 

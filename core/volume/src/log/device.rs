@@ -317,6 +317,8 @@ mod tests {
         assert_eq!((buffer.as_mut().len(), buffer.memory.as_ptr()), (4096, memory));
         buffer.resize(8192);
         assert_eq!(buffer.memory.as_ptr(), memory);
+        buffer.resize(12288);
+        assert_eq!(buffer.as_mut().len(), 12288);
     }
 
     #[test]

@@ -637,3 +637,23 @@ fn while_the_buffer_is_full_what_leaves_it_goes_first() {
         }
     });
 }
+
+/// What nobody needs may be the room that the backend lacks.
+#[test]
+fn a_full_backend_is_made_room_on() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, 0..CLUSTERS, 2).await;
+        world.set_room(0);
+        disk.write(ByteOffset(0), vec![3; CLUSTER as usize].into(), false).await.unwrap();
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.needed_bytes, report.moved_bytes), (CLUSTERS * CLUSTER, 0), "{report:?}");
+        assert!(report.after_bytes < report.before_bytes);
+        assert_eq!(disk.stats().buffered, ByteCount(CLUSTER));
+        world.set_room(1);
+        disk.destage().await.unwrap();
+        assert_eq!(bytes(&disk, None).await[..3], [3, 2, 2]);
+    });
+}
