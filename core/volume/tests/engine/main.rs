@@ -335,6 +335,24 @@ fn map_pages_that_nothing_needs_are_swept() {
     });
 }
 
+/// Beside what is asked for there may be damage.
+#[test]
+fn no_more_is_read_than_was_asked_for() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(4096), vec![1; 3 * 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
+        let scos: Vec<String> =
+            world.objects().await.into_iter().filter(|name| name.contains("/s/")).collect();
+        // In the second of its three clusters.
+        world.spoil(&scos).await;
+        disk.write(ByteOffset(0), vec![2; 4096].into(), false).await.unwrap();
+        assert_eq!(disk.read(range(4095, 2)).await.unwrap()[..], [2, 1]);
+        assert!(matches!(disk.read(range(8192, 1)).await, Err(VolumeError::Damaged(_))));
+    });
+}
+
 #[test]
 fn holes_are_told_apart_from_data() {
     run(async {
