@@ -140,6 +140,10 @@ fn in_a_journal_record() {
     refused(tlog(0, 10, in_sco(0, 0)), "entry target");
     refused(tlog(0, 9, in_sco(0, 1)), "entry target");
     refused(tlog(0, 1, in_sco(1, 0)), "entry target");
+    // Where nothing would be left for the second.
+    let one = tlog(0, 1, Target::Zero).encode(VDISK, AT);
+    let count_at = one.len() - 24 - 4;
+    check(Record::decode(&changed(&one, count_at, &[2]), VDISK, AT), "entries cannot be 2");
     for good in [tlog(0, 9, in_sco(0, 0)), tlog(7, 1, in_sco(0, 8)), tlog((1 << 52) - 1, 1, Target::Zero)] {
         assert_eq!(Record::decode(&good.encode(VDISK, AT), VDISK, AT), Ok(good));
     }

@@ -657,3 +657,26 @@ fn a_full_backend_is_made_room_on() {
         assert_eq!(bytes(&disk, None).await[..3], [3, 2, 2]);
     });
 }
+
+/// It has no name yet, and is no stray.
+#[test]
+fn what_is_on_its_way_stays() {
+    run(async {
+        let mut world = World::new().await;
+        world.scrub_often().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        disk.write(ByteOffset(0), vec![1; 2 * MIB as usize].into(), false).await.unwrap();
+        let gate = world.hold_next_put();
+        let leaving = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.destage().await }
+        });
+        world.until_held().await;
+        // Of two one is there.
+        world.wait_ms(100).await;
+        assert_eq!(scos(&world, &disk).await.len(), 1);
+        drop(gate);
+        leaving.await.unwrap().unwrap();
+        assert!(disk.read(range(0, 2 * MIB)).await.unwrap().iter().all(|byte| *byte == 1));
+    });
+}
