@@ -297,6 +297,24 @@ fn a_full_buffer_is_waited_for() {
     }
 }
 
+/// It is looked at once a second otherwise.
+#[test]
+fn who_is_told_not_to_wait_does_not() {
+    run_paused(async {
+        let (host, puts) = watched_host(Operation::Put, "/s/");
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        puts.begin(Some(|| Fault::HangBefore));
+        let last = fill(&vdisk).await;
+        let begun = Instant::now();
+        sleep_ms(10_500).await;
+        assert!(!last.is_finished());
+        vdisk.set_on_full(OnFull::NoSpace);
+        assert!(matches!(last.await.unwrap(), Err(VolumeError::NoSpace(_))));
+        assert_eq!(begun.elapsed().as_millis(), 10_500);
+    });
+}
+
 /// Half of what writes may fill is shared once it is full: 288 blocks, of which each cluster takes one for its header.
 #[test]
 fn each_has_its_share_of_a_full_buffer() {

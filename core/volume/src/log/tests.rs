@@ -6,7 +6,7 @@ use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_format::log::{BLOCK_BYTES, encode_wiped};
+use ovs_format::log::{BLOCK_BYTES, SegmentHeader, encode_wiped};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
 use std::{io, time::Duration};
 
@@ -205,6 +205,25 @@ fn segments_have_their_turns_to_be_moved() {
         let first = *log.state.segments.borrow().keys().next().unwrap();
         let turns: Vec<u64> = (0..7).map(|_| log.next_to_move().unwrap().generation - first).collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0]);
+    });
+}
+
+/// A power loss may take a header and leave what was written behind it.
+#[test]
+fn an_old_header_over_new_batches_is_done_without() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot.
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..10).await;
+        let begun = log.state.current.borrow().as_ref().unwrap().clone();
+        let old =
+            SegmentHeader { log: log.state.id, generation: 0, start_lsn: 0, synced_lsn: 0, voids: vec![] };
+        log.state.device.write(begun.slot, 0, vec![old.encode().into()]).await.unwrap();
+        drop((log, records, begun));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage, []);
+        assert_eq!(numbers(&replay), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     });
 }
 
