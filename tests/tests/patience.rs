@@ -238,6 +238,29 @@ fn who_has_lost_a_vdisk_learns_it_at_once() {
     });
 }
 
+/// Nor does it take another's for its own that it had to ask for again.
+#[test]
+fn who_has_lost_a_vdisk_while_it_waited_learns_it() {
+    run_paused(async {
+        let registry = Rc::new(Refusing::default());
+        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
+        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        registry.refuses.set(true);
+        let setting = tokio::task::spawn_local({
+            let vdisk = vdisk.clone();
+            async move { vdisk.set_properties("one".into()).await }
+        });
+        sleep_ms(100).await;
+        let head = registry.scan("head/").await.unwrap().remove(0);
+        let another = [&head.value[..], b" "].concat();
+        let change = Transaction::new().compare(&head.key, head.revision).put(&head.key, another);
+        assert!(registry.registry.commit(change).await.unwrap().is_some());
+        registry.refuses.set(false);
+        let answer = setting.await.unwrap();
+        assert!(matches!(answer, Err(VolumeError::Fenced(_))), "{answer:?}");
+    });
+}
+
 /// Of what cannot leave. What can has left before that.
 #[test]
 fn closing_waits_as_long_as_it_is_told() {
