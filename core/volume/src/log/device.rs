@@ -297,6 +297,18 @@ mod tests {
         assert!(!is_taken_as_it_is(&part(512, 64 << 10)));
     }
 
+    /// What is read after a crash is what the medium has, and no child of ours has any of it open.
+    #[test]
+    fn slots_are_opened_past_the_page_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::open(directory.path(), 2, 64 << 10).unwrap();
+        for slot in &device.shared.slots {
+            let flags = rustix::fs::fcntl_getfl(slot).unwrap();
+            assert_eq!(flags.contains(OFlags::DIRECT), device.shared.direct);
+            assert!(rustix::io::fcntl_getfd(slot).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
+
     #[test]
     fn a_few_buffers_are_kept() {
         let directory = tempfile::tempdir().unwrap();
