@@ -224,4 +224,34 @@ mod tests {
         let not_there = [(2, 1), (3, 3), (65, 2), (199, 2), (200, 1), (u32::MAX, 2)];
         assert_eq!(not_there.map(|(offset, count)| moved.offset_of(offset, count)), [None; 6]);
     }
+
+    #[test]
+    fn a_set_ends_where_it_ends() {
+        let mut set = ClusterSet::none_of(64);
+        set.insert(63, 5);
+        // Again: what is in it stays.
+        set.insert(60, 4);
+        assert_eq!((set.count(), set.runs()), (4, vec![(60, 4)]));
+        assert_eq!([59, 60, 63, 64, u32::MAX].map(|at| set.contains(at)), [false, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_set_is_within_one_that_has_all_of_it() {
+        let set = |length, offset, count| {
+            let mut set = ClusterSet::none_of(length);
+            set.insert(offset, count);
+            set
+        };
+        let large = set(70, 3, 65);
+        for (small, expected) in [
+            (large.clone(), true),
+            (set(70, 5, 9), true),
+            (set(70, 3, 0), true),
+            (set(70, 2, 2), false),
+            (set(70, 64, 6), false),
+            (set(69, 5, 9), false),
+        ] {
+            assert_eq!(small.is_within(&large), expected, "{:?}", small.runs());
+        }
+    }
 }

@@ -1,11 +1,15 @@
 //! A good checksum over what cannot be: each is refused, and by its name.
 
 use ovs_format::journal::{Position, Record, Target, TlogEntry};
-use ovs_format::log::{BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader, VOIDS_MAX};
+use ovs_format::log::{
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader,
+    VOIDS_MAX, decode_wiped, encode_wiped,
+};
+use ovs_format::map_copy::{MapCopy, PartWriter};
 use ovs_format::page::{self, ChildEntry, FANOUT, TABLE_CHUNK};
 use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{FormatError, checksum, sco};
-use ovs_units::{ByteCount, Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
+use ovs_units::{ByteCount, COUNTER_MAX, Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
 use std::fmt::Debug;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -70,6 +74,46 @@ fn in_a_batch_s_header() {
     check(BatchHeader::decode(&changed(&data, count_at, &[4])), "record kind or count cannot be 1");
     check(BatchHeader::decode(&changed(&data, 48, &[3, 0, 0, 1])), "length");
     check(BatchHeader::decode(&data[..BLOCK_BYTES - 1]), "4096 are needed");
+    // More than a batch may have, though the length fits.
+    let claimed = |records, clusters| {
+        let kind = RecordKind::Data(vec![0; clusters]);
+        let mut records = vec![record(1, RecordKind::Zero); records];
+        records.push(record(clusters as u64, kind));
+        BatchHeader::claimed_bytes(&encoded(records))
+    };
+    assert!(claimed(BATCH_RECORDS_MAX - 1, BATCH_CLUSTERS_MAX).is_ok());
+    check(claimed(BATCH_RECORDS_MAX, 1), "length");
+    check(claimed(1, BATCH_CLUSTERS_MAX + 1), "length");
+}
+
+/// What says that a slot was wiped counts whatever else is wrong with it; only its number may not.
+#[test]
+fn in_a_wiped_block() {
+    let good = encode_wiped(COUNTER_MAX - 1);
+    assert_eq!(decode_wiped(&good), Some(COUNTER_MAX - 1));
+    assert_eq!(decode_wiped(&encode_wiped(COUNTER_MAX)), Some(0));
+    let mut flipped = good.clone();
+    flipped[8] ^= 1;
+    for bad in [&flipped[..], &good[..19], &good[..16]] {
+        assert_eq!(decode_wiped(bad), Some(0));
+    }
+    for other in [&good[..15], &good[1..]] {
+        assert_eq!(decode_wiped(other), None);
+    }
+}
+
+/// A checksum is looked at only where there is room for it.
+#[test]
+fn in_an_object_that_ends_too_early() {
+    let resize = Record::Resize { size: ByteCount(1) }.encode(VDISK, AT);
+    check(Record::decode(&resize[..47], VDISK, AT), "47 bytes where at least 48");
+    check(Record::decode(&changed(&resize[..48], 0, &[]), VDISK, AT), "0 bytes where at least 8");
+    let put = PutId(Uuid::from_u128(2));
+    let (part, _) = PartWriter::new(VDISK, put, 0).finish();
+    let copy = |length, magic: &[u8]| MapCopy::decode(&changed(&part[..length], 0, magic), VDISK, put);
+    check(MapCopy::decode(&part[..15], VDISK, put), "15 bytes where at least 16");
+    check(copy(16, b"OVSMCR01"), "0 bytes where at least 16");
+    check(copy(48, b"OVSMCP01"), "magic");
 }
 
 #[test]
@@ -96,6 +140,10 @@ fn in_a_journal_record() {
     refused(tlog(0, 10, in_sco(0, 0)), "entry target");
     refused(tlog(0, 9, in_sco(0, 1)), "entry target");
     refused(tlog(0, 1, in_sco(1, 0)), "entry target");
+    // Where nothing would be left for the second.
+    let one = tlog(0, 1, Target::Zero).encode(VDISK, AT);
+    let count_at = one.len() - 24 - 4;
+    check(Record::decode(&changed(&one, count_at, &[2]), VDISK, AT), "entries cannot be 2");
     for good in [tlog(0, 9, in_sco(0, 0)), tlog(7, 1, in_sco(0, 8)), tlog((1 << 52) - 1, 1, Target::Zero)] {
         assert_eq!(Record::decode(&good.encode(VDISK, AT), VDISK, AT), Ok(good));
     }
@@ -150,8 +198,8 @@ fn in_a_page() {
     let last = entries.len() - 8;
     check(page::decode_table(7, &changed_page(&entries, last, &[8; 8])), "last clusters of a set");
     check(page::decode_table(7, &changed_page(&entries, 20, &[3])), "kind of a table entry cannot be 3");
-    let three = page::encode_table(7, &put(&[sco; 3]));
-    check(page::decode_table(7, &changed_page(&three, 16, &[4])), "SCOs cannot be 4");
+    let six = page::encode_table(7, &put(&[sco; 6]));
+    check(page::decode_table(7, &changed_page(&six, 16, &[7])), "SCOs cannot be 7");
 }
 
 /// Its checksum is in the map, which may be as wrong.

@@ -39,7 +39,9 @@ fn inner() -> Vec<u8> {
 fn part() -> (Vec<u8>, u32) {
     let mut part = PartWriter::new(VDISK, PUT, 5);
     assert!(part.is_empty());
+    let empty = part.len();
     part.add(12, &leaf());
+    assert_eq!((part.is_empty(), part.len()), (false, empty + 8 + 4 + leaf().len()));
     part.add(11, &inner());
     part.finish()
 }

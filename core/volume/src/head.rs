@@ -209,6 +209,11 @@ mod tests {
         head.prune_epochs();
         assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
         assert!(!head.accepts(Epoch(1), Sequence(9)));
+        // Of two with the same end the newer one says it.
+        head.epochs.insert(0, (Epoch(1), Sequence(7)));
+        head.sequence = Sequence(7);
+        head.prune_epochs();
+        assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
     }
 
     #[test]
@@ -218,6 +223,11 @@ mod tests {
         for (sequence, is_possible) in [(COUNTER_MAX - 1, true), (COUNTER_MAX, false)] {
             head.sequence = Sequence(sequence);
             assert_eq!(Head::decode(id, &head.encode()).is_ok(), is_possible, "{sequence}");
+        }
+        head.sequence = Sequence(0);
+        for (size, is_possible) in [(VDISK_SIZE_BYTES_MAX, true), (VDISK_SIZE_BYTES_MAX + 1, false)] {
+            head.size = ByteCount(size);
+            assert_eq!(Head::decode(id, &head.encode()).is_ok(), is_possible, "{size}");
         }
     }
 }

@@ -140,3 +140,81 @@ impl Layer {
         self.extents.borrow().iter().map(|(at, piece)| (Cluster(*at), piece.clone())).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Append, FileDevice, Log, RoomFor};
+    use ovs_units::{Epoch, VdiskId};
+    use uuid::Uuid;
+
+    /// Records over others in every way, against a list of who has which cluster.
+    #[test]
+    fn a_layer_has_of_each_cluster_the_newest_record() {
+        const END: u64 = 24;
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::open(directory.path(), 12, 2 << 20).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let log = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+            let record = |sequence: u64, start, count, is_zero: bool| {
+                let data = (!is_zero).then(|| vec![0; (count * 4096) as usize].into());
+                let (vdisk, epoch) = (VdiskId(Uuid::from_u128(2)), Epoch(1));
+                let (sequence, cluster) = (Sequence(sequence), Cluster(start));
+                let room = log.room(0, RoomFor::Move).unwrap();
+                log.append(room, Append { vdisk, epoch, sequence, cluster, count, data })
+            };
+            for case in 0..400u64 {
+                let layer = Layer::new();
+                let mut expected = [None; END as usize];
+                for step in 1..=8u64 {
+                    // Any numbers will do that come to all ways of lying to each other.
+                    let number = (case * 8 + step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+                    let (start, is_zero) = (number % 20, number >> 32 & 3 == 0);
+                    let count = 1 + (number >> 8) % (END - start).min(9);
+                    layer.insert(record(step, start, count, is_zero), Duration::ZERO);
+                    for cluster in start..start + count {
+                        expected[cluster as usize] = Some((step, cluster - start, is_zero));
+                    }
+                    check(&layer, &expected, &format!("case {case}, step {step}"));
+                }
+            }
+        });
+    }
+
+    fn check(layer: &Layer, expected: &[Option<(u64, u64, bool)>], case: &str) {
+        let mut found = vec![None; expected.len()];
+        for (at, piece) in layer.pieces() {
+            assert!(piece.count > 0, "{case}");
+            for index in 0..piece.count {
+                let sequence = piece.record.header.sequence.0;
+                let slot = &mut found[(at.0 + index) as usize];
+                assert_eq!(slot.replace((sequence, piece.first + index, piece.is_zero())), None, "{case}");
+            }
+        }
+        assert_eq!(found, expected, "{case}");
+        let data = expected.iter().filter(|cluster| cluster.is_some_and(|(_, _, is_zero)| !is_zero)).count();
+        assert_eq!((layer.data().0, layer.blocks()), (data as u64, (data + layer.pieces().len()) as u64));
+        for start in 0..expected.len() {
+            for count in [1, 4, 100] {
+                let range = ClusterRange { start: Cluster(start as u64), count: ClusterCount(count) };
+                let (hit, told) = match layer.find(range) {
+                    Hit::Record(piece) => {
+                        (Some((piece.record.header.sequence.0, piece.first, piece.is_zero())), piece.count)
+                    }
+                    Hit::Miss(count) => (None, count),
+                };
+                assert_eq!(hit, expected[start], "{case}, cluster {start}");
+                let is_same = |index: u64| match (hit, expected.get(start + index as usize)) {
+                    (None, other) => other.is_none_or(Option::is_none),
+                    (Some((sequence, first, _)), Some(Some(other))) => {
+                        (other.0, other.1) == (sequence, first + index)
+                    }
+                    _ => false,
+                };
+                let run = (0..count).take_while(|index| is_same(*index)).count() as u64;
+                assert_eq!(told, run, "{case}, {count} from cluster {start}");
+            }
+        }
+    }
+}

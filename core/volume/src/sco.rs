@@ -204,4 +204,34 @@ mod tests {
         };
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(case);
     }
+
+    #[test]
+    fn of_a_damage_it_is_told_where_it_is() {
+        let (backend, headers) = (MemoryBackend::new(), ScoHeaders::default());
+        let data = vec![1; 4 * 4096];
+        let mut sums = [ovs_format::checksum(&data[..4096]); 4];
+        sums[3] ^= 1;
+        let (vdisk, put) = (VdiskId(Uuid::from_u128(1)), PutId(Uuid::from_u128(2)));
+        let sco = NewSco::new(vdisk, Epoch(1), ScoNumber(1), put, vec![data.into()], &sums);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            backend.put(&sco.name(), sco.parts.clone(), Urgency::Normal).await.unwrap();
+            headers.read(&backend, &sco.reference, 1, 2).await.unwrap();
+            let damaged = headers.read(&backend, &sco.reference, 2, 2).await;
+            assert!(
+                matches!(&damaged, Err(VolumeError::Damaged(told)) if told.contains("cluster 3:")),
+                "{damaged:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn only_our_own_names_are_scos() {
+        let (vdisk, prefix) = (VdiskId(Uuid::from_u128(1)), sco_prefix(VdiskId(Uuid::from_u128(1))));
+        let name = sco_name(vdisk, Epoch(3), ScoNumber(10));
+        assert_eq!(parse_sco_name(&name, &prefix), Some((Epoch(3), ScoNumber(10))));
+        for other in ["3-a", "0000000000000003", "x-y"] {
+            assert_eq!(parse_sco_name(&object_name(format!("{prefix}{other}")), &prefix), None, "{other}");
+        }
+        assert_eq!(parse_sco_name(&name, "v/2/s/"), None);
+    }
 }

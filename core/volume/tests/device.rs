@@ -8,6 +8,11 @@ use std::{fs, path::Path};
 
 const SLOT_BYTES: u64 = 64 << 10;
 
+/// Not in memory, where any address is good for direct I/O.
+fn on_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 fn refused(directory: &Path, slot_count: usize, slot_bytes: u64, expected: &str) {
     let error = FileDevice::open(directory, slot_count, slot_bytes).unwrap_err().to_string();
     assert!(error.contains(expected), "{error}");
@@ -15,7 +20,7 @@ fn refused(directory: &Path, slot_count: usize, slot_bytes: u64, expected: &str)
 
 #[test]
 fn slots_are_made_and_found_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = on_disk();
     let directory = folder.path().join("not/yet/there");
     let device = FileDevice::open(&directory, 2, SLOT_BYTES).unwrap();
     assert_eq!((device.slot_count(), device.slot_bytes()), (2, SLOT_BYTES));
@@ -32,7 +37,7 @@ fn slots_are_made_and_found_again() {
 
 #[test]
 fn what_cannot_be_a_slot_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = on_disk();
     refused(folder.path(), 1, 15 * 4096, "must be whole blocks, 16 at least");
     refused(folder.path(), 1, 16 * 4096 + 1, "must be whole blocks, 16 at least");
     drop(FileDevice::open(folder.path(), 2, 16 * 4096).unwrap());
@@ -49,7 +54,7 @@ fn what_cannot_be_a_slot_is_refused() {
 fn parts_of_a_write_keep_their_order() {
     const PART_BYTES: usize = 64 << 10;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = on_disk();
     let device = FileDevice::open(folder.path(), 1, 1 << 20).unwrap();
     let memory = Bytes::from(
         (0..PART_BYTES * 3 / 4096).flat_map(|block| vec![block as u8 + 1; 4096]).collect::<Vec<_>>(),

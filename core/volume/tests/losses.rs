@@ -192,7 +192,8 @@ fn is_degraded(vdisk: &Vdisk) -> bool {
 }
 
 fn run(case: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, case);
 }
 

@@ -135,7 +135,7 @@ impl Engine {
         vdisk.start().await?;
         self.keep(vdisk.clone());
         vdisk.start_destaging();
-        if request.size > size_now {
+        if request.size != size_now {
             vdisk.resize(request.size).await?;
         }
         Ok(vdisk)

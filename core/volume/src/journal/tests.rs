@@ -129,6 +129,8 @@ fn a_head_may_be_one_record_behind_and_not_two() {
             (3, at(3, 0), false),
             (3, at(1, 2), false),
             (4, at(3, 2), true),
+            // The next but one is not there, what a new owner has put is.
+            (1, at(1, 3), false),
         ] {
             let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
             assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
@@ -146,5 +148,7 @@ fn only_our_own_names_are_positions() {
     check("3-a", None);
     check("0000000000000003", None);
     check("ffffffffffffffff-0000000000000000", None);
+    check("3fffffffffffffff-0000000000000000", Some(at(COUNTER_MAX - 1, 0)));
+    check("4000000000000000-0000000000000000", None);
     assert_eq!(position_of(&object_name("v/2/j/0000000000000003-000000000000000a".into()), prefix), None);
 }

@@ -280,3 +280,68 @@ impl AlignedBuffer {
         &mut self.memory[self.start..self.start + self.length]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_parts_that_direct_io_can_take_are_not_copied() {
+        let memory = Bytes::from(vec![0; 3 * PIECE_BYTES_MIN]);
+        let aligned = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let part = |start: usize, length: usize| memory.slice(aligned + start..aligned + start + length);
+        assert!(is_taken_as_it_is(&part(0, 64 << 10)));
+        assert!(is_taken_as_it_is(&part(BLOCK_BYTES, (64 << 10) + BLOCK_BYTES)));
+        assert!(!is_taken_as_it_is(&part(0, (64 << 10) - BLOCK_BYTES)));
+        assert!(!is_taken_as_it_is(&part(0, (64 << 10) + 512)));
+        assert!(!is_taken_as_it_is(&part(512, 64 << 10)));
+    }
+
+    /// What is read after a crash is what the medium has, and no child of ours has any of it open.
+    #[test]
+    fn slots_are_opened_past_the_page_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::open(directory.path(), 2, 64 << 10).unwrap();
+        for slot in &device.shared.slots {
+            let flags = rustix::fs::fcntl_getfl(slot).unwrap();
+            assert_eq!(flags.contains(OFlags::DIRECT), device.shared.direct);
+            assert!(rustix::io::fcntl_getfd(slot).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn a_few_buffers_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::open(directory.path(), 1, 64 << 10).unwrap();
+        let kept = || device.shared.buffers.lock().unwrap().len();
+        for expected in [1, 2, 3, 4, 4] {
+            device.shared.keep(AlignedBuffer::default());
+            assert_eq!(kept(), expected);
+        }
+        let mut buffer = device.shared.buffer(8192);
+        assert_eq!(
+            (kept(), buffer.as_mut().len(), buffer.as_mut().as_ptr().align_offset(BLOCK_BYTES)),
+            (3, 8192, 0)
+        );
+        // It is as large as it has to be, and is not made again for less.
+        let memory = buffer.memory.as_ptr();
+        buffer.resize(4096);
+        assert_eq!((buffer.as_mut().len(), buffer.memory.as_ptr()), (4096, memory));
+        buffer.resize(8192);
+        assert_eq!(buffer.memory.as_ptr(), memory);
+        buffer.resize(12288);
+        assert_eq!(buffer.as_mut().len(), 12288);
+    }
+
+    #[test]
+    fn more_pieces_than_one_call_takes_are_written_in_several() {
+        let file = tempfile::tempfile().unwrap();
+        let pieces: Vec<[u8; 3]> = (0..2 * PIECES_MAX + 9).map(|number| [number as u8, 1, 2]).collect();
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        write_all_vectored_at(&file, &mut slices, 7).unwrap();
+        let mut found = vec![0; 3 * pieces.len()];
+        file.read_exact_at(&mut found, 7).unwrap();
+        assert!(found == pieces.concat());
+        assert_eq!(file.metadata().unwrap().len(), 7 + found.len() as u64);
+    }
+}

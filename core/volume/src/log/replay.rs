@@ -553,6 +553,7 @@ const WINDOW_BYTES: usize = 8 << 20;
 const BATCH_BYTES_MAX: usize = (BATCH_RECORDS_MAX * 56 + BATCH_CLUSTERS_MAX * 4 + 64)
     .next_multiple_of(BLOCK_BYTES)
     + BATCH_CLUSTERS_MAX * BLOCK_BYTES;
+/// Nothing that is read at once is larger than a batch.
 const _: () = assert!(BATCH_BYTES_MAX <= WINDOW_BYTES);
 
 impl<'a> Window<'a> {
@@ -562,7 +563,7 @@ impl<'a> Window<'a> {
 
     /// Bytes of the slot; `None` when they would lie past its end.
     async fn bytes(&mut self, offset: u64, length: usize) -> Result<Option<Bytes>, VolumeError> {
-        if length > WINDOW_BYTES || offset + length as u64 > self.device.slot_bytes() {
+        if offset + length as u64 > self.device.slot_bytes() {
             return Ok(None);
         }
         let is_inside =

@@ -6,7 +6,7 @@ use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_format::log::{BLOCK_BYTES, encode_wiped};
+use ovs_format::log::{BLOCK_BYTES, SegmentHeader, encode_wiped};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
 use std::{io, time::Duration};
 
@@ -165,6 +165,88 @@ fn what_waits_goes_into_one_batch() {
         let first = records[0].lsn();
         let batches: Vec<_> = records.iter().map(|record| record.lsn() - first).collect();
         assert_eq!(batches, [0, 0, 0, 0, 1, 1]);
+        // Of zeros as many as have their headers in as many blocks.
+        let append = |number| {
+            let (data, room) = (None, log.room(0, RoomFor::Move).unwrap());
+            let (epoch, sequence, cluster) = (Epoch(1), Sequence(number + 1), Cluster(number));
+            log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data })
+        };
+        let records: Vec<_> = (10..310).map(append).collect();
+        for record in &records {
+            assert!(record.written().await);
+        }
+        let first = records[0].lsn();
+        assert_eq!(records.iter().filter(|record| record.lsn() == first).count(), 4 * 64);
+    });
+}
+
+/// Its loops hold nothing of it while they wait.
+#[test]
+fn the_loops_end_with_the_log() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        write(&log, 0..1).await;
+        log.sync().await.unwrap();
+        let held = [log.state.work.clone(), log.state.sync_wanted.clone()];
+        drop(log);
+        until(|| held.iter().all(|held| Rc::strong_count(held) == 1)).await;
+    });
+}
+
+/// One after the other, from the first again after the last.
+#[test]
+fn segments_have_their_turns_to_be_moved() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot; the fourth is written to.
+        let log = open(&directory, 16, 100).await.0;
+        let _records = write(&log, 0..22).await;
+        let first = *log.state.segments.borrow().keys().next().unwrap();
+        let turns: Vec<u64> = (0..7).map(|_| log.next_to_move().unwrap().generation - first).collect();
+        assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0]);
+    });
+}
+
+/// A power loss may take a header and leave what was written behind it.
+#[test]
+fn an_old_header_over_new_batches_is_done_without() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot.
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..10).await;
+        let begun = log.state.current.borrow().as_ref().unwrap().clone();
+        let old =
+            SegmentHeader { log: log.state.id, generation: 0, start_lsn: 0, synced_lsn: 0, voids: vec![] };
+        log.state.device.write(begun.slot, 0, vec![old.encode().into()]).await.unwrap();
+        drop((log, records, begun));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage, []);
+        assert_eq!(numbers(&replay), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    });
+}
+
+/// Batches below a number that later ones tell are needed by nobody.
+#[test]
+fn a_damage_in_what_nobody_needs_is_none() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        // Seven batches go into a slot.
+        let log = open(&directory, 16, 100).await.0;
+        let old = write(&log, 0..7).await;
+        let place = old[2].place.borrow().clone().unwrap();
+        drop(old);
+        let (slot, offset) = (place.segment.slot, place.offset - BLOCK_BYTES as u64);
+        drop(place);
+        let mut records = write(&log, 7..9).await;
+        log.sync().await.unwrap();
+        records.extend(write(&log, 9..10).await);
+        log.state.device.write(slot, offset, vec![vec![0xff; BLOCK_BYTES].into()]).await.unwrap();
+        drop((log, records));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!(replay.damage, []);
+        assert_eq!(numbers(&replay)[2..], [3, 4, 5, 6, 7, 8, 9]);
     });
 }
 
@@ -180,6 +262,7 @@ fn room_and_use_are_counted_in_blocks() {
         let records = write(&log, 0..3).await;
         let stats = log.stats();
         assert_eq!((stats.total_bytes, stats.used_bytes), (12 * 64 * 4096, (1 + 3 * 2) * 4096));
+        assert_eq!(stats.written_bytes, 3 * 2 * 4096);
         // The first is stable; the others still have to be.
         log.state.synced_lsn.set(records[0].place.borrow().as_ref().unwrap().lsn + 1);
         log.let_go_of_stable();

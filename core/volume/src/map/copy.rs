@@ -318,4 +318,65 @@ mod tests {
         });
         assert_eq!(backend.names(), names(new));
     }
+
+    #[test]
+    fn only_our_own_names_are_copies() {
+        let put = "00000000000000000000000000000007";
+        let parsed = |name: &str| CopyId::parse(name).map(|(copy, is_root)| (copy.index.0, is_root));
+        let number = |number: u64| format!("{number:016x}");
+        let last = COUNTER_MAX - 1;
+        assert_eq!(parsed(&format!("{}-{}-{put}", number(1), number(last))), Some((last, true)));
+        assert_eq!(parsed(&format!("{}-{}-{put}-00000000", number(1), number(2))), Some((2, false)));
+        for other in [
+            format!("{}-{}-{put}", number(1), number(COUNTER_MAX)),
+            format!("{}-{}-{put}", number(COUNTER_MAX), number(1)),
+            format!("1-{}-{put}", number(1)),
+            format!("{}-{}", number(1), number(2)),
+            format!("{}-{}-x", number(1), number(2)),
+        ] {
+            assert_eq!(parsed(&other), None, "{other}");
+        }
+    }
+
+    /// Each page once, however many maps have it; each part as large as it is to be; and what it all weighs.
+    #[test]
+    fn a_copy_is_whole_parts_and_a_root() {
+        use crate::map::{Checkpoint, Place, Table, Tree};
+        use ovs_units::{Cluster, ClusterCount, ClusterRange, Sequence, SnapshotId};
+        let (store, next_page) = (crate::MemoryPages::default(), std::cell::Cell::new(1));
+        let position = Position { epoch: Epoch(1), index: JournalIndex(5) };
+        let mut tree = Tree::empty(&crate::map::MapMemory::new(u64::MAX));
+        for leaf in 0..3 {
+            let range = ClusterRange { start: Cluster(leaf * 512), count: ClusterCount(9) };
+            tree.set(range, Some(Place { sco: 0, offset: 0 }));
+        }
+        let snapshots = vec![(SnapshotId(Uuid::from_u128(3)), tree.clone())];
+        let (sequence, table) = (Sequence(7), Table::default());
+        let checkpoint = Checkpoint { position, sequence, tree, table, snapshots };
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let maps = checkpoint.store(VDISK, &store, &next_page).await.unwrap();
+            let pages = store.all().len();
+            assert_eq!((pages as u64, next_page.get()), (3 + 3, 7), "leaves, and what leads to them");
+            for (part_bytes, expected_parts) in [(1, pages), (usize::MAX, 1)] {
+                let backend = MemoryBackend::new();
+                let copy = CopyId::new(position, PutId(Uuid::from_u128(4)));
+                let parts = Parts::new(&backend, VDISK, copy, part_bytes);
+                let pages = Pages { store: &store, unreadable: &|error| error };
+                let asked = std::cell::Cell::new(0);
+                let go_on = || {
+                    asked.set(asked.get() + 1);
+                    Ok(())
+                };
+                let bytes = put(parts, pages, &maps, Bytes::from("head"), &go_on).await.unwrap();
+                let all = backend.list("", None, 100).await.unwrap();
+                assert_eq!((all.len(), asked.get()), (expected_parts + 1, expected_parts + 1));
+                assert_eq!(bytes, all.iter().map(|object| object.length_bytes).sum::<u64>());
+                assert_eq!(bytes_of(&backend, VDISK, copy).await.unwrap(), bytes);
+                let other = CopyId::new(position, PutId(Uuid::from_u128(5)));
+                assert_eq!(bytes_of(&backend, VDISK, other).await.unwrap(), 0);
+                let root = get(&backend, VDISK, copy).await.unwrap();
+                assert_eq!((root.parts.len(), root.maps), (expected_parts, maps.clone()));
+            }
+        });
+    }
 }

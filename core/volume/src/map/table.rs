@@ -213,6 +213,23 @@ mod tests {
         assert_eq!(table.find(place(0, 6), 1), Some((&sco(11, 9), 3)));
     }
 
+    #[test]
+    fn an_index_finds_its_sco_in_whatever_chunk() {
+        let mut table = Table::default();
+        let count = 2 * TABLE_CHUNK as u64 + 1;
+        for number in 0..count {
+            assert_eq!(table.len(), number);
+            table.push(sco(number, 1));
+        }
+        let numbers =
+            (0..count + 1).map(|index| table.get(index).and_then(TableEntry::origin).map(|of| of.1.0));
+        assert_eq!(numbers.collect::<Vec<_>>(), (0..count).map(Some).chain([None]).collect::<Vec<_>>());
+        let origin = (Epoch(1), ScoNumber(TABLE_CHUNK as u64 + 3));
+        table.relocate(VdiskId(Uuid::from_u128(1)), &[], &[Move { origin, to: None }]).unwrap();
+        let gone = (0..count).filter(|index| table.get(*index) == Some(&TableEntry::Gone));
+        assert_eq!(gone.collect::<Vec<_>>(), [origin.1.0]);
+    }
+
     /// All pages but the last are full, or an index would name another SCO.
     #[test]
     fn a_page_that_is_too_short_is_damage() {

@@ -200,8 +200,10 @@ impl Inner {
             Append { vdisk: self.id, epoch, sequence, cluster: range.start, count: range.count.0, data };
         let record = self.context.log.append(room, append);
         let active = self.active.borrow().clone();
+        // Where nothing was buffered nobody looks soon how old it is.
+        let is_first = active.is_empty();
         active.insert(record.clone(), self.context.clock.now());
-        if active.data().bytes().0 >= self.context.config.destage_bytes {
+        if is_first || active.data().bytes().0 >= self.context.config.destage_bytes {
             self.destage_wanted.notify_one();
         }
         record

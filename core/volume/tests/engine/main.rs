@@ -7,11 +7,14 @@ mod recovery;
 mod scrub;
 mod world;
 
+use ovs_backend::MemoryBackend;
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{CreateVdisk, Extent, OnFull, VdiskState, VolumeError};
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
 use world::{MIB, World, name, range, run};
+
+const OTHER_VPOOL: VpoolId = VpoolId(Uuid::from_u128(99));
 
 #[test]
 fn what_is_written_is_read_back_at_any_alignment() {
@@ -71,6 +74,52 @@ fn a_deletion_cut_short_is_finished_at_the_next_start() {
         world.crash_and_reopen().await;
         world.settle().await;
         assert_eq!(world.objects().await, Vec::<String>::new());
+    });
+}
+
+/// It is taken up again by the vPool that it is of.
+#[test]
+fn a_deletion_cut_short_is_nothing_to_another_vpool() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
+        world.backend_takes_deletions(false);
+        world.delete(&disk).await;
+        world.crash_and_reopen().await;
+        world.wait_ms(50).await;
+        world.backend_takes_deletions(true);
+        world.engine().attach_backend(OTHER_VPOOL, Rc::new(MemoryBackend::new()));
+        world.wait_ms(50).await;
+        assert_ne!(world.objects().await, Vec::<String>::new());
+        world.crash_and_reopen().await;
+        world.settle().await;
+        assert_eq!(world.objects().await, Vec::<String>::new());
+    });
+}
+
+/// What is not known of one has nothing to do with the other.
+#[test]
+fn a_recovery_is_of_one_vpool() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        let engine = world.engine();
+        engine.attach_backend(OTHER_VPOOL, Rc::new(MemoryBackend::new()));
+        let (id, size, properties) = (VdiskId(Uuid::from_u128(78)), ByteCount(MIB), "{}".into());
+        let (vpool, base, on_full) = (OTHER_VPOOL, None, OnFull::NoSpace);
+        let request = CreateVdisk { id, vpool, size, properties, base, on_full };
+        let other = engine.create_vdisk(request).await.unwrap();
+        other.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        engine.adopt_vdisk(world.vpool(), disk.id()).await.unwrap();
+        assert!(matches!(disk.scrub().await, Err(VolumeError::Refused(_))));
+        other.scrub().await.unwrap();
+        engine.finish_recovery(OTHER_VPOOL).await.unwrap();
+        assert!(matches!(disk.scrub().await, Err(VolumeError::Refused(_))));
+        engine.finish_recovery(world.vpool()).await.unwrap();
+        disk.scrub().await.unwrap();
     });
 }
 
@@ -288,6 +337,24 @@ fn map_pages_that_nothing_needs_are_swept() {
     });
 }
 
+/// Beside what is asked for there may be damage.
+#[test]
+fn no_more_is_read_than_was_asked_for() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(4096), vec![1; 3 * 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
+        let scos: Vec<String> =
+            world.objects().await.into_iter().filter(|name| name.contains("/s/")).collect();
+        // In the second of its three clusters.
+        world.spoil(&scos).await;
+        disk.write(ByteOffset(0), vec![2; 4096].into(), false).await.unwrap();
+        assert_eq!(disk.read(range(4095, 2)).await.unwrap()[..], [2, 1]);
+        assert!(matches!(disk.read(range(8192, 1)).await, Err(VolumeError::Damaged(_))));
+    });
+}
+
 #[test]
 fn holes_are_told_apart_from_data() {
     run(async {
@@ -299,6 +366,9 @@ fn holes_are_told_apart_from_data() {
             let told: Vec<(u64, bool)> =
                 extents.iter().map(|Extent { length, allocated }| (length.0, *allocated)).collect();
             assert_eq!(told, [(8191, false), (8192, true), (13617, false)]);
+            for limit in 0..4 {
+                assert_eq!(disk.extents(range(1, 30_000), limit).await.unwrap(), extents[..limit]);
+            }
         };
         expected(disk.clone()).await;
         disk.destage().await.unwrap();
@@ -388,6 +458,41 @@ fn vdisks_that_cannot_be_are_refused() {
 }
 
 /// Parts of one cluster, and the whole of it, at once: each is in or behind another, and none is lost.
+/// It is as large as it is to be; nothing has to leave the write buffer for that.
+#[test]
+fn a_resize_to_the_same_size_does_nothing() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![5; 4096].into(), false).await.unwrap();
+        let before = world.objects().await;
+        disk.resize(ByteCount(MIB)).await.unwrap();
+        disk.set_properties("{}".into()).await.unwrap();
+        assert_eq!((disk.stats().buffered, world.objects().await), (ByteCount(4096), before));
+        // The largest there is.
+        disk.resize(ByteCount(64 << 40)).await.unwrap();
+        assert_eq!(world.create(64 << 40).await.size(), disk.size());
+    });
+}
+
+/// While a clone needs it, it is there, and nobody sees it.
+#[test]
+fn the_name_of_a_deleted_snapshot_is_free() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(MIB).await;
+        disk.write(ByteOffset(0), vec![5; 4096].into(), false).await.unwrap();
+        let snapshot = world.snapshot(&disk, "s").await;
+        let clone = world.clone_of(&disk, snapshot, MIB).await;
+        disk.delete_snapshot(snapshot).await.unwrap();
+        let another = world.snapshot(&disk, "s").await;
+        let told = disk.snapshots().into_iter().map(|told| (told.id, told.hidden, told.clone_count));
+        assert_eq!(told.collect::<Vec<_>>(), [(snapshot, true, 1), (another, false, 0)]);
+        world.delete(&clone).await;
+        assert_eq!(disk.snapshots().len(), 1);
+    });
+}
+
 #[test]
 fn writes_to_parts_of_one_cluster_at_once_all_count() {
     run(async {
@@ -575,6 +680,27 @@ fn what_a_full_backend_took_is_not_sent_again() {
         let scos = world.objects().await.iter().filter(|name| name.contains("/s/")).count();
         assert_eq!(scos, 3);
         assert!(disk.read(range(0, 3 * MIB)).await.unwrap().iter().all(|byte| *byte == 3));
+    });
+}
+
+/// It would be named after an epoch that is over, as what crashes leave is.
+#[test]
+fn what_was_put_in_an_older_epoch_is_put_again() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        disk.write(ByteOffset(0), vec![1; 4096].into(), false).await.unwrap();
+        let gate = world.hold_next_put();
+        let leaving = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.destage().await }
+        });
+        world.until_held().await;
+        world.begin_an_epoch(&disk).await;
+        drop(gate);
+        leaving.await.unwrap().unwrap();
+        assert_eq!(disk.scrub().await.unwrap().strays_removed, 1);
+        assert_eq!(disk.read(range(0, 1)).await.unwrap()[..], [1]);
     });
 }
 

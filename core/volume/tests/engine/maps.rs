@@ -101,6 +101,9 @@ fn pages_that_are_being_read_stay() {
             async move { disk.read(at_the_edge).await }
         });
         world.until_held().await;
+        // What comes first is in the layer that it reads too.
+        disk.write(ByteOffset(0), vec![3; 4096].into(), false).await.unwrap();
+        disk.destage().await.unwrap();
         write(&disk, 2).await;
         let engine = world.engine();
         let sweeping = tokio::task::spawn_local(async move { engine.sweep_pages().await });

@@ -1,8 +1,9 @@
 //! Scrub: what nobody needs is given back, and nothing else.
 
 use crate::world::{MIB, World, range, run};
-use ovs_units::{ByteOffset, SnapshotId};
-use ovs_volume::{Vdisk, VolumeError};
+use ovs_units::{ByteCount, ByteOffset, SnapshotId};
+use ovs_volume::{ScrubReport, Vdisk, VolumeError};
+use tokio::{task::JoinHandle, time::Instant};
 
 const CLUSTER: u64 = 4096;
 /// Clusters of the vDisks here.
@@ -37,6 +38,12 @@ fn scos_of(disk: &Vdisk) -> String {
 async fn scos(world: &World, disk: &Vdisk) -> Vec<String> {
     let prefix = scos_of(disk);
     world.objects().await.into_iter().filter(|name| name.starts_with(&prefix)).collect()
+}
+
+/// A scrub in the background.
+fn scrubbing(disk: &Vdisk) -> JoinHandle<Result<ScrubReport, VolumeError>> {
+    let disk = disk.clone();
+    tokio::task::spawn_local(async move { disk.scrub().await })
 }
 
 /// Overwritten in parts again and again, scrubbed each time: what has been moved is moved again.
@@ -77,6 +84,11 @@ fn what_is_overwritten_goes_and_the_rest_is_where_it_was() {
         disk.zero(range(0, CLUSTERS * CLUSTER), false).await.unwrap();
         let report = disk.scrub().await.unwrap();
         assert_eq!((report.after_bytes, report.moved_bytes, report.needed_bytes), (0, 0, 0));
+        // What grows needs no less than before, what shrinks may.
+        disk.resize(ByteCount(2 * CLUSTERS * CLUSTER)).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, Some(ByteCount(0)));
+        disk.resize(ByteCount(CLUSTERS * CLUSTER)).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, None);
         assert_eq!(scos(&world, &disk).await, Vec::<String>::new());
     });
 }
@@ -127,8 +139,12 @@ fn what_snapshots_and_clones_need_stays() {
         assert_eq!(scos(&world, &disk).await, at_first);
         // Its own goes all the same.
         assert!(clone.scrub().await.unwrap().after_bytes < 2 * 10 * CLUSTER);
+        // One that a clone needs is not given back, so nothing is known to have changed.
+        let reclaimable = disk.stats().reclaimable.unwrap();
         disk.delete_snapshot(first).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, Some(reclaimable));
         disk.delete_snapshot(second).await.unwrap();
+        assert_eq!(disk.stats().reclaimable, None);
         assert_eq!(disk.scrub().await.unwrap().moved_bytes, 0);
         let mut expected = vec![1; CLUSTERS as usize];
         expected[..10].fill(4);
@@ -158,10 +174,7 @@ fn a_clone_made_in_the_middle_of_a_scrub_loses_nothing() {
         fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
         let snapshot = world.snapshot(&disk, "s").await;
         let gate = world.hold_next_read();
-        let scrubbing = tokio::task::spawn_local({
-            let disk = disk.clone();
-            async move { disk.scrub().await }
-        });
+        let scrubbing = scrubbing(&disk);
         world.until_held().await;
         let clone = world.clone_of(&disk, snapshot, CLUSTERS * CLUSTER).await;
         drop(gate);
@@ -297,6 +310,10 @@ fn an_sco_that_cannot_be_read_stays() {
         }
         assert!(scos(&world, &disk).await.contains(&first));
         assert_eq!(disk.read(range(699 * CLUSTER, 1)).await.unwrap()[..], [2]);
+        // When nothing in it is needed it need not be read.
+        fill(&disk, 0..CLUSTERS, 3).await;
+        disk.scrub().await.unwrap();
+        assert!(!scos(&world, &disk).await.contains(&first));
     });
 }
 
@@ -381,10 +398,7 @@ fn a_scrub_that_is_cancelled_ends_soon() {
         fill(&disk, 0..CLUSTERS / 2, 2).await;
         fill(&disk, (CLUSTERS / 2..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
         let gate = world.hold_next_read();
-        let scrubbing = tokio::task::spawn_local({
-            let disk = disk.clone();
-            async move { disk.scrub().await }
-        });
+        let scrubbing = scrubbing(&disk);
         world.until_held().await;
         let (done, all) = disk.scrub_progress();
         assert!(0 < done && done < all, "{done} of {all}");
@@ -432,5 +446,281 @@ fn it_begins_by_itself_where_a_quarter_is_not_needed() {
         }
         assert!(disk.stats().stored.0 < CLUSTERS * CLUSTER / 4 * 5);
         assert_eq!(bytes(&disk, None).await[CLUSTERS as usize / 5 - 1..][..2], [3, 1]);
+        // And again.
+        let freed = disk.stats().scrub_freed_bytes;
+        fill(&disk, 0..CLUSTERS, 4).await;
+        world.wait_ms(100).await;
+        assert!(disk.stats().scrub_freed_bytes > freed);
+    });
+}
+
+/// What a crash has left is looked for once, by a vDisk that is written to.
+#[test]
+fn what_nothing_names_is_looked_for_unasked() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, 0..CLUSTERS, 2).await;
+        world.backend_takes_deletions(false);
+        disk.scrub().await.unwrap();
+        let with_strays = scos(&world, &disk).await.len();
+        world.backend_takes_deletions(true);
+        world.scrub_only_when_asked();
+        world.scrub_often().await;
+        fill(&world.open(disk.id()).await, 0..1, 3).await;
+        world.wait_ms(100).await;
+        assert_eq!(scos(&world, &disk).await.len(), with_strays + 1);
+        world.scrub_unasked().await;
+        let disk = world.open(disk.id()).await;
+        let epoch = disk.stats().epoch;
+        world.wait_ms(100).await;
+        assert_eq!((scos(&world, &disk).await.len(), disk.stats().epoch), (with_strays + 1, epoch));
+        fill(&disk, 0..1, 4).await;
+        world.wait_ms(100).await;
+        assert_eq!(scos(&world, &disk).await.len(), with_strays - 4 + 2);
+    });
+}
+
+#[test]
+fn after_a_failure_six_looks_pass() {
+    run(async {
+        let mut world = World::new().await;
+        world.scrub_often().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        world.backend_gives_data(false);
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        world.wait_ms(103).await;
+        assert_eq!(world.reads_refused(), 4, "at 5, 35, 65 and 95 ms");
+        world.backend_gives_data(true);
+        world.wait_ms(100).await;
+        assert!(disk.stats().scrub_moved_bytes > 0);
+    });
+}
+
+/// What is needed less by the time that it ends has to be found out anew.
+#[test]
+fn a_snapshot_that_goes_during_a_scrub_is_given_back_by_the_next() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 2 > 0), 2).await;
+        let snapshot = world.snapshot(&disk, "s").await;
+        fill(&disk, 0..CLUSTERS, 3).await;
+        let gate = world.hold_next_read();
+        let under_way = scrubbing(&disk);
+        world.until_held().await;
+        disk.delete_snapshot(snapshot).await.unwrap();
+        drop(gate);
+        let report = under_way.await.unwrap().unwrap();
+        assert_eq!((report.needed_bytes, disk.stats().reclaimable), (2 * CLUSTERS * CLUSTER, None));
+        assert_eq!(disk.scrub().await.unwrap().needed_bytes, CLUSTERS * CLUSTER);
+    });
+}
+
+#[test]
+fn what_is_written_during_a_scrub_is_needed() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS / 2, 1).await;
+        fill(&disk, (0..CLUSTERS / 2).filter(|cluster| cluster % 3 > 0), 2).await;
+        let gate = world.hold_next_read();
+        let under_way = scrubbing(&disk);
+        world.until_held().await;
+        fill(&disk, CLUSTERS / 2..CLUSTERS / 2 + 7, 3).await;
+        drop(gate);
+        let report = under_way.await.unwrap().unwrap();
+        assert_eq!(report.needed_bytes, CLUSTERS / 2 * CLUSTER);
+        // With the header of the SCO that they are in.
+        let (needed, stats) = (report.needed_bytes + 8 * CLUSTER, disk.stats());
+        assert_eq!(stats.reclaimable.unwrap().0, stats.stored.0 - needed);
+        assert_eq!(bytes(&disk, None).await[509..520], [2, 1, 2, 3, 3, 3, 3, 3, 3, 3, 0]);
+    });
+}
+
+async fn journal_records(world: &World) -> usize {
+    world.objects().await.iter().filter(|name| name.contains("/j/")).count()
+}
+
+/// What fills four new SCOs.
+#[test]
+fn a_journal_record_moves_four_new_scos_at_most() {
+    run(async {
+        let mut world = World::new().await;
+        // Of these SCOs, half of each needed, eight and nine are moved.
+        for (scos, expected) in [(10, 1), (11, 2)] {
+            let disk = world.create(scos * MIB).await;
+            for sco in 0..scos {
+                disk.write(ByteOffset(sco * MIB), vec![1; MIB as usize].into(), false).await.unwrap();
+                disk.destage().await.unwrap();
+            }
+            for sco in 0..scos {
+                disk.zero(range(sco * MIB, MIB / 2), false).await.unwrap();
+            }
+            disk.destage().await.unwrap();
+            let before = journal_records(&world).await;
+            let report = disk.scrub().await.unwrap();
+            assert_eq!(report.moved_bytes, (7 + expected as u64) * MIB / 2);
+            assert_eq!(journal_records(&world).await, before + expected);
+        }
+    });
+}
+
+#[test]
+fn a_journal_record_moves_512_old_scos_at_most() {
+    run(async {
+        let mut world = World::new().await;
+        world.make_scos_of(CLUSTER).await;
+        for (clusters, expected) in [(512, 1), (513, 2)] {
+            let disk = world.create(CLUSTERS * CLUSTER).await;
+            let data = vec![1; (clusters * CLUSTER) as usize];
+            disk.write(ByteOffset(0), data.into(), false).await.unwrap();
+            disk.destage().await.unwrap();
+            disk.zero(range(0, clusters * CLUSTER), false).await.unwrap();
+            fill(&disk, 0..1, 2).await;
+            let before = journal_records(&world).await;
+            disk.scrub().await.unwrap();
+            assert_eq!(journal_records(&world).await, before + expected);
+            assert_eq!(scos(&world, &disk).await.len(), 1);
+        }
+    });
+}
+
+/// A guest that is busy gets three times the time that scrub takes, two seconds at most.
+#[test]
+fn a_busy_guest_gets_more_time_than_scrub() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        for (guest, took_ms, expected_ms) in
+            [("idle", 200, 200), ("reads", 200, 800), ("flushes", 200, 800), ("flushes", 1000, 3000)]
+        {
+            let disk = world.open(disk.id()).await;
+            fill(&disk, 0..CLUSTERS, 1).await;
+            fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+            world.close_and_reopen().await;
+            let disk = world.open(disk.id()).await;
+            let begun = Instant::now();
+            let gate = world.hold_next_read();
+            let under_way = scrubbing(&disk);
+            world.until_held().await;
+            match guest {
+                "reads" => drop(disk.read(range(0, CLUSTER)).await.unwrap()),
+                "flushes" => disk.flush().await.unwrap(),
+                _ => {}
+            }
+            world.wait_ms(took_ms).await;
+            drop(gate);
+            assert!(under_way.await.unwrap().unwrap().moved_bytes > 0);
+            assert_eq!(begun.elapsed().as_millis(), expected_ms, "{guest}");
+        }
+    });
+}
+
+/// SCOs are named after the epoch in which they are put: of one that is over they would be strays.
+#[test]
+fn a_new_epoch_ends_what_was_moved_in_the_old_one() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, (0..CLUSTERS).filter(|cluster| cluster % 3 > 0), 2).await;
+        let there = scos(&world, &disk).await;
+        let gate = world.hold_next_read();
+        let under_way = scrubbing(&disk);
+        world.until_held().await;
+        world.begin_an_epoch(&disk).await;
+        drop(gate);
+        let ended = under_way.await.unwrap();
+        assert!(matches!(&ended, Err(VolumeError::Retry(why)) if why.contains("epoch")), "{ended:?}");
+        assert_eq!(scos(&world, &disk).await, there);
+        assert!(disk.scrub().await.unwrap().moved_bytes > 0);
+    });
+}
+
+/// Room for writes is made by what leaves, unless nothing does. Where there is room nothing is waited for.
+#[test]
+fn while_the_buffer_is_full_what_leaves_it_goes_first() {
+    run(async {
+        let mut world = World::with_slots_of(16 * CLUSTER).await;
+        let (disk, other) = (world.create(MIB).await, world.create(MIB).await);
+        for (is_full, is_cancelled, expected_ms) in
+            [(false, false, 0), (true, false, 1500), (true, true, 500)]
+        {
+            world.wait(5).await;
+            fill(&disk, 0..60, 1).await;
+            fill(&disk, (0..60).filter(|cluster| cluster % 3 > 0), 2).await;
+            let gate = is_full.then(|| world.hold_next_put());
+            // Zeros may take more of it than data, and wait for that.
+            let writing = tokio::task::spawn_local({
+                let other = other.clone();
+                async move {
+                    other.write(ByteOffset(0), vec![3; CLUSTER as usize].into(), false).await?;
+                    for cluster in 1..if is_full { 200 } else { 1 } {
+                        other.zero(range(cluster * CLUSTER, CLUSTER), false).await?;
+                    }
+                    Ok::<(), VolumeError>(())
+                }
+            });
+            world.wait_ms(500).await;
+            let begun = Instant::now();
+            let under_way = scrubbing(&disk);
+            if is_cancelled {
+                world.wait_ms(450).await;
+                disk.cancel_scrub();
+            }
+            let report = under_way.await.unwrap().unwrap();
+            assert_eq!((report.moved_bytes > 0, begun.elapsed().as_millis()), (!is_cancelled, expected_ms));
+            drop(gate);
+            writing.await.unwrap().unwrap();
+            other.destage().await.unwrap();
+            disk.scrub().await.unwrap();
+        }
+    });
+}
+
+/// What nobody needs may be the room that the backend lacks.
+#[test]
+fn a_full_backend_is_made_room_on() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        fill(&disk, 0..CLUSTERS, 1).await;
+        fill(&disk, 0..CLUSTERS, 2).await;
+        world.set_room(0);
+        disk.write(ByteOffset(0), vec![3; CLUSTER as usize].into(), false).await.unwrap();
+        let report = disk.scrub().await.unwrap();
+        assert_eq!((report.needed_bytes, report.moved_bytes), (CLUSTERS * CLUSTER, 0), "{report:?}");
+        assert!(report.after_bytes < report.before_bytes);
+        assert_eq!(disk.stats().buffered, ByteCount(CLUSTER));
+        world.set_room(1);
+        disk.destage().await.unwrap();
+        assert_eq!(bytes(&disk, None).await[..3], [3, 2, 2]);
+    });
+}
+
+/// It has no name yet, and is no stray.
+#[test]
+fn what_is_on_its_way_stays() {
+    run(async {
+        let mut world = World::new().await;
+        world.scrub_often().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        disk.write(ByteOffset(0), vec![1; 2 * MIB as usize].into(), false).await.unwrap();
+        let gate = world.hold_next_put();
+        let leaving = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.destage().await }
+        });
+        world.until_held().await;
+        // Of two one is there.
+        world.wait_ms(100).await;
+        assert_eq!(scos(&world, &disk).await.len(), 1);
+        drop(gate);
+        leaving.await.unwrap().unwrap();
+        assert!(disk.read(range(0, 2 * MIB)).await.unwrap().iter().all(|byte| *byte == 1));
     });
 }

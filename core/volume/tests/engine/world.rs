@@ -23,7 +23,8 @@ pub fn name(text: &str) -> Name {
 
 /// Runs a case on one thread; whatever it left running ends with it.
 pub fn run(case: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, case);
 }
 
@@ -38,6 +39,9 @@ impl Chance for Counting {
     }
 }
 
+/// A call of this kind waits for that.
+type Held = (Operation, oneshot::Receiver<()>);
+
 pub struct World {
     directory: tempfile::TempDir,
     lives: u32,
@@ -48,19 +52,29 @@ pub struct World {
     takes_data: Rc<Cell<bool>>,
     takes_deletions: Rc<Cell<bool>>,
     gives_data: Rc<Cell<bool>>,
-    held_read: Rc<Cell<Option<oneshot::Receiver<()>>>>,
+    reads_refused: Rc<Cell<u64>>,
+    /// Of the next such call on an SCO.
+    held: Rc<Cell<Option<Held>>>,
     /// SCOs that the backend has room for.
     room: Rc<Cell<u64>>,
     checkpoint_every: u64,
     copies_maps: bool,
-    scrub_every: Duration,
     map_bytes: u64,
+    slot_bytes: u64,
+    sco_bytes: u64,
+    scrub_every: Duration,
+    scrub_by_itself: bool,
     engine: Option<Engine>,
     vpool: VpoolId,
 }
 
 impl World {
     pub async fn new() -> World {
+        World::with_slots_of(2 * MIB).await
+    }
+
+    /// Of a write buffer of twelve slots.
+    pub async fn with_slots_of(slot_bytes: u64) -> World {
         let takes_data = Rc::new(Cell::new(true));
         let taking = takes_data.clone();
         let takes_deletions = Rc::new(Cell::new(true));
@@ -69,16 +83,21 @@ impl World {
         let left = room.clone();
         let gives_data = Rc::new(Cell::new(true));
         let reading = gives_data.clone();
-        let held_read = Rc::new(Cell::new(None::<oneshot::Receiver<()>>));
-        let held = held_read.clone();
+        let reads_refused = Rc::new(Cell::new(0));
+        let refused = reads_refused.clone();
+        let held = Rc::new(Cell::new(None::<Held>));
+        let holding = held.clone();
         let backend = FaultyBackend::new(Rc::new(MemoryBackend::new()), move |call| {
-            if call.operation == Operation::Get
-                && call.object.contains("/s/")
-                && let Some(gate) = held.take()
+            if call.object.contains("/s/")
+                && let Some((operation, gate)) = holding.take()
             {
-                return Some(Fault::Delay(Box::pin(async { drop(gate.await) })));
+                if operation == call.operation {
+                    return Some(Fault::Delay(Box::pin(async { drop(gate.await) })));
+                }
+                holding.set(Some((operation, gate)));
             }
             if call.operation == Operation::Get && call.object.contains("/s/") && !reading.get() {
+                refused.set(refused.get() + 1);
                 return Some(Fault::ErrorBefore);
             }
             if call.operation == Operation::Put && !taking.get() {
@@ -104,12 +123,16 @@ impl World {
             takes_data,
             takes_deletions,
             gives_data,
-            held_read,
+            reads_refused,
+            held,
             room,
             checkpoint_every: 32,
             copies_maps: false,
-            scrub_every: Duration::from_secs(3600),
             map_bytes: 256 << 20,
+            slot_bytes,
+            sco_bytes: MIB,
+            scrub_every: Duration::from_secs(3600),
+            scrub_by_itself: true,
             engine: None,
             vpool: VpoolId(Uuid::from_u128(1 << 64)),
         };
@@ -124,16 +147,17 @@ impl World {
             chance: self.chance.clone(),
             registry: self.registry.clone(),
             pages: self.pages.clone(),
-            buffer: Rc::new(FileDevice::open(&buffer, 12, 2 * MIB).unwrap()),
+            buffer: Rc::new(FileDevice::open(&buffer, 12, self.slot_bytes).unwrap()),
         };
         let config = EngineConfig {
             destage_bytes: 4 * MIB,
             memory_bytes: 4 * MIB,
-            sco_bytes: MIB,
+            sco_bytes: self.sco_bytes,
             checkpoint_every: self.checkpoint_every,
             copy_map_after: if self.copies_maps { 1 } else { u64::MAX },
             scrub_every: self.scrub_every,
             map_bytes: self.map_bytes,
+            scrub_by_itself: self.scrub_by_itself,
             scrub_min_bytes: MIB,
             ..EngineConfig::default()
         };
@@ -175,6 +199,16 @@ impl World {
             on_full: STALL,
         };
         self.engine().create_vdisk(request).await.unwrap()
+    }
+
+    /// The journal takes a record too late: what follows is of a new epoch.
+    pub async fn begin_an_epoch(&self, disk: &Vdisk) {
+        let epoch = disk.stats().epoch;
+        self.backend_takes_data(false);
+        disk.set_properties("too late".into()).await.unwrap_err();
+        self.backend_takes_data(true);
+        disk.set_properties("in time".into()).await.unwrap();
+        assert!(disk.stats().epoch > epoch);
     }
 
     pub async fn snapshot(&mut self, disk: &Vdisk, text: &str) -> SnapshotId {
@@ -268,9 +302,26 @@ impl World {
         self.crash_and_reopen().await;
     }
 
+    /// From now on SCOs are of so many bytes.
+    pub async fn make_scos_of(&mut self, bytes: u64) {
+        self.sco_bytes = bytes;
+        self.crash_and_reopen().await;
+    }
+
     /// From now on scrub looks every few milliseconds what there is to do.
     pub async fn scrub_often(&mut self) {
         self.scrub_every = Duration::from_millis(5);
+        self.crash_and_reopen().await;
+    }
+
+    /// From the next start on scrub is left to who asks for it.
+    pub fn scrub_only_when_asked(&mut self) {
+        self.scrub_by_itself = false;
+    }
+
+    /// No more.
+    pub async fn scrub_unasked(&mut self) {
+        self.scrub_by_itself = true;
         self.crash_and_reopen().await;
     }
 
@@ -305,22 +356,37 @@ impl World {
         self.backend.put(&name, vec!["foreign".into()], Urgency::Normal).await.unwrap();
     }
 
+    /// So many reads of SCOs were refused.
+    pub fn reads_refused(&self) -> u64 {
+        self.reads_refused.get()
+    }
+
     /// The next read of an SCO begins only when what this returns is used or dropped.
     pub fn hold_next_read(&self) -> oneshot::Sender<()> {
+        self.hold_next(Operation::Get)
+    }
+
+    /// The same of a put.
+    pub fn hold_next_put(&self) -> oneshot::Sender<()> {
+        self.hold_next(Operation::Put)
+    }
+
+    fn hold_next(&self, operation: Operation) -> oneshot::Sender<()> {
         let (sender, receiver) = oneshot::channel();
-        self.held_read.set(Some(receiver));
+        self.held.set(Some((operation, receiver)));
         sender
     }
 
-    /// Comes back when a read waits for that.
+    /// Comes back when one waits for that.
     pub async fn until_held(&self) {
-        let held = async {
-            while let Some(waiting) = self.held_read.take() {
-                self.held_read.set(Some(waiting));
-                tokio::task::yield_now().await;
+        for _ in 0..100_000 {
+            match self.held.take() {
+                None => return,
+                waiting => self.held.set(waiting),
             }
-        };
-        tokio::time::timeout(Duration::from_secs(10), held).await.expect("nothing was read");
+            tokio::task::yield_now().await;
+        }
+        panic!("nothing is held");
     }
 
     pub fn backend_takes_deletions(&self, takes: bool) {

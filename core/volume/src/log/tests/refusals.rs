@@ -241,6 +241,30 @@ fn a_sync_says_nothing_of_what_is_written_again_meanwhile() {
     });
 }
 
+/// It is synced once more, and only then.
+#[test]
+fn a_sync_says_nothing_of_what_is_written_meanwhile() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = open_watched(&directory, 64).await;
+        write_one(&log, 0, false).await;
+        let gate = device.gate.lock().await;
+        let syncs = device.synced.borrow().len();
+        let flush = syncing(&log);
+        until(|| device.synced.borrow().len() > syncs).await;
+        let second = write_one(&log, 1, false).await;
+        drop(gate);
+        flush.await.unwrap().unwrap();
+        assert!(!is_stable(&log, &second));
+        let before = log.stats().syncs;
+        for _ in 0..2 {
+            log.sync().await.unwrap();
+            assert!(is_stable(&log, &second));
+            assert_eq!((device.synced.borrow().len(), log.stats().syncs), (syncs + 2, before + 1));
+        }
+    });
+}
+
 /// The loop that syncs comes first to a segment that has just begun, and is refused: the writer does not ask again.
 #[test]
 fn a_segment_whose_sync_failed_is_not_begun() {

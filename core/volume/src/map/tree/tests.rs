@@ -3,7 +3,9 @@ use crate::MemoryPages;
 use crate::map::{Checkpoint, Table};
 use futures_util::FutureExt;
 use ovs_format::journal::Position;
+use ovs_format::page::CheckpointRecord;
 use ovs_units::{Epoch, JournalIndex, Sequence, VdiskId};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 fn now<T>(future: impl Future<Output = Result<T, VolumeError>>) -> T {
@@ -42,7 +44,7 @@ impl World {
         now(self.tree.find(&self.store, range(cluster, 1))).0
     }
 
-    fn checkpoint(&self) {
+    fn checkpoint(&self) -> CheckpointRecord {
         let checkpoint = Checkpoint {
             position: Position { epoch: Epoch(1), index: JournalIndex(1) },
             sequence: Sequence(1),
@@ -53,7 +55,7 @@ impl World {
         // It lets others have their turn.
         let store = checkpoint.store(VdiskId(Uuid::nil()), &self.store, &self.next_page);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(store).unwrap();
+        runtime.block_on(store).unwrap()
     }
 
     fn resident_bytes(&self) -> u64 {
@@ -186,6 +188,10 @@ fn what_lies_together_is_found_together() {
     assert_eq!(find(12, 2), (Some(place(1, 102)), 2));
     assert_eq!(find(15, 100), (Some(place(2, 105)), 5));
     assert_eq!(find(20, 50), (None, 50));
+    // Up to the end of what a page above would name.
+    let (leaf, above) = (FANOUT as u64, (FANOUT * FANOUT) as u64);
+    assert_eq!(find(3 * leaf + 7, 1 << 40), (None, leaf - 7));
+    assert_eq!(find(5 * above + 7, 1 << 40), (None, above - 7));
 }
 
 /// What a whole page says is forgotten without reading it.
@@ -259,4 +265,61 @@ fn of_no_clusters_nothing_is_set() {
     let store = crate::MemoryPages::default();
     let stored = Tree::stored(RootEntry { page: 1, mapped: 1 }, &MapMemory::new(u64::MAX));
     drop(stored.prepare(&store, nothing).now_or_never().unwrap().unwrap());
+}
+
+/// Changes across the edges of pages of all levels, against a list; stored and read again now and then.
+#[test]
+fn a_tree_has_of_each_cluster_the_newest_place() {
+    // Of a map of which little is in memory.
+    let mut world = World::new(48 << 10);
+    let mut expected = BTreeMap::<u64, Place>::new();
+    let leaf = FANOUT as u64;
+    let edges = [0, leaf, 3 * leaf, leaf * leaf, leaf * leaf + leaf, 5 * leaf * leaf, leaf * leaf * leaf];
+    for step in 1..=300u64 {
+        // Any numbers will do that come to all ways of lying to each other.
+        let number = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+        let edge = edges[(number % 7) as usize];
+        let start = (edge + number / 7 % 40).saturating_sub(20);
+        let count = [1, 7, 30, leaf, 2 * leaf + 40][(number >> 16) as usize % 5];
+        let range = ClusterRange { start: Cluster(start), count: ClusterCount(count) };
+        let place = (number >> 24 & 3 > 0).then_some(Place { sco: step % 9, offset: (step * 64) as u32 });
+        drop(now(world.tree.prepare(&world.store, range)));
+        world.tree.set(range, place);
+        for index in 0..count {
+            match place {
+                None => expected.remove(&(start + index)),
+                Some(Place { sco, offset }) => {
+                    expected.insert(start + index, Place { sco, offset: offset + index as u32 })
+                }
+            };
+        }
+        assert_eq!(world.tree.mapped().0, expected.len() as u64, "step {step}");
+        if step % 10 == 0 {
+            let root = world.checkpoint().root;
+            if step % 20 == 0 {
+                world.tree = Tree::stored(root, &world.memory);
+            }
+        }
+        for edge in edges {
+            for at in edge.saturating_sub(25)..edge + 25 {
+                check(&world, &expected, at, [1, 10, 1 << 40][(at % 3) as usize]);
+            }
+        }
+    }
+}
+
+/// What is told of `wanted` clusters from `at` on is so, and in a page it is all of them that lie together.
+fn check(world: &World, expected: &BTreeMap<u64, Place>, at: u64, wanted: u64) {
+    let (place, count) = now(world.tree.find(&world.store, range(at, wanted)));
+    assert_eq!(place, expected.get(&at).copied(), "cluster {at}");
+    assert!((1..=wanted).contains(&count));
+    let of_page = wanted.min(FANOUT as u64 - at % FANOUT as u64);
+    let run = match place {
+        None => expected.range(at..).next().map_or(u64::MAX, |(next, _)| next - at),
+        Some(Place { sco, offset }) => {
+            let next = |index: &u64| Place { sco, offset: offset + *index as u32 };
+            (0..of_page).take_while(|index| expected.get(&(at + index)) == Some(&next(index))).count() as u64
+        }
+    };
+    assert!(count <= run && count >= run.min(of_page), "cluster {at}: {count} of {run}");
 }

@@ -9,9 +9,6 @@ use ovs_format::table::{ClusterSet, TableEntry};
 use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId};
 use std::collections::HashSet;
 
-/// An SCO of which so many of 1024 are needed is left as it is.
-const FULL_SHARE: u64 = 980;
-
 /// An SCO, and what is needed of it.
 pub(super) struct Candidate {
     pub(super) sco: ScoRef,
@@ -78,6 +75,11 @@ impl Inner {
     }
 }
 
+/// Bytes that are stored, and of those needed; that the last scrub has left; that are to be given back at least.
+pub(super) fn is_worth_while(stored: u64, needed: u64, left: u64, least: u64) -> bool {
+    stored / 4 * 3 > needed && stored - needed >= left + least.max(stored / 32)
+}
+
 /// The emptiest first, until at most a fifth of what may move is not needed. Of those that nobody needs all are taken, of
 /// the others none when that would give nothing back.
 pub(super) fn choose(mut candidates: Vec<Candidate>, sco_clusters_max: u64) -> Vec<Candidate> {
@@ -88,7 +90,7 @@ pub(super) fn choose(mut candidates: Vec<Candidate>, sco_clusters_max: u64) -> V
     let share = |candidate: &Candidate| candidate.needed_bytes() * 1024 / candidate.sco.object_bytes();
     candidates.sort_by_key(share);
     candidates.retain(|candidate| {
-        let is_wanted = candidate.needed_clusters == 0 || (stored > enough && share(candidate) < FULL_SHARE);
+        let is_wanted = candidate.needed_clusters == 0 || stored > enough;
         if is_wanted {
             stored -= candidate.sco.object_bytes().saturating_sub(candidate.needed_bytes());
         }
@@ -102,4 +104,81 @@ pub(super) fn choose(mut candidates: Vec<Candidate>, sco_clusters_max: u64) -> V
         candidates.retain(|candidate| candidate.needed_clusters == 0);
     }
     candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_units::{Epoch, PutId, ScoNumber, VdiskId};
+    use uuid::Uuid;
+
+    /// Of SCOs of so many clusters, of which so many are needed, those that are chosen. The header of each is as large as a
+    /// cluster.
+    fn check(scos: &[(u32, u64)], sco_clusters_max: u64, expected: &[u64]) {
+        let candidate = |(number, (cluster_count, needed_clusters)): (u64, &(u32, u64))| {
+            let sco = ScoRef {
+                vdisk: VdiskId(Uuid::nil()),
+                epoch: Epoch(1),
+                number: ScoNumber(number),
+                put: PutId(Uuid::nil()),
+                cluster_count: *cluster_count,
+                header_checksum: 0,
+            };
+            Candidate {
+                sco,
+                entries: Vec::new(),
+                needed_clusters: *needed_clusters,
+                is_pinned: number >= 100,
+            }
+        };
+        let chosen = choose((0..).zip(scos).map(candidate).collect(), sco_clusters_max);
+        let numbers: Vec<u64> = chosen.iter().map(|candidate| candidate.sco.number.0).collect();
+        assert_eq!(numbers, expected, "{scos:?}");
+    }
+
+    #[test]
+    fn the_emptiest_go_until_a_fifth_is_left() {
+        // After the second of these 35 are stored, of which 28 are needed: just enough.
+        check(&[(14, 8), (100, 20)], 256, &[1]);
+        check(&[(15, 8), (100, 20)], 256, &[1, 0]);
+        check(&[(100, 90), (100, 80)], 256, &[]);
+    }
+
+    #[test]
+    fn what_nobody_needs_goes_in_any_case() {
+        check(&[(100, 90), (9, 0), (1, 0)], 256, &[1, 2]);
+        // What it has is not what moving the other would give back.
+        check(&[(3, 3), (10, 0)], 256, &[1]);
+    }
+
+    #[test]
+    fn nothing_is_moved_when_that_gives_nothing_back() {
+        check(&[(3, 3)], 256, &[]);
+        check(&[(3, 2)], 256, &[0]);
+        // Two headers for three clusters.
+        check(&[(4, 3)], 2, &[]);
+        check(&[(4, 3)], 256, &[0]);
+    }
+
+    #[test]
+    fn what_is_pinned_stays_and_does_not_count() {
+        let mut scos = vec![(10, 10); 100];
+        scos.push((1000, 0));
+        check(&scos, 256, &[]);
+    }
+
+    #[test]
+    fn more_than_a_quarter_and_more_than_the_last_scrub_has_left_is_worth_while() {
+        for (needed, left, least, expected) in [
+            (2399, 0, 50, true),
+            (2400, 0, 50, false),
+            (2300, 0, 900, true),
+            (2301, 0, 900, false),
+            // A thirty-second is 100.
+            (2399, 701, 50, true),
+            (2399, 702, 50, false),
+        ] {
+            assert_eq!(is_worth_while(3200, needed, left, least), expected, "{needed}, {left}, {least}");
+        }
+    }
 }

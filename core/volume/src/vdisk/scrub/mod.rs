@@ -29,7 +29,7 @@ use crate::engine::VdiskState;
 use crate::map::Table;
 use crate::readers::Reading;
 use crate::sco::sco_name;
-use choose::{Candidate, choose};
+use choose::{Candidate, choose, is_worth_while};
 use ovs_backend::ObjectName;
 use ovs_format::sco::ScoRef;
 use ovs_units::{ByteCount, PutId, VdiskId, planted};
@@ -45,7 +45,7 @@ use std::{
 const SCOS_AT_ONCE: u64 = 4;
 /// Old SCOs in one journal record: each takes up to 150 bytes, or 4 KiB of the largest SCOs.
 const MOVES_AT_ONCE: usize = 512;
-/// After a failure so many looks are left out.
+/// The so-manieth look after a failure is the next one.
 const AFTER_A_FAILURE: u32 = 6;
 
 /// What a scrub has done.
@@ -222,8 +222,7 @@ impl Inner {
         } else {
             found.max(mapped)
         };
-        let worth_while = (stored / 32).max(self.context.config.scrub_min_bytes);
-        stored / 4 * 3 > needed && stored - needed >= scrub.left_bytes.get() + worth_while
+        is_worth_while(stored, needed, scrub.left_bytes.get(), self.context.config.scrub_min_bytes)
     }
 
     async fn until_stalled(&self) {

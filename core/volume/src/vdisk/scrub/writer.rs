@@ -90,8 +90,7 @@ impl<'a> Writer<'a> {
                 self.moves.push(Move { origin, to: None });
                 continue;
             };
-            let filled = self.filled();
-            if filled > 0 && filled + u64::from(kept.count()) > self.inner.sco_clusters_max() {
+            if self.filled() + u64::from(kept.count()) > self.inner.sco_clusters_max() {
                 self.finish().await?;
             }
             let base = self.filled() as u32;
