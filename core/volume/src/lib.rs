@@ -16,6 +16,7 @@ mod environment;
 mod error;
 mod head;
 mod journal;
+mod limiter;
 mod log;
 mod map;
 mod overlay;
@@ -30,6 +31,7 @@ pub use engine::{
 };
 pub use environment::{Chance, Clock, SystemChance, SystemClock};
 pub use error::VolumeError;
+pub use limiter::GuestRequest;
 pub use log::{FileDevice, LogDevice};
 pub use pages::{MemoryPages, PageId, PageStore};
 pub use registry::{Entry, MemoryRegistry, Registry, Revision, Transaction};

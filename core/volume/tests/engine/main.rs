@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
+mod limits;
 mod recovery;
 mod scrub;
 mod world;
