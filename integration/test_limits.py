@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from nbd_client import FLUSH, READ, Connection
+from nbd_client import FLUSH, READ, WRITE, Connection, Gone
 from stack import MIB, Refused, run
 from test_cli import metrics
 
@@ -80,6 +80,39 @@ def test_a_guest_that_waits_is_let_go(ovs):
         assert "limits" not in ovs.ovs("vdisk", "limits", "default/v", "--none")
         while len(tags) < 21:
             tags.append(connection.reply()[3])
+
+
+def submit_writes(ovs, connection, count):
+    """Writes of which most have a long time to wait; comes back when one is answered."""
+    for number in range(count):
+        connection.submit(WRITE, 4096 * number, 4096, bytes(4096))
+    assert connection.reply()[1] == 0
+    assert ovs.ovs("vdisk", "stats", "default/v")["throttled_count"] > count - 10
+
+
+def test_a_client_that_is_cut_off_does_not_wait(ovs):
+    """Nor do those that come after it wait for its turns."""
+    ovs.create("v", "64MiB", "--iops", "1")
+    with Connection(ovs.nbd_socket, "default/v", timeout_s=20) as connection:
+        submit_writes(ovs, connection, 100)
+        ovs.ovs("vdisk", "detach", "default/v", "--force", timeout=20)
+        with pytest.raises(Gone):
+            while True:
+                connection.reply()
+    ovs.ovs("vdisk", "limits", "default/v", "--none")
+    with Connection(ovs.nbd_socket, "default/v", timeout_s=20) as connection:
+        connection.write(0, bytes(4096))
+
+
+def test_a_stop_does_not_wait_for_limits(ovs):
+    """What is under way is answered, and well."""
+    ovs.create("v", "64MiB", "--iops", "1")
+    with Connection(ovs.nbd_socket, "default/v", timeout_s=20) as connection:
+        submit_writes(ovs, connection, 100)
+        ovs.ovsd.stop(timeout_s=20)
+        for _ in range(99):
+            assert connection.reply()[1] == 0
+    ovs.restart()
 
 
 def test_limits_are_kept(ovs):
