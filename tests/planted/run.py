@@ -42,7 +42,7 @@ CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [], {})
 
 # Who looks for a defect, by how its name begins: the quick ones and those that find the most first.
 CORE = [HEAD, FOUND, OUTAGE, ROOM, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, ROT, MODEL, ENGINE]
-FINDERS = {"session": [SESSIONS], "client": [CLIENT], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND, THREADS], "registry: a commit": [CLUSTER]}
+FINDERS = {"limits": [HEAD, MODEL], "session": [SESSIONS], "client": [CLIENT], "nbd": [COMMANDS, SESSIONS], "directory": [BACKEND, THREADS], "registry: a commit": [CLUSTER]}
 
 
 def planted():

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use life::Life;
 use ovs_backend::{Call, Fault, FaultyBackend, MemoryBackend, Operation};
 use ovs_units::{
-    ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId,
-    VpoolId,
+    ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Limits, Name, Rates, SnapshotId,
+    VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId,
 };
 use ovs_volume::{
-    Chance, CreateVdisk, EngineConfig, MemoryPages, MemoryRegistry, OnFull, Vdisk, VolumeError,
+    Chance, CreateVdisk, EngineConfig, GuestRequest, MemoryPages, MemoryRegistry, OnFull, Vdisk, VolumeError,
 };
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -114,6 +114,7 @@ impl World {
                 | Step::Snapshot { .. }
                 | Step::DeleteSnapshot { .. }
                 | Step::Properties { .. }
+                | Step::Limit { .. }
                 | Step::Destage { .. }
                 | Step::Scrub { .. }
                 | Step::WaitOnBackend { .. }
@@ -145,6 +146,7 @@ impl World {
             Step::Rollback { disk, snapshot } => self.rollback(*disk, *snapshot),
             Step::Resize { disk, clusters } => self.resize(*disk, *clusters),
             Step::Properties { disk } => self.properties(*disk),
+            Step::Limit { disk, iops, requests } => self.limit(*disk, *iops, *requests),
             Step::Delete { disk } => self.delete(*disk),
             Step::Destage { disk } => self.on_stable(*disk, async |vdisk| vdisk.destage().await),
             Step::Scrub { disk } => self.scrub(*disk),
@@ -200,7 +202,7 @@ impl World {
         let Some((index, range)) = self.range(disk, at, u64::from(length)) else { return Ok(()) };
         let data = self.new_data(range);
         let (vdisk, bytes) = (self.vdisk(index)?, data.clone());
-        let answer = self.run(async move { vdisk.write(range.start, bytes, stable).await });
+        let answer = self.run(async move { a_guest_writes(&vdisk, range.start, bytes, stable).await });
         if self.is_broken(&answer) {
             return self.after_a_failed_write(vec![(index, range, Some(data))]);
         }
@@ -229,7 +231,8 @@ impl World {
         let (index, vdisk) = (*index, self.vdisk(*index)?);
         let all = writes.clone();
         let answer = self.run(async move {
-            let writes = all.into_iter().map(|(_, range, data)| vdisk.write(range.start, data, false));
+            let writes =
+                all.into_iter().map(|(_, range, data)| a_guest_writes(&vdisk, range.start, data, false));
             let written = futures_util::future::join_all(writes).await;
             written.into_iter().collect::<Result<(), VolumeError>>()?;
             // Their order is not known, so neither is what a power loss would leave of them.
@@ -249,7 +252,7 @@ impl World {
     fn zero(&mut self, disk: u8, at: u32, length: u32, stable: bool) -> Result<(), Failure> {
         let Some((index, range)) = self.range(disk, at, u64::from(length)) else { return Ok(()) };
         let vdisk = self.vdisk(index)?;
-        let answer = self.run(async move { vdisk.zero(range, stable).await });
+        let answer = self.run(async move { a_guest_zeroes(&vdisk, range, stable).await });
         if self.is_broken(&answer) {
             return self.after_a_failed_write(vec![(index, range, None)]);
         }
@@ -370,6 +373,42 @@ impl World {
         }
         // It promises nothing of what is buffered: where nothing leaves it goes on without that.
         self.verify_all()
+    }
+
+    /// Whatever else is under way, requests that come at once go on at the rate that they may.
+    fn limit(&mut self, disk: u8, iops: u16, requests: u8) -> Result<(), Failure> {
+        let Some(index) = self.index(disk) else { return Ok(()) };
+        let vdisk = self.vdisk(index)?;
+        let iops = u64::from(iops);
+        let total = Rates { iops: (iops > 0).then_some(iops), ..Rates::default() };
+        let answer = self.run(async move {
+            // Nothing is owed, and nothing is saved up beyond the little that always is.
+            vdisk.set_limits(Limits::default());
+            vdisk.set_limits(Limits { total, ..Limits::default() });
+            let start = tokio::time::Instant::now();
+            let guests = (0..requests).map(|_| vdisk.admit(GuestRequest::Zero));
+            futures_util::future::join_all(guests).await.into_iter().collect::<Result<(), _>>()?;
+            Ok(start.elapsed())
+        });
+        // One that the device has taken offline says so.
+        let Ok(took) = answer else {
+            return if self.is_broken(&answer) {
+                self.after_a_failed_write(Vec::new())
+            } else {
+                answer.map(drop)
+            };
+        };
+        let expected = Duration::from_secs_f64(f64::from(requests) / iops.max(1) as f64);
+        let is_right = match iops {
+            0 => took.is_zero(),
+            // All but the first, and those of 20 ms; a timer's tick more.
+            _ => {
+                let first = Duration::from_secs_f64(1.0 / iops as f64) + Duration::from_millis(20);
+                took + first + Duration::from_millis(1) >= expected
+                    && took <= expected + Duration::from_millis(2)
+            }
+        };
+        if is_right { Ok(()) } else { Err(format!("{requests} requests at {iops} a second took {took:?}")) }
     }
 
     /// One call on one vDisk after which everything acknowledged before is stable.
@@ -512,6 +551,23 @@ impl DiskModel {
     fn is_stable(&mut self) {
         self.unstable.clear();
     }
+}
+
+/// A write as the door of a guest does it.
+async fn a_guest_writes(
+    vdisk: &Vdisk,
+    offset: ByteOffset,
+    data: Bytes,
+    stable: bool,
+) -> Result<(), VolumeError> {
+    vdisk.admit(GuestRequest::Write(ByteCount(data.len() as u64))).await?;
+    vdisk.write(offset, data, stable).await
+}
+
+/// The same of a discard.
+async fn a_guest_zeroes(vdisk: &Vdisk, range: ByteRange, stable: bool) -> Result<(), VolumeError> {
+    vdisk.admit(GuestRequest::Zero).await?;
+    vdisk.zero(range, stable).await
 }
 
 fn overlap(one: ByteRange, other: ByteRange) -> bool {

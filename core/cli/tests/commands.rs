@@ -140,6 +140,32 @@ fn every_verb_asks_for_what_it_says() {
             "PATCH /v1/vdisks/p%3Ax",
             json!({"size_bytes": 8192, "allow_shrink": true}),
         ),
+        (
+            &["vdisk", "create", "p/x", "--iops", "500", "--read-bandwidth", "10MiB"],
+            "POST /v1/vdisks",
+            json!({"limits": {"total": {"iops": 500}, "read": {"bytes_per_s": 10 << 20}}}),
+        ),
+        (
+            &["vdisk", "clone", "p/x", "p/y", "--write-iops", "5"],
+            "POST /v1/vdisks",
+            json!({"limits": {"write": {"iops": 5}}}),
+        ),
+        (
+            &[
+                "vdisk",
+                "limits",
+                "p/x",
+                "--iops",
+                "none",
+                "--bandwidth-burst",
+                "1GiB/s",
+                "--burst-time",
+                "2m",
+            ],
+            "PATCH /v1/vdisks/p%3Ax",
+            json!({"limits": {"total": {"iops": null, "bytes_per_s_burst": 1 << 30}, "burst_s": 120}}),
+        ),
+        (&["vdisk", "limits", "p/x"], "GET /v1/vdisks/p%3Ax", json!(null)),
         (&["vdisk", "delete", "p/x", "--purge"], "DELETE /v1/vdisks/p%3Ax?purge=true", json!(null)),
         (&["vdisk", "stats", "p/x"], "GET /v1/vdisks/p%3Ax/stats", json!(null)),
         (

@@ -20,7 +20,7 @@ use ovs_nbd::{
     ClientInfo, Device, ExportInfo, Exports, Extent, NbdError, OpenError, ReadPiece, ReadReply, ZeroKind,
 };
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId, VdiskPath};
-use ovs_volume::{Vdisk, VolumeError};
+use ovs_volume::{GuestRequest, Vdisk, VolumeError};
 use std::{cell::Cell, future::Future, rc::Rc, time::Duration};
 
 /// A read of at least this much asks for holes first, so that they need not travel.
@@ -169,6 +169,19 @@ impl VdiskDevice {
         }
     }
 
+    /// Waits until the vDisk's limits let a request on. A client that is cut off waits no longer: a newer one's requests come
+    /// after all of its own.
+    async fn admit(&self, request: GuestRequest) -> Result<(), NbdError> {
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            admitted = self.vdisk.admit(request) => admitted.map_err(|error| self.to_nbd_error(error)),
+            () = self.connection.killed() => Err(NbdError::Shutdown("this client is cut off".into())),
+        }
+    }
+
     fn to_nbd_error(&self, error: VolumeError) -> NbdError {
         let text = error.to_string();
         match error {
@@ -242,6 +255,7 @@ impl Device for VdiskDevice {
     }
 
     async fn read(&self, range: ByteRange) -> Result<ReadReply, NbdError> {
+        self.admit(GuestRequest::Read(range.length)).await?;
         if range.length.0 >= HOLES_FROM_BYTES {
             return self.read_pieces(range).await;
         }
@@ -249,11 +263,13 @@ impl Device for VdiskDevice {
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, fua: bool) -> Result<(), NbdError> {
+        self.admit(GuestRequest::Write(ByteCount(data.len() as u64))).await?;
         let stable = fua || self.holder.write_through;
         self.patiently(|| self.vdisk.write(offset, data.clone(), stable)).await
     }
 
     async fn zero(&self, range: ByteRange, fua: bool, _kind: ZeroKind) -> Result<(), NbdError> {
+        self.admit(GuestRequest::Zero).await?;
         // Both kinds are changes of the map, always fast; space is never provisioned ahead.
         let stable = fua || self.holder.write_through;
         self.patiently(|| self.vdisk.zero(range, stable)).await

@@ -4,6 +4,7 @@
 
 use crate::volumes::Volumes;
 use ovs_cluster::catalogue::State;
+use ovs_units::Rates;
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
@@ -49,9 +50,11 @@ pub async fn text(volumes: &Volumes) -> String {
     families.into_iter().map(|family| family.text).collect()
 }
 
-/// Where, among the families of a vDisk, its size and its state are.
-const SIZE: usize = 11;
-const OK: usize = 12;
+/// Where, among the families of a vDisk, are its size, its state, the time that its limits cost, and they themselves.
+const SIZE: usize = 12;
+const OK: usize = 13;
+const THROTTLED_SECONDS: usize = 14;
+const LIMITS: usize = 15;
 
 async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
     let counter = |name, help| Family::new(name, "counter", help);
@@ -68,8 +71,14 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         counter("ovs_vdisk_scrub_moved_bytes_total", "Bytes that scrub has put again elsewhere."),
         counter("ovs_vdisk_scrub_freed_bytes_total", "Bytes of objects that scrub has removed."),
         gauge("ovs_vdisk_stored_bytes", "Bytes of objects of its own data on the backend."),
+        counter("ovs_vdisk_throttled_requests_total", "Requests that the vDisk's limits held back."),
         gauge("ovs_vdisk_size_bytes", "Size."),
         gauge("ovs_vdisk_ok", "1 when the vDisk's state is ok."),
+        counter("ovs_vdisk_throttled_seconds_total", "For how long limits held requests back, together."),
+        gauge("ovs_vdisk_limit_iops", "Requests per second that a limit allows."),
+        gauge("ovs_vdisk_limit_burst_iops", "The same in a burst."),
+        gauge("ovs_vdisk_limit_bytes_per_second", "Bytes per second that a limit allows."),
+        gauge("ovs_vdisk_limit_burst_bytes_per_second", "The same in a burst."),
     ];
     for stored in volumes.all_records().await {
         let record = stored.record;
@@ -80,6 +89,13 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         let labels: [(&str, &dyn Display); 3] =
             [("vpool", &vpool), ("vdisk", &record.name), ("uuid", &record.id)];
         families[SIZE].sample(&labels, record.size_bytes);
+        for (of, Rates { iops, iops_burst, bytes_per_s, bytes_per_s_burst }) in record.limits.groups() {
+            let labels: [(&str, &dyn Display); 4] = [labels[0], labels[1], labels[2], ("of", &of)];
+            let limits = [iops, iops_burst, bytes_per_s, bytes_per_s_burst];
+            for (family, limit) in families[LIMITS..].iter_mut().zip(limits) {
+                limit.into_iter().for_each(|limit| family.sample(&labels, limit));
+            }
+        }
         let Some(stats) = volumes.engine.vdisk(record.id).map(|vdisk| vdisk.stats()) else {
             families[OK].sample(&labels, 0);
             continue;
@@ -96,10 +112,12 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
             stats.scrub_moved_bytes,
             stats.scrub_freed_bytes,
             stats.stored.0,
+            stats.throttled,
         ];
         for (family, value) in families.iter_mut().zip(values) {
             family.sample(&labels, value);
         }
+        families[THROTTLED_SECONDS].sample(&labels, stats.throttled_for.as_secs_f64());
         families[OK].sample(&labels, u8::from(stats.state == ovs_volume::VdiskState::Ok));
     }
     families

@@ -8,12 +8,16 @@
 
 mod block;
 mod id;
+mod limits;
 mod name;
 mod planted;
 mod size;
 
 pub use block::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange};
 pub use id::{Epoch, JournalIndex, PutId, ScoNumber, Sequence, SnapshotId, VdiskId, VpoolId};
+pub use limits::{
+    BURST_S_DEFAULT, BURST_S_MAX, BYTES_PER_S_MAX, BYTES_PER_S_MIN, IOPS_MAX, Limits, LimitsError, Rates,
+};
 pub use name::{Name, NameError, VdiskPath, VdiskPathError};
 pub use planted::planted;
 pub use size::{SizeError, format_size, parse_size};

@@ -16,6 +16,7 @@ mod environment;
 mod error;
 mod head;
 mod journal;
+mod limiter;
 mod log;
 mod map;
 mod overlay;
@@ -31,6 +32,7 @@ pub use engine::{
 };
 pub use environment::{Chance, Clock, SystemChance, SystemClock};
 pub use error::VolumeError;
+pub use limiter::GuestRequest;
 pub use log::{FileDevice, LogDevice};
 pub use map::MapStats;
 pub use pages::{MemoryPages, PageId, PageStore};

@@ -16,6 +16,7 @@ pub mod containers;
 pub mod driver;
 pub mod filesystem_options;
 pub mod host;
+mod limit_options;
 pub mod message;
 pub mod options;
 pub mod ovsd;

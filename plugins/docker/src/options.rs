@@ -1,16 +1,17 @@
 //! The options of `docker volume create -d ovs -o KEY=VALUE`, checked before anything is made.
 //!
-//! Docker checks nothing for a plugin: every key and value arrives verbatim. What is not listed in [`KEYS`] is refused
+//! Docker checks nothing for a plugin: every key and value arrives verbatim. What is not listed in [`KEYS`] or [`LIMIT_KEYS`] is refused
 //! with the list, and every value has a rule. Options for other programs go through `filesystem_options`.
 //!
 //! Options are remembered with the volume as canonical text, so that a second create can be compared with the first.
 
 use crate::filesystem_options::{MkfsOptions, MountOptions};
-use ovs_units::{Name, VDISK_SIZE_BYTES_MAX, VdiskPath, format_size, parse_size};
+use crate::limit_options::{self, LIMIT_KEYS};
+use ovs_units::{Limits, Name, VDISK_SIZE_BYTES_MAX, VdiskPath, format_size, parse_size};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 use thiserror::Error;
 
-/// Every option, with its meaning for the error text.
+/// Every option but those in [`LIMIT_KEYS`], with its meaning for the error text.
 pub const KEYS: [(&str, &str); 12] = [
     ("from", "another volume to clone: NAME[@SNAPSHOT] or POOL/NAME[@SNAPSHOT]"),
     ("fstype", "ext4 or xfs"),
@@ -132,6 +133,8 @@ pub struct VolumeOptions {
     pub vpool: Option<Name>,
     /// What to clone.
     pub origin: Option<Origin>,
+    /// What the container may do per second.
+    pub limits: Limits,
     /// Labels of the user's own.
     pub labels: BTreeMap<String, String>,
     /// What was given, in canonical text.
@@ -159,8 +162,12 @@ pub enum OptionError {
     Together(String),
 }
 
+fn keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().chain(&LIMIT_KEYS).map(|(key, _)| *key)
+}
+
 fn allowed_keys() -> String {
-    KEYS.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ")
+    keys().collect::<Vec<_>>().join(", ")
 }
 
 /// The beginning of what was given: a hostile value may be a megabyte long.
@@ -173,7 +180,7 @@ impl VolumeOptions {
     pub fn parse(opts: &BTreeMap<String, String>) -> Result<VolumeOptions, OptionError> {
         let unknown: Vec<String> = opts
             .keys()
-            .filter(|key| !KEYS.iter().any(|(known, _)| known == key))
+            .filter(|key| !keys().any(|known| known == *key))
             .take(10)
             .map(|key| format!("{:?}", clip(key)))
             .collect();
@@ -196,6 +203,12 @@ impl VolumeOptions {
         };
         let vpool = value(opts, "vpool", |text| Name::new(text).map_err(|e| e.to_string()))?;
         let labels = value(opts, "label", parse_labels)?.unwrap_or_default();
+        let given = |key: &str| opts.get(key).map(String::as_str);
+        let limits = limit_options::parse(given).map_err(|(key, reason)| OptionError::Value {
+            key,
+            given: clip(given(key).unwrap_or_default()),
+            reason,
+        })?;
 
         if origin.is_some() && !mkfs.is_empty() {
             return Err(OptionError::Together(
@@ -213,6 +226,7 @@ impl VolumeOptions {
             root,
             vpool,
             origin,
+            limits,
             labels,
             given: BTreeMap::new(),
         };
@@ -257,6 +271,7 @@ impl VolumeOptions {
             let key = if origin.is_template { "template" } else { "from" };
             put(key, Some(origin.to_string()));
         }
+        limit_options::canonical(&self.limits).for_each(|(key, text)| put(key, Some(text)));
         let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         put("label", (!labels.is_empty()).then(|| labels.join(",")));
         given
@@ -492,6 +507,7 @@ mod tests {
         check_refused(&[("mount_opts", "logbufs=8")], &["mount_opts", "logbufs", "noatime"]);
         check_refused(&[("from", "a/b/c")], &["from"]);
         check_refused(&[("template", "../../etc")], &["template"]);
+        check_refused(&[("iops", "0")], &["iops=\"0\"", "1 to 100000000"]);
     }
 
     #[test]
@@ -525,6 +541,8 @@ mod tests {
             ("mode", "700"),
             ("vpool", "fast"),
             ("label", "team=db,tier=1"),
+            ("iops", "500"),
+            ("write_bandwidth", "20MiB"),
         ])
         .unwrap();
         assert_eq!(VolumeOptions::from_remembered(&options.remembered()).unwrap(), options);
@@ -555,6 +573,7 @@ mod tests {
         check_differences(&[], &[("size", "10GiB"), ("fstype", "ext4"), ("vpool", "default")], &[]);
         check_differences(&[], &[("uid", "0"), ("gid", "0"), ("mode", "755")], &[]);
         check_differences(&[], &[("fstype", "xfs")], &["fstype is ext4, asked for xfs"]);
+        check_differences(&[("iops", "5")], &[("iops", "6")], &["iops is 5, asked for 6"]);
         check_differences(&[], &[("from", "v")], &["from is none, asked for v"]);
         check_differences(&[("from", "v@s")], &[("snapshot", "s"), ("from", "v")], &[]);
         check_differences(

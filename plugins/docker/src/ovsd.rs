@@ -18,7 +18,7 @@ use crate::{
     options::{ExistingVolume, Fstype, Origin, VolumeOptions},
     record::VolumeDirectory,
 };
-use ovs_units::{Name, VdiskId};
+use ovs_units::{Limits, Name, VdiskId};
 use std::{collections::BTreeMap, future::Future, path::PathBuf};
 use thiserror::Error;
 
@@ -120,6 +120,8 @@ pub struct NewVdisk {
     pub size_bytes: Option<u64>,
     /// The vDisk to clone, and how.
     pub origin: Option<(VdiskId, Origin)>,
+    /// Its limits.
+    pub limits: Limits,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }

@@ -74,6 +74,7 @@ impl Ovsd for Rpc {
     async fn create(&self, new: &NewVdisk) -> Result<Vdisk, OvsdError> {
         let mut request = CreateVdisk::new(new.vpool.clone(), new.name.clone());
         request.size_bytes = new.size_bytes;
+        request.limits = new.limits.into();
         request.description = "Docker volume".to_owned();
         request.labels = Labels(new.labels.clone());
         match &new.origin {

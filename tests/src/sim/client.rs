@@ -8,7 +8,7 @@ use super::{
 use crate::{Random, history::Change};
 use bytes::Bytes;
 use ovs_units::{ByteCount, ByteOffset, ByteRange};
-use ovs_volume::VolumeError;
+use ovs_volume::{GuestRequest, VolumeError};
 use std::{rc::Rc, time::Duration};
 
 /// An operation is sent so often.
@@ -111,9 +111,14 @@ impl Site {
     async fn sent(&self, disk: &Rc<Disk>, change: &Change, stable: bool) -> Result<(), Stop> {
         for _ in 0..TRIES {
             let vdisk = disk.open().map_err(|_| Stop)?;
-            let answer = match change {
-                Change::Write(offset, data) => vdisk.write(*offset, data.clone(), stable).await,
-                Change::Zero(range) => vdisk.zero(*range, stable).await,
+            let request = match change {
+                Change::Write(_, data) => GuestRequest::Write(ByteCount(data.len() as u64)),
+                Change::Zero(_) => GuestRequest::Zero,
+            };
+            let answer = match (vdisk.admit(request).await, change) {
+                (Err(error), _) => Err(error),
+                (Ok(()), Change::Write(offset, data)) => vdisk.write(*offset, data.clone(), stable).await,
+                (Ok(()), Change::Zero(range)) => vdisk.zero(*range, stable).await,
             };
             match answer {
                 Ok(()) => return Ok(()),
@@ -140,6 +145,9 @@ impl Site {
 
     async fn read(&self, disk: &Rc<Disk>, range: ByteRange) -> Result<(), Stop> {
         let vdisk = disk.open().map_err(|_| Stop)?;
+        if let Err(error) = vdisk.admit(GuestRequest::Read(range.length)).await {
+            return self.look_at(disk, "a read", error);
+        }
         match vdisk.read(range).await {
             Ok(found) => {
                 let expected = disk.history.borrow().now().read(range);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{Content, history::Cut};
 use bytes::Bytes;
-use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Name, SnapshotId, VdiskId, VpoolId};
+use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Limits, Name, Rates, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{Chance, CreateVdisk, Engine, OnFull, SnapshotInfo, Vdisk, VolumeError};
 use std::{rc::Rc, time::Duration};
 
@@ -107,7 +107,7 @@ impl Operator {
             (15, _) => self.create(None).await,
             (16..=17, _) => self.destage(&disk).await,
             (18, _) => self.scrub(&disk).await,
-            _ => Ok(()),
+            _ => self.limit(&disk),
         }
     }
 
@@ -263,6 +263,17 @@ impl Operator {
             is_on_backend: false,
             was_cut: false,
         });
+        Ok(())
+    }
+
+    /// Other limits, or none, whoever waits.
+    fn limit(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
+        let Ok(vdisk) = disk.open() else { return Ok(()) };
+        let random = &self.site.random;
+        let some = |rate: u64| random.one_in(2).then(|| rate << random.below(8));
+        let total = Rates { iops: some(50), bytes_per_s: some(1 << 20), ..Rates::default() };
+        let write = Rates { iops: some(50), ..Rates::default() };
+        vdisk.set_limits(Limits { total, write, ..Limits::default() });
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! The engine dies in the middle of operations; each may have happened or not, none by half.
 
-use super::{Content, DiskModel, Failure, SNAPSHOTS_MAX, SnapshotModel, VDISKS_MAX, World, overlap};
+use super::{
+    Content, DiskModel, Failure, SNAPSHOTS_MAX, SnapshotModel, VDISKS_MAX, World, a_guest_writes,
+    a_guest_zeroes, overlap,
+};
 use crate::InFlight;
 use bytes::Bytes;
 use ovs_units::{ByteCount, ByteRange, CLUSTER_SIZE_BYTES, SnapshotId, VdiskId};
@@ -117,11 +120,11 @@ impl World {
             }),
             Change::Write(range, data, stable) => {
                 let (offset, data, stable) = (range.start, data.clone(), *stable);
-                Box::pin(async move { vdisk.write(offset, data, stable).await })
+                Box::pin(async move { a_guest_writes(&vdisk, offset, data, stable).await })
             }
             Change::Zero(range) => {
                 let range = *range;
-                Box::pin(async move { vdisk.zero(range, false).await })
+                Box::pin(async move { a_guest_zeroes(&vdisk, range, false).await })
             }
             Change::Snapshot(snapshot) => {
                 let (id, name) = (snapshot.id, snapshot.name.clone());

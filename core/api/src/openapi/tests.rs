@@ -3,7 +3,7 @@
 use super::*;
 use crate::types::*;
 use crate::{Method, VdiskRef};
-use ovs_units::{Name, SnapshotId, VdiskId, VpoolId};
+use ovs_units::{Limits, Name, Rates, SnapshotId, VdiskId, VpoolId};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -197,6 +197,12 @@ fn vdisk() -> Vdisk {
         attachment_count: 0,
         on_full: OnFull::Enospc,
         stall_timeout_ms: None,
+        limits: Limits {
+            total: Rates { iops: Some(500), iops_burst: Some(2000), ..Rates::default() },
+            read: Rates { bytes_per_s: Some(100 << 20), ..Rates::default() },
+            burst_s: Some(10),
+            ..Limits::default()
+        },
         host: "h".into(),
         nbd_socket: "/run/ovs/nbd/x.sock".into(),
         nbd_uri: "nbd+unix:///?socket=/run/ovs/nbd/x.sock".into(),

@@ -9,6 +9,7 @@ mod device;
 mod event;
 mod export;
 mod label;
+mod limits;
 mod page;
 mod snapshot;
 mod status;
@@ -29,6 +30,7 @@ pub use device::{Device, DeviceList, PutDevice};
 pub use event::{Event, EventId, EventKind};
 pub use export::{CreateExport, Export, ExportProtocol};
 pub use label::{LABEL_COUNT_MAX, LabelSelector, Labels, LabelsPatch};
+pub use limits::{LimitsPatch, RatesPatch};
 pub use page::{Cursor, LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Page};
 pub use snapshot::{CreateSnapshot, GetSnapshotQuery, Snapshot, SnapshotWait};
 pub use status::{

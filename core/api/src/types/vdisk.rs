@@ -1,9 +1,12 @@
 use super::page::check_limit;
 use super::{
-    Cursor, DESCRIPTION_BYTES_MAX, LabelSelector, Labels, LabelsPatch, Request, Timestamp, check_text,
+    Cursor, DESCRIPTION_BYTES_MAX, LabelSelector, Labels, LabelsPatch, LimitsPatch, Request, Timestamp,
+    check_text,
 };
 use crate::{Problem, SnapshotRef, VdiskRef};
-use ovs_units::{CLUSTER_SIZE_BYTES, Epoch, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId};
+use ovs_units::{
+    CLUSTER_SIZE_BYTES, Epoch, Limits, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -85,6 +88,9 @@ pub struct Vdisk {
     /// How long they wait; without end when missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout_ms: Option<u64>,
+    /// What its guests may do per second.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// The host that owns it.
     pub host: String,
     /// The NBD socket that serves this vDisk alone.
@@ -131,6 +137,7 @@ pub struct Source {
     source: None,
     on_full: None,
     stall_timeout_ms: None,
+    limits: LimitsPatch::default(),
     protected: false,
     description: String::new(),
     labels: Labels::default(),
@@ -160,6 +167,9 @@ pub struct CreateVdisk {
     /// The vPool's when not given; 0: without end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout_ms: Option<u64>,
+    /// What its guests may do per second; a clone has none of its source's.
+    #[serde(default, skip_serializing_if = "LimitsPatch::is_empty")]
+    pub limits: LimitsPatch,
     /// Refuse to delete it.
     #[serde(default)]
     pub protected: bool,
@@ -184,6 +194,7 @@ impl CreateVdisk {
             source: None,
             on_full: None,
             stall_timeout_ms: None,
+            limits: LimitsPatch::default(),
             protected: false,
             description: String::new(),
             labels: Labels::default(),
@@ -220,6 +231,9 @@ pub struct PatchVdisk {
     /// 0: without end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout_ms: Option<u64>,
+    /// What its guests may do per second, at once.
+    #[serde(default, skip_serializing_if = "LimitsPatch::is_empty")]
+    pub limits: LimitsPatch,
     /// Empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
@@ -305,6 +319,12 @@ pub struct VdiskStats {
     pub scrub_moved_bytes: u64,
     /// Scrub has removed objects of this size.
     pub scrub_freed_bytes: u64,
+    /// Requests that its limits held back.
+    #[serde(default)]
+    pub throttled_count: u64,
+    /// For how long, together.
+    #[serde(default)]
+    pub throttled_ms: u64,
 }
 
 /// Refuses sizes that no vDisk may have.
@@ -327,6 +347,7 @@ impl Request for CreateVdisk {
         if self.template.is_some() && self.source.is_some() {
             return Err(Problem::field("template", "template and source", "one of them, or neither"));
         }
+        self.limits.patch(Limits::default())?;
         check_text("description", &self.description, DESCRIPTION_BYTES_MAX)?;
         self.labels.check()
     }

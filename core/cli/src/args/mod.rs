@@ -2,11 +2,13 @@
 //!
 //! Not here: what the words do (`commands`).
 
+mod limits;
 mod pool;
 mod system;
 pub mod target;
 mod vdisk;
 
+pub use limits::LimitArgs;
 pub use pool::{
     BackendCommand, BackendKindArg, CreatePresetArgs, CreateVpoolArgs, ExportCommand, ExportProtocolArg,
     PresetCommand, RecoverArgs, TrashCommand, VmachineCommand, VpoolCommand,

@@ -1,5 +1,6 @@
 //! The verbs of vDisks, their snapshots, templates and attachments.
 
+use super::limits::LimitArgs;
 use super::target::{
     NewVdisk, SnapshotTarget, SourceTarget, VdiskTarget, duration_ms, label, label_selector, vdisk_size,
 };
@@ -41,6 +42,17 @@ pub enum VdiskCommand {
         #[arg(long)]
         allow_shrink: bool,
     },
+    /// Limit what a vDisk's guests may do per second, at once; without an option: show the limits
+    Limits {
+        /// The vDisk, or its UUID
+        #[arg(value_name = "POOL/NAME")]
+        vdisk: VdiskTarget,
+        /// No limits but those that are given here
+        #[arg(long)]
+        none: bool,
+        #[command(flatten)]
+        limits: Box<LimitArgs>,
+    },
     /// Delete a vDisk with its snapshots: to the trash, from where it can be restored
     Delete {
         /// The vDisk, or its UUID
@@ -76,6 +88,8 @@ pub enum VdiskCommand {
         /// Larger than the source
         #[arg(long, value_name = "SIZE", value_parser = vdisk_size)]
         size: Option<ByteCount>,
+        #[command(flatten)]
+        limits: Box<LimitArgs>,
     },
     /// Fill a vDisk from a disk image: raw, a pipe of raw, or qcow2
     Import(ImportArgs),
@@ -134,6 +148,8 @@ pub struct CreateVdiskArgs {
     /// A label to keep with it; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub label: Vec<(String, String)>,
+    #[command(flatten)]
+    pub limits: Box<LimitArgs>,
 }
 
 /// What happens when there is no space.

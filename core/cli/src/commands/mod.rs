@@ -6,6 +6,7 @@ mod events;
 mod export;
 mod generate;
 mod host;
+mod limits;
 mod snapshot;
 mod status;
 mod task;

@@ -1,6 +1,6 @@
 //! `ovs vdisk ...`, apart from import and export.
 
-use super::{Context, attachment, every, label_lines, snapshot, state, task, word};
+use super::{Context, attachment, every, label_lines, limits, snapshot, state, task, word};
 use crate::{
     args::{CreateVdiskArgs, VdiskCommand, target::VdiskTarget},
     failure::Failure,
@@ -30,6 +30,7 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
             let changed = client.update_vdisk(&vdisk.0, &patch).await?;
             context.output.done(&changed, format!("{vdisk} is {} now", size(changed.size_bytes)))
         }
+        VdiskCommand::Limits { vdisk, none, limits } => limits::run(context, vdisk, none, *limits).await,
         VdiskCommand::Delete { vdisk, purge } => {
             client.delete_vdisk(&vdisk.0, &DeleteVdiskQuery { purge }).await?;
             context.output.gone(match purge {
@@ -45,9 +46,10 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
             let begun = client.scrub_vdisk(&vdisk.0).await?;
             task::finish(context, begun.0, no_wait, &format!("{vdisk} is scrubbed")).await
         }
-        VdiskCommand::Clone { source, new, size } => {
+        VdiskCommand::Clone { source, new, size, limits } => {
             let mut request = CreateVdisk::new(new.vpool.clone(), new.name.clone());
             request.size_bytes = size.map(|size| size.0);
+            request.limits = limits.patch();
             let snapshot = source.snapshot.clone().map(SnapshotRef::Name);
             request.source = Some(Source { vdisk: source.vdisk.0.clone(), snapshot });
             let created = client.create_vdisk(&request).await?;
@@ -72,6 +74,7 @@ async fn create(context: &Context, args: CreateVdiskArgs) -> Result<(), Failure>
         template: args.template.map(|template| template.0),
         on_full: args.full.on_full.map(Into::into),
         stall_timeout_ms: args.full.stall_timeout,
+        limits: args.limits.patch(),
         protected: args.protected,
         description: args.description,
         labels: Labels(args.label.into_iter().collect()),
@@ -152,6 +155,7 @@ fn view(shown: &Shown, output: &Output) -> String {
         .with("protected", yes_no(vdisk.protected))
         .with_some("clone of", vdisk.base.as_ref().map(|base| format!("{}@{}", base.vdisk, base.snapshot)))
         .with("when full", format!("{}{stall}", word(vdisk.on_full)))
+        .with_each("limits", limits::lines(&vdisk.limits))
         .with("host", &vdisk.host)
         .with("created", time(&vdisk.created_at, &output.zone))
         .with_some("description", Some(&vdisk.description).filter(|text| !text.is_empty()))
@@ -190,6 +194,7 @@ fn view_stats(stats: &VdiskStats) -> String {
         .with("stored there", size(stats.stored_bytes))
         .with("nobody needs", stats.reclaimable_bytes.map_or_else(|| "not known yet".to_owned(), size))
         .with("in the write buffer", size(stats.buffered_bytes))
+        .with("held back by limits", format!("{}, {} ms", stats.throttled_count, stats.throttled_ms))
         .with("times opened", stats.epoch)
         .with("operations", stats.sequence)
         .to_string()
@@ -236,7 +241,13 @@ default/x        4KiB         0B          1         1  stalled  clone
     #[test]
     fn one_as_people_see_it() {
         let shown = Shown {
-            vdisk: vdisk("web-1", json!({"labels": {"a": "1", "b": "2"}, "description": "two\nlines"})),
+            vdisk: vdisk(
+                "web-1",
+                json!({
+                    "labels": {"a": "1", "b": "2"}, "description": "two\nlines",
+                    "limits": {"total": {"iops": 500, "bytes_per_s": 104857600}},
+                }),
+            ),
             snapshots: vec![snapshot::example()],
             attachments: vec![attachment::example()],
         };
@@ -250,6 +261,8 @@ in the write buffer  4KiB
 template             no
 protected            no
 when full            stall
+limits               500 IOPS
+                     100MiB/s
 host                 h1
 created              2026-11-20 10:00:00
 description          two\\nlines
@@ -288,7 +301,7 @@ default/web-1  qemu 123  docker  exclusive            1  00000000-0000-0000-0000
             "vdisk": uuid::Uuid::nil(), "epoch": 3, "sequence": 900, "read_count": 10, "write_count": 20, "flush_count": 5,
             "read_bytes": 40960, "written_bytes": 81920, "backend_put_bytes": 4194304, "allocated_bytes": 65536,
             "buffered_bytes": 0, "stored_bytes": 4198400, "reclaimable_bytes": 4132864, "scrub_moved_bytes": 0,
-            "scrub_freed_bytes": 0,
+            "scrub_freed_bytes": 0, "throttled_count": 7, "throttled_ms": 350,
         }))
         .unwrap();
         let expected = "\
@@ -300,6 +313,7 @@ on the backend       64KiB
 stored there         4MiB
 nobody needs         3.9MiB
 in the write buffer  0B
+held back by limits  7, 350 ms
 times opened         3
 operations           900
 ";

@@ -2,7 +2,7 @@
 //! that a record of an older program still reads.
 
 use super::Record;
-use ovs_units::{ByteCount, COUNTER_MAX, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
+use ovs_units::{ByteCount, COUNTER_MAX, Limits, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -255,6 +255,9 @@ pub struct VdiskRecord {
     /// How long a write waits for room; `None`: for ever.
     #[serde(default)]
     pub stall_timeout_ms: Option<u64>,
+    /// What its guests may do per second.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// A template is frozen; its children start from this snapshot.
     #[serde(default)]
     pub template: Option<SnapshotId>,
@@ -317,6 +320,7 @@ impl Record for VdiskRecord {
         check_counter("version", self.version)?;
         check_counter("generation", self.generation)?;
         check_size("size_bytes", self.size_bytes)?;
+        self.limits.check().map_err(|error| error.to_string())?;
         if let Some(Pending::ZeroTail(from)) = self.pending {
             check_size("pending", from)?;
         }

@@ -20,6 +20,7 @@ fn vdisk(number: u128, name: &str) -> VdiskRecord {
         protected: false,
         on_full: OnFullPolicy::Stall,
         stall_timeout_ms: None,
+        limits: Default::default(),
         template: None,
         base: None,
         trash: None,

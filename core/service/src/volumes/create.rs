@@ -21,7 +21,7 @@ use ovs_api::{
     CreateVdisk, Created, EventKind, Problem, ProblemKind, SnapshotRef, Vdisk as ApiVdisk, VdiskRef,
 };
 use ovs_cluster::catalogue::{BaseRecord, CatalogueError, FORMAT, State, Stored, VdiskRecord, VpoolRecord};
-use ovs_units::{Name, SnapshotId, VdiskId};
+use ovs_units::{Limits, Name, SnapshotId, VdiskId};
 use ovs_volume::{CreateVdisk as EngineCreate, Vdisk};
 use std::rc::Rc;
 
@@ -143,6 +143,7 @@ impl Volumes {
             protected: request.protected,
             on_full: to_policy(request.on_full.unwrap_or(from_policy(vpool.on_full))),
             stall_timeout_ms,
+            limits: request.limits.patch(Limits::default())?,
             template: None,
             base: parent.map(|parent| parent.base.clone()),
             trash: None,
@@ -203,7 +204,9 @@ impl Volumes {
             base: record.base.as_ref().map(|base| (base.vdisk, base.snapshot)),
             on_full: to_engine(record.on_full, record.stall_timeout_ms),
         };
-        self.engine.create_vdisk(request).await.map(drop).map_err(from_volume)
+        let vdisk = self.engine.create_vdisk(request).await.map_err(from_volume)?;
+        vdisk.set_limits(record.limits);
+        Ok(())
     }
 
     /// Takes back a vDisk that was not finished: nothing of it has been seen by anybody. What cannot be taken back now

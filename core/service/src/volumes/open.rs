@@ -141,6 +141,7 @@ impl Volumes {
                 VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
                 other => from_volume(other),
             })?;
+        vdisk.set_limits(stored.record.limits);
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
     }

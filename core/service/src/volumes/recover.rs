@@ -353,6 +353,7 @@ fn record_of(vpool: VpoolId, found: &FoundVdisk, now_ms: u64) -> VdiskRecord {
             protected: true,
             on_full: OnFullPolicy::Stall,
             stall_timeout_ms: None,
+            limits: Default::default(),
             template: None,
             base: found.base.map(|(vdisk, snapshot)| BaseRecord { vdisk, snapshot, taken_for_clone: false }),
             trash: None,

@@ -93,6 +93,7 @@ impl Volumes {
             attachment_count: self.attachments.list(Some(record.id)).len() as u64,
             on_full: from_policy(record.on_full),
             stall_timeout_ms: record.stall_timeout_ms,
+            limits: record.limits,
             host: self.settings.host_name.clone(),
             nbd_socket: paths.nbd_vdisk_socket(record.id).to_string_lossy().into_owned(),
             nbd_uri: paths.nbd_uri(record.id),
@@ -131,6 +132,8 @@ impl Volumes {
             reclaimable_bytes: stats.reclaimable.map(|bytes| bytes.0),
             scrub_moved_bytes: stats.scrub_moved_bytes,
             scrub_freed_bytes: stats.scrub_freed_bytes,
+            throttled_count: stats.throttled,
+            throttled_ms: stats.throttled_for.as_millis() as u64,
         })
     }
 

@@ -212,6 +212,7 @@ impl Volumes {
     /// Stops: nobody new gets in, connections end, what is buffered leaves as far as `patience` goes.
     pub async fn stop(&self, patience: Duration) -> Result<(), ovs_volume::VolumeError> {
         self.is_stopping.set(true);
+        self.engine.lift_limits();
         if tokio::time::timeout(DOORS_PATIENCE, self.sockets.stop()).await.is_err() {
             tracing::warn!("NBD connections are cut off: what they wait for was not acknowledged");
         }

@@ -81,6 +81,7 @@ impl Engine {
         if let Some(vdisk) = removed {
             vdisk.inner.closing.set(true);
             vdisk.inner.is_ended.set(true);
+            vdisk.inner.limiter.let_go();
             vdisk.inner.destage_soon();
             // Whoever is in the middle of a put or a journal step finishes it: nothing may appear after the removal.
             let _scrubbing = vdisk.inner.scrub.turn.lock().await;

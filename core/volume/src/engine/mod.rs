@@ -23,7 +23,7 @@ use crate::map::{Table, Tree};
 use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
 use crate::{Revision, Transaction, Vdisk, VolumeError, journal};
 use ovs_backend::Backend;
-use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
+use ovs_units::{CLUSTER_SIZE_BYTES, Limits, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -309,6 +309,12 @@ impl Engine {
         Ok(())
     }
 
+    /// No vDisk is limited from now on, and nobody waits for its turn: before a stop.
+    pub fn lift_limits(&self) {
+        let vdisks = self.inner.vdisks.borrow();
+        vdisks.values().for_each(|vdisk| vdisk.inner.limiter.set(Limits::default()));
+    }
+
     /// Figures as of now.
     pub fn stats(&self) -> EngineStats {
         let log = self.inner.context.log.stats();
@@ -330,6 +336,7 @@ impl Engine {
         let vdisks: Vec<Vdisk> = self.inner.vdisks.borrow().values().cloned().collect();
         for vdisk in &vdisks {
             vdisk.inner.closing.set(true);
+            vdisk.inner.limiter.let_go();
             vdisk.inner.destage_soon();
         }
         let deadline = context.clock.now() + patience;
@@ -359,6 +366,8 @@ impl Engine {
                 let Some(inner) = Weak::upgrade(&engine) else { break };
                 let log = inner.context.log.clone();
                 let Err(reason) = log.check_online() else { continue };
+                // Whatever waits for its turn has an error to hear of.
+                inner.vdisks.borrow().values().for_each(|vdisk| vdisk.inner.limiter.let_go());
                 for id in log.state.lost.take() {
                     let vdisk = inner.vdisks.borrow().get(&id).cloned();
                     let Some(vdisk) = vdisk else { continue };

@@ -168,6 +168,10 @@ pub struct VdiskStats {
     pub scrub_moved_bytes: u64,
     /// Bytes of objects that scrub has removed.
     pub scrub_freed_bytes: u64,
+    /// Guests' requests that the limits held back.
+    pub throttled: u64,
+    /// For how long, together.
+    pub throttled_for: Duration,
 }
 
 /// Figures of the engine.

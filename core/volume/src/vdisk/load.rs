@@ -16,6 +16,7 @@ use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
 use crate::journal;
+use crate::limiter::Limiter;
 use crate::log::Record as LogRecord;
 use crate::map::copy::{self, CopyId};
 use crate::map::{Checkpoint, Table, Tree};
@@ -46,6 +47,7 @@ impl Vdisk {
     ) -> Vdisk {
         let CloneSource { tree, table, pending, .. } = source;
         let stored_bytes = scrub::stored_bytes(&table, id);
+        let limiter = Limiter::new(context.clock.clone());
         let inner = Inner {
             id,
             vpool: head.head.vpool,
@@ -84,6 +86,7 @@ impl Vdisk {
             destaged: Notify::new(),
             readers: Readers::default(),
             scrub: scrub::Scrub::new(stored_bytes),
+            limiter,
             counters: Counters::default(),
         };
         Vdisk { inner: Rc::new(inner) }

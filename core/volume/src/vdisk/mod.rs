@@ -14,6 +14,7 @@
 mod copy;
 mod destage;
 mod lifecycle;
+mod limits;
 mod load;
 mod loss;
 mod read;
@@ -29,6 +30,7 @@ pub(crate) use snapshot::{CloneSource, SnapshotNode};
 use crate::VolumeError;
 use crate::engine::{Context, OnFull, SnapshotInfo, VdiskState, VdiskStats};
 use crate::head::VersionedHead;
+use crate::limiter::Limiter;
 use crate::map::{Table, Tree};
 use crate::overlay::Layer;
 use crate::readers::{Readers, Reading};
@@ -108,6 +110,7 @@ pub(crate) struct Inner {
     /// Every view: the SCOs that it may read stay.
     readers: Readers,
     pub(crate) scrub: scrub::Scrub,
+    pub(crate) limiter: Limiter,
     counters: Counters,
 }
 
@@ -193,6 +196,8 @@ impl Vdisk {
             reclaimable: inner.scrub.reclaimable(),
             scrub_moved_bytes: inner.scrub.moved_bytes.get(),
             scrub_freed_bytes: inner.scrub.freed_bytes.get(),
+            throttled: inner.limiter.throttled().requests,
+            throttled_for: inner.limiter.throttled().waited,
         }
     }
 
@@ -280,6 +285,7 @@ impl Inner {
     fn go_offline(&self, reason: String) {
         tracing::error!(vdisk = %self.id, reason, "vDisk is offline");
         *self.trouble.borrow_mut() = Some(VdiskState::Offline(reason));
+        self.limiter.let_go();
         self.destaged.notify_waiters();
         self.settled.notify_waiters();
     }

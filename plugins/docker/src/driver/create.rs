@@ -66,6 +66,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
                 name: name.clone(),
                 size_bytes: Some(size_bytes),
                 origin: None,
+                limits: options.limits,
                 labels,
             });
         };
@@ -88,6 +89,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
             name: name.clone(),
             size_bytes: options.size_bytes,
             origin: Some((source.uuid, origin.clone())),
+            limits: options.limits,
             labels,
         })
     }

@@ -40,7 +40,8 @@ async fn fill(volumes: &Rc<Volumes>) {
     volumes.create_vdisk(clone_of("b", "c"), no_terms()).await.unwrap();
     write(volumes, "b", 0, 3, 4096).await;
     volumes.set_template(vdisk_ref("c"), no_terms()).await.unwrap();
-    let rename = PatchVdisk { name: Some(name("renamed")), protected: Some(true), ..patch() };
+    let limits = serde_json::from_value(serde_json::json!({"total": {"iops": 5}})).unwrap();
+    let rename = PatchVdisk { name: Some(name("renamed")), protected: Some(true), limits, ..patch() };
     volumes.update_vdisk(vdisk_ref("b"), rename, no_terms()).await.unwrap();
     volumes.create_vdisk(new_vdisk("t", 8192), no_terms()).await.unwrap();
     volumes.delete_vdisk(vdisk_ref("t"), DeleteVdiskQuery::default(), no_terms()).await.unwrap();

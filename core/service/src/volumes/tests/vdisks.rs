@@ -2,8 +2,12 @@
 
 use super::*;
 use ovs_api::{
-    DeleteVdiskQuery, ListQuery, RestoreTrash, RollbackVdisk, SnapshotRef, TrashQuery, VdiskQuery, VdiskState,
+    DeleteVdiskQuery, LimitsPatch, ListQuery, RestoreTrash, RollbackVdisk, SnapshotRef, TrashQuery,
+    VdiskQuery, VdiskState,
 };
+use ovs_units::Limits;
+use ovs_volume::GuestRequest;
+use serde_json::json;
 
 #[test]
 fn the_same_create_again_finds_it_and_a_different_one_is_refused() {
@@ -330,5 +334,96 @@ fn a_damaged_map_page_is_shown_until_the_next_start() {
     world.life(async |volumes: Rc<Volumes>| {
         assert_eq!(byte_at(&volumes, "a", 0).await, 7);
         assert_eq!(volumes.get_vdisk(vdisk_ref("a")).await.unwrap().state, VdiskState::Ok);
+    });
+}
+
+fn limits(patch: serde_json::Value) -> LimitsPatch {
+    serde_json::from_value(patch).unwrap()
+}
+
+#[test]
+fn limits_are_kept_over_restarts_and_a_clone_has_none() {
+    let world = World::new();
+    let expected = limits(json!({"total": {"iops": 50}, "burst_s": 9})).patch(Limits::default()).unwrap();
+    world.life(async |volumes: Rc<Volumes>| {
+        let new = CreateVdisk { limits: limits(json!({"total": {"iops": 100}})), ..new_vdisk("a", 8192) };
+        let made = volumes.create_vdisk(new.clone(), no_terms()).await.unwrap();
+        assert_eq!(made.value.limits.total.iops, Some(100));
+        let changed = PatchVdisk { limits: limits(json!({"total": {"iops": 50}, "burst_s": 9})), ..patch() };
+        let changed = volumes.update_vdisk(vdisk_ref("a"), changed, no_terms()).await.unwrap();
+        assert_eq!((changed.limits, changed.revision), (expected, 2));
+        // The same create finds it, whatever has been changed since.
+        assert!(!volumes.create_vdisk(new, no_terms()).await.unwrap().is_new);
+        let clone = volumes.create_vdisk(clone_of("a", "b"), no_terms()).await.unwrap();
+        assert_eq!(clone.value.limits, Limits::default());
+        let limited = CreateVdisk { limits: limits(json!({"read": {"iops": 7}})), ..clone_of("a", "c") };
+        let limited = volumes.create_vdisk(limited, no_terms()).await.unwrap();
+        assert_eq!(limited.value.limits.read.iops, Some(7));
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        let id = volumes.resolve(&vdisk_ref("a")).await.unwrap();
+        assert_eq!(volumes.ensure_open(id).await.unwrap().limits(), expected);
+        assert_eq!(volumes.get_vdisk(vdisk_ref("a")).await.unwrap().limits, expected);
+        let none = PatchVdisk { limits: LimitsPatch::default().alone(), ..patch() };
+        volumes.update_vdisk(vdisk_ref("a"), none, no_terms()).await.unwrap();
+        assert_eq!(volumes.ensure_open(id).await.unwrap().limits(), Limits::default());
+    });
+}
+
+#[test]
+fn limits_that_are_refused_change_nothing() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let new = CreateVdisk { limits: limits(json!({"total": {"iops": 100}})), ..new_vdisk("a", 8192) };
+        let before = volumes.create_vdisk(new, no_terms()).await.unwrap().value;
+        for (bad, field) in [
+            (json!({"total": {"iops": 0}}), "limits.total.iops"),
+            (json!({"total": {"iops_burst": 99}}), "limits.total.iops_burst"),
+            (json!({"read": {"iops_burst": 99}}), "limits.read.iops_burst"),
+            (json!({"write": {"bytes_per_s": 1}}), "limits.write.bytes_per_s"),
+            (json!({"burst_s": 0}), "limits.burst_s"),
+        ] {
+            let bad = PatchVdisk { limits: limits(bad), name: Some(name("b")), ..patch() };
+            let problem =
+                refused(volumes.update_vdisk(vdisk_ref("a"), bad, no_terms()).await, ProblemKind::Invalid);
+            assert_eq!(problem.extra["field"], field);
+            let after = volumes.get_vdisk(vdisk_ref("a")).await.unwrap();
+            assert_eq!(
+                (after.limits, after.revision, after.name),
+                (before.limits, before.revision, name("a"))
+            );
+        }
+        let bad = CreateVdisk { limits: limits(json!({"write": {"iops": 0}})), ..new_vdisk("b", 8192) };
+        refused(volumes.create_vdisk(bad, no_terms()).await, ProblemKind::Invalid);
+        refused(volumes.get_vdisk(vdisk_ref("b")).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn limits_are_in_the_metrics() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let new =
+            json!({"total": {"iops": 10}, "read": {"bytes_per_s": 1 << 20, "bytes_per_s_burst": 2 << 20}});
+        let new = CreateVdisk { limits: limits(new), ..new_vdisk("a", 8192) };
+        let uuid = volumes.create_vdisk(new, no_terms()).await.unwrap().value.uuid;
+        let vdisk = volumes.ensure_open(uuid).await.unwrap();
+        for _ in 0..11 {
+            vdisk.admit(GuestRequest::Zero).await.unwrap();
+        }
+        let text = crate::metrics::text(&volumes).await;
+        let labels = format!("vpool=\"default\",vdisk=\"a\",uuid=\"{uuid}\"");
+        for line in [
+            format!("ovs_vdisk_throttled_requests_total{{{labels}}} 10"),
+            format!("ovs_vdisk_throttled_seconds_total{{{labels}}} 0.9"),
+            format!("ovs_vdisk_limit_iops{{{labels},of=\"total\"}} 10"),
+            format!("ovs_vdisk_limit_bytes_per_second{{{labels},of=\"read\"}} 1048576"),
+            format!("ovs_vdisk_limit_burst_bytes_per_second{{{labels},of=\"read\"}} 2097152"),
+            format!("ovs_vdisk_ok{{{labels}}} 1"),
+            format!("ovs_vdisk_size_bytes{{{labels}}} 8192"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+        assert!(!text.contains("ovs_vdisk_limit_burst_iops{"));
+        let stats = volumes.get_vdisk_stats(vdisk_ref("a")).await.unwrap();
+        assert_eq!((stats.throttled_count, stats.throttled_ms / 100), (10, 9));
     });
 }
