@@ -33,7 +33,7 @@ impl Engine {
                         break;
                     }
                     // Nothing depends on it.
-                    if let Err(error) = vdisk.checkpoint().await {
+                    if let Err(error) = vdisk.checkpoint_while_open().await {
                         tracing::warn!(vdisk = %vdisk.id(), %error, "the map could not be checkpointed");
                     }
                 }

@@ -190,6 +190,12 @@ impl Engine {
         id: VdiskId,
         on_full: OnFull,
     ) -> Result<Vdisk, VolumeError> {
+        let engine = self.clone();
+        // A checkpoint that it makes on the way is not left alone: a sweep would not know of its pages.
+        finish_even_if_dropped(async move { engine.open_one(vpool, id, on_full).await }).await
+    }
+
+    async fn open_one(&self, vpool: VpoolId, id: VdiskId, on_full: OnFull) -> Result<Vdisk, VolumeError> {
         let _turn = self.inner.turn.lock().await;
         if self.head_of(id).await?.is_some_and(|head| head.head.deleted) {
             return Err(VolumeError::NotFound(format!("vDisk {id} is deleted")));

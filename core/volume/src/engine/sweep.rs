@@ -4,7 +4,7 @@
 //! records' roots reach, and everything that a map in memory may still load, reading inner pages only: a clone's
 //! checkpoint stores pages that its parent has as well, and only the clone's record names them. Sweep: everything else up to
 //! the highest page that existed when the records were read. No checkpoint is being stored at that moment, so whatever comes
-//! later leads to marked or newer pages. What is being read, or opened, since before that moment is waited for.
+//! later leads to marked or newer pages. What has been read since before that moment is waited for.
 
 use super::Engine;
 use crate::map::TOP_LEVEL;
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-/// Who reads for longer than this hinders a sweep; a read gives up before.
+/// Who reads for longer than this hinders a sweep: the next one tries again.
 const READING_MAX: Duration = Duration::from_secs(180);
 /// How often it is looked whether a sweep is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -32,8 +32,9 @@ impl Engine {
         let mut in_memory = Vec::new();
         let mut live = HashSet::new();
         let (up_to, records, before) = {
+            // Nothing is opened, made or taken in meanwhile: what that holds is in no record yet, and in no open vDisk.
+            let _turn = self.inner.turn.lock().await;
             let _no_checkpoint = context.checkpoint_turn.lock().await;
-            // What is taken in from now on has higher numbers.
             if !context.may_sweep() || context.pages_are_damaged.get() {
                 return Ok(0);
             }

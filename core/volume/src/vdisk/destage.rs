@@ -62,6 +62,16 @@ impl Vdisk {
         inner.checkpoint().await
     }
 
+    /// The same, but not of one that is being closed or deleted: nobody would forget that checkpoint again.
+    pub(crate) async fn checkpoint_while_open(&self) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        let _meta = inner.meta.lock().await;
+        match inner.closing.get() || inner.is_ended.get() {
+            true => Ok(()),
+            false => inner.checkpoint().await,
+        }
+    }
+
     /// The task that sends out this vDisk's layers; ends when the vDisk is closed.
     pub(crate) fn start_destaging(&self) {
         let vdisk = Rc::downgrade(&self.inner);
