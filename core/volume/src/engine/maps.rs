@@ -16,6 +16,7 @@ impl Engine {
         tokio::task::spawn_local(async move {
             loop {
                 tokio::select! {
+                    biased;
                     () = short.notified() => {}
                     () = clock.sleep(IDLE) => {}
                 }
@@ -32,10 +33,7 @@ impl Engine {
                     if !context.map_memory.is_large(context.map_memory.changed_bytes()) {
                         break;
                     }
-                    // Nothing depends on it.
-                    if let Err(error) = vdisk.checkpoint_while_open().await {
-                        tracing::warn!(vdisk = %vdisk.id(), %error, "the map could not be checkpointed");
-                    }
+                    vdisk.checkpoint_while_open().await;
                 }
             }
         });

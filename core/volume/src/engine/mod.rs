@@ -115,7 +115,6 @@ impl Engine {
         let properties = String::from_utf8(request.properties.to_vec())
             .map_err(|_| VolumeError::Refused("properties must be UTF-8 text".into()))?;
         let _turn = self.inner.turn.lock().await;
-        let _reading = self.inner.context.page_readers.begin();
         let backend = self.backend(request.vpool)?;
         let (id, vpool) = (request.id, request.vpool);
         let (source, head) = match request.base {
@@ -214,8 +213,6 @@ impl Engine {
             return Ok(vdisk);
         }
         let context = self.inner.context.clone();
-        // Of its parent's map, until it is known as open.
-        let _reading = context.page_readers.begin();
         let backend = self.backend(vpool)?;
         let Some(entry) = context.registry.get(&head_key(id)).await? else {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));

@@ -62,13 +62,12 @@ impl Vdisk {
         inner.checkpoint().await
     }
 
-    /// The same, but not of one that is being closed or deleted: nobody would forget that checkpoint again.
-    pub(crate) async fn checkpoint_while_open(&self) -> Result<(), VolumeError> {
+    /// The same if it goes, but not of one that is being closed or deleted: nobody would forget that checkpoint again.
+    pub(crate) async fn checkpoint_while_open(&self) {
         let inner = &self.inner;
         let _meta = inner.meta.lock().await;
-        match inner.closing.get() || inner.is_ended.get() {
-            true => Ok(()),
-            false => inner.checkpoint().await,
+        if !inner.closing.get() && !inner.is_ended.get() {
+            inner.try_to_checkpoint().await;
         }
     }
 

@@ -158,6 +158,7 @@ impl Vdisk {
         // Snapshots that end in the write buffer cannot be told from what nobody needs. A backend that takes nothing may wait
         // for the room that this makes.
         tokio::select! {
+            biased;
             left = self.destage() => left?,
             () = self.inner.until_stalled() => {}
         }
