@@ -236,6 +236,12 @@ class Stack:
         finally:
             connection.close()
 
+    def ask(self, method, path, body=None, timeout=60):
+        """The same for what has to succeed: its answer."""
+        status, answer = self.rpc(method, path, body, timeout)
+        assert status < 300, f"{method} {path}: {status} {answer}"
+        return answer
+
     def ovs(self, *args, timeout=120, **more):
         """`ovs ARGS --output json`, parsed; Refused if it says no."""
         argv = [BIN / "ovs", "--root", self.root, *args, "--output", "json"]

@@ -2,11 +2,12 @@
 
 import json
 import subprocess
+import time
 
 import pytest
 
 from nbd_client import FLUSH, READ, WRITE, Connection, Gone
-from stack import MIB, Refused, run
+from stack import MIB, Refused, run, wait_until
 from test_cli import metrics
 
 SECONDS = 6
@@ -82,26 +83,35 @@ def test_a_guest_that_waits_is_let_go(ovs):
             tags.append(connection.reply()[3])
 
 
-def submit_writes(ovs, connection, count):
+def submit_writes(ovs, connection, count, data=b""):
     """Writes of which most have a long time to wait; comes back when one is answered."""
     for number in range(count):
-        connection.submit(WRITE, 4096 * number, 4096, bytes(4096))
+        connection.submit(WRITE, 4096 * number, 4096, data.ljust(4096, b"\0"))
     assert connection.reply()[1] == 0
     assert ovs.ovs("vdisk", "stats", "default/v")["throttled_count"] > count - 10
 
 
-def test_a_client_that_is_cut_off_does_not_wait(ovs):
-    """Nor do those that come after it wait for its turns."""
+@pytest.mark.parametrize("end", ["cut off", "dies"])
+def test_what_a_lost_client_had_to_wait_with_is_never_done(ovs, end):
+    """Neither before nor after limits are lifted, and nobody waits for its turns."""
     ovs.create("v", "64MiB", "--iops", "1")
     with Connection(ovs.nbd_socket, "default/v", timeout_s=20) as connection:
-        submit_writes(ovs, connection, 100)
-        ovs.ovs("vdisk", "detach", "default/v", "--force", timeout=20)
-        with pytest.raises(Gone):
-            while True:
-                connection.reply()
-    ovs.ovs("vdisk", "limits", "default/v", "--none")
+        submit_writes(ovs, connection, 100, b"old")
+        if end == "cut off":
+            ovs.ovs("vdisk", "detach", "default/v", "--force", timeout=20)
+            with pytest.raises(Gone):
+                while True:
+                    connection.reply()
+    wait_until("nobody is attached", lambda: ovs.show("v")["attachment_count"] == 0)
     with Connection(ovs.nbd_socket, "default/v", timeout_s=20) as connection:
-        connection.write(0, bytes(4096))
+        # It owes for no more than the one that was begun last.
+        begun = time.monotonic()
+        connection.write(4096 * 99, b"new".ljust(4096))
+        assert time.monotonic() - begun < 3
+        ovs.ovs("vdisk", "limits", "default/v", "--none")
+        contents = connection.read(0, 4096 * 100)
+    written = [contents[at : at + 3] for at in range(0, len(contents), 4096)]
+    assert written.count(b"old") < 10 and written[50:99] == [bytes(3)] * 49 and written[99] == b"new", written
 
 
 def test_a_stop_does_not_wait_for_limits(ovs):

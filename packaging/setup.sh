@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test] [vm] [fuzz] [coverage] [mutants]     (the first three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [vm] [ceph] [fuzz] [coverage] [mutants]     (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -18,6 +18,8 @@ declare -A packages=(
             fio libnbd-bin python3-libnbd openssl curl nbdkit qemu-utils strace jq python3 python3-pytest python3-pytest-timeout python3-venv"
     # A guest with a kernel of Debian's, for what the kernel of this machine may lack (integration/guest.py).
     [vm]="cpio kmod busybox-static curl e2fsprogs"
+    # A peer for tests/bench/objects.py: a one-node cluster on loopback.
+    [ceph]="ceph-mon ceph-osd ceph-common"
     [fuzz]=g++
     [coverage]="gcc jq"
     [mutants]="gcc jq"
@@ -154,7 +156,7 @@ install_mutants() {
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, fuzz, coverage, mutants)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, ceph, fuzz, coverage, mutants)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done

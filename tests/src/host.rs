@@ -51,6 +51,7 @@ impl Host {
             registry: self.registry.clone(),
             pages: self.pages.clone(),
             buffer: self.buffer.clone(),
+            cache: None,
         };
         let engine = Engine::open(self.config.clone(), parts).await.expect("an engine that opens");
         engine.attach_backend(Host::POOL, self.backend.clone());

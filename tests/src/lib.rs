@@ -37,8 +37,8 @@ pub use random::Random;
 pub use reduce::{check_seed, check_steps};
 pub use sim::{FaultClass, Points, Report, fail_every_call, rot, simulate, sweep};
 pub use step::{InFlight, Step, generate, with_device_failures};
-pub use stores::{Call, Directed, Director, Fault, Store, Stores, digest};
-pub use unsettled::{UnsettledPages, UnsettledRegistry};
+pub use stores::{Call, Directed, Director, Fault, MemoryCache, Store, Stores, digest};
+pub use unsettled::{UnsettledCache, UnsettledPages, UnsettledRegistry};
 pub use world::World;
 
 /// Prints a line, and adds it to the file that `OVS_REPORT` names, if it names one: test runners keep what a passing test

@@ -20,7 +20,12 @@ mod settle;
 mod sweep;
 mod weather;
 
-use crate::{MemoryDevice, Random, random::mix, stores::Stores, world::a_config};
+use crate::{
+    MemoryDevice, Random,
+    random::mix,
+    stores::{MemoryCache, Stores},
+    world::a_config,
+};
 use disk::Disk;
 use life::Ending;
 use operator::Admin;
@@ -166,8 +171,9 @@ impl World {
         let random = Rc::new(Random::new(mix(seed ^ 0x0051_3a7e)));
         let slot_bytes = [64 << 10, 128 << 10, 256 << 10][random.below(3) as usize];
         let slots = 8 + random.below(9) as usize;
+        let cache = MemoryCache::by_chance(&Random::new(mix(seed ^ 0x000c_ac4e)));
         World {
-            stores: Stores::new(MemoryDevice::new(slots, slot_bytes, Rc::clone(&random))),
+            stores: Stores::new(MemoryDevice::new(slots, slot_bytes, Rc::clone(&random)), cache),
             weather: Rc::new(Weather::new(Rc::clone(&random))),
             config: a_config(&random),
             vpool: VpoolId(ovs_volume::Chance::uuid(&*random)),

@@ -35,6 +35,8 @@ pub enum Step {
     Properties { disk: u8 },
     /// Its guests may do so many requests per second from now on, none: any; and so many come at once.
     Limit { disk: u8, iops: u16, requests: u8 },
+    /// Another part in the read cache.
+    Cache { disk: u8 },
     /// Hidden while it has clones.
     Delete { disk: u8 },
     /// Everything buffered goes to the backend now.
@@ -169,6 +171,7 @@ fn a_step(random: &Random, crashes: u64, creates: u64) -> Step {
         35 => Step::Scrub { disk },
         36 => Step::WaitOnBackend { disk, snapshot },
         37 => Step::BackendFails { calls: random.below(6) as u8 },
+        38 if random.one_in(2) => Step::Cache { disk },
         38 => {
             let iops = if random.one_in(3) { 0 } else { 20 << random.below(11) };
             Step::Limit { disk, iops, requests: random.below(100) as u8 }

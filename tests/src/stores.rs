@@ -1,14 +1,17 @@
-//! The four stores that outlive an engine, seen from outside: every call passes a [`Director`], who may let it go wrong
+//! The stores that outlive an engine, seen from outside: every call passes a [`Director`], who may let it go wrong
 //! and who learns when something that was asked for has become true.
 //!
 //! A store is here its state alone (`Stores`, cheap enough to fork at every change); its faults, delays and its trace
-//! are the director's. Simulation and crash sweep are two directors over the same four doors, which are one [`Directed`]
+//! are the director's. Simulation and crash sweep are two directors over the same doors, which are one [`Directed`]
 //! with the trait of each store.
 
 mod backend;
+mod cache;
 mod local;
 
 use crate::{MemoryDevice, Random};
+pub use cache::MemoryCache;
+pub(crate) use cache::a_vdisk_cache;
 use ovs_backend::MemoryBackend;
 use ovs_volume::{MemoryPages, MemoryRegistry};
 use std::{fmt, rc::Rc, time::Duration};
@@ -21,6 +24,7 @@ pub enum Store {
     Registry,
     Pages,
     Backend,
+    Cache,
 }
 
 /// One call of a store.
@@ -90,16 +94,19 @@ pub struct Stores {
     pub pages: Rc<MemoryPages>,
     /// Objects.
     pub backend: Rc<MemoryBackend>,
+    /// The read cache, if there is one.
+    pub cache: Option<Rc<MemoryCache>>,
 }
 
 impl Stores {
     /// Empty ones.
-    pub fn new(device: MemoryDevice) -> Stores {
+    pub fn new(device: MemoryDevice, cache: Option<Rc<MemoryCache>>) -> Stores {
         Stores {
             device: Rc::new(device),
             registry: Rc::default(),
             pages: Rc::default(),
             backend: Rc::default(),
+            cache,
         }
     }
 
@@ -110,6 +117,7 @@ impl Stores {
             registry: Rc::new((*self.registry).clone()),
             pages: Rc::new((*self.pages).clone()),
             backend: Rc::new((*self.backend).clone()),
+            cache: self.cache.as_ref().map(|cache| Rc::new((**cache).clone())),
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Stores that let other tasks run before an operation takes effect and before it answers, so that a death falls on
 //! either side and operations overlap as they do on real ones.
 
-use crate::Random;
+use crate::{
+    Random,
+    stores::{Fault, MemoryCache},
+};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_volume::{
-    Entry, MemoryPages, MemoryRegistry, PageId, PageStore, Registry, Revision, Transaction, VolumeError,
+    CacheDevice, Entry, MemoryPages, MemoryRegistry, PageId, PageStore, Registry, Revision, Transaction,
+    VolumeError,
 };
-use std::rc::Rc;
+use std::{io, rc::Rc};
 
 /// Turns that other tasks get at most.
 const TURNS_MAX: u64 = 4;
@@ -101,4 +105,46 @@ async fn slowly<T>(random: &Random, work: impl Future<Output = T>) -> T {
     let answer = work.await;
     random.dawdle(TURNS_MAX).await;
     answer
+}
+
+/// The SSD of a read cache that takes its time, and now and then lies, or fails.
+pub struct UnsettledCache {
+    /// What it holds.
+    pub inner: Rc<MemoryCache>,
+    /// How long it takes, and when it lies.
+    pub random: Rc<Random>,
+}
+
+impl UnsettledCache {
+    async fn slowly(&self) -> io::Result<()> {
+        self.random.dawdle(TURNS_MAX).await;
+        if self.random.one_in(500) { Err(io::Error::other("injected")) } else { Ok(()) }
+    }
+}
+
+impl CacheDevice for UnsettledCache {
+    fn slot_count(&self) -> u32 {
+        self.inner.slot_count()
+    }
+
+    fn read(&self, slots: Vec<u32>) -> LocalBoxFuture<'_, io::Result<Vec<Bytes>>> {
+        Box::pin(async move {
+            self.slowly().await?;
+            let number = self.random.below(1 << 20) as usize;
+            let lie = match self.random.below(24) {
+                0 => Some(Fault::ShortRead(number)),
+                1 => Some(Fault::BitFlip(number)),
+                2 => Some(Fault::Swapped(number)),
+                _ => None,
+            };
+            Ok(self.inner.read_with(&slots, lie))
+        })
+    }
+
+    fn write(&self, blocks: Vec<(u32, Bytes)>) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            self.slowly().await?;
+            self.inner.write(blocks).await
+        })
+    }
 }

@@ -6,7 +6,11 @@ mod life;
 mod lose;
 mod verify;
 
-use crate::{Content, MemoryDevice, Random, Step, random::mix};
+use crate::{
+    Content, MemoryDevice, Random, Step,
+    random::mix,
+    stores::{MemoryCache, a_vdisk_cache},
+};
 use bytes::Bytes;
 use life::Life;
 use ovs_backend::{Call, Fault, FaultyBackend, MemoryBackend, Operation};
@@ -57,6 +61,7 @@ pub struct World {
     /// The next so many calls of the backend fail.
     failures_left: Rc<Cell<u64>>,
     buffer: Rc<MemoryDevice>,
+    cache: Option<Rc<MemoryCache>>,
     /// In this life the device has failed, or was told to: the write buffer may go offline.
     device_fails: bool,
     /// The power was lost, and nothing has been shown since.
@@ -89,6 +94,7 @@ impl World {
             backend: Rc::new(FaultyBackend::new(Rc::default(), schedule)),
             failures_left,
             buffer,
+            cache: MemoryCache::by_chance(&Random::new(mix(seed ^ 0x000c_ac4e))),
             device_fails: false,
             is_powerless: false,
             was_offline: false,
@@ -115,6 +121,7 @@ impl World {
                 | Step::DeleteSnapshot { .. }
                 | Step::Properties { .. }
                 | Step::Limit { .. }
+                | Step::Cache { .. }
                 | Step::Destage { .. }
                 | Step::Scrub { .. }
                 | Step::WaitOnBackend { .. }
@@ -147,6 +154,7 @@ impl World {
             Step::Resize { disk, clusters } => self.resize(*disk, *clusters),
             Step::Properties { disk } => self.properties(*disk),
             Step::Limit { disk, iops, requests } => self.limit(*disk, *iops, *requests),
+            Step::Cache { disk } => self.cache(*disk),
             Step::Delete { disk } => self.delete(*disk),
             Step::Destage { disk } => self.on_stable(*disk, async |vdisk| vdisk.destage().await),
             Step::Scrub { disk } => self.scrub(*disk),
@@ -375,6 +383,13 @@ impl World {
         self.verify_all()
     }
 
+    fn cache(&mut self, disk: u8) -> Result<(), Failure> {
+        if let Some(index) = self.index(disk) {
+            self.vdisk(index)?.set_cache(a_vdisk_cache(&self.random));
+        }
+        Ok(())
+    }
+
     /// Whatever else is under way, requests that come at once go on at the rate that they may.
     fn limit(&mut self, disk: u8, iops: u16, requests: u8) -> Result<(), Failure> {
         let Some(index) = self.index(disk) else { return Ok(()) };
@@ -386,7 +401,7 @@ impl World {
             vdisk.set_limits(Limits::default());
             vdisk.set_limits(Limits { total, ..Limits::default() });
             let start = tokio::time::Instant::now();
-            let guests = (0..requests).map(|_| vdisk.admit(GuestRequest::Zero));
+            let guests = (0..requests).map(|_| vdisk.admit(GuestRequest::Read(ByteCount(4096))));
             futures_util::future::join_all(guests).await.into_iter().collect::<Result<(), _>>()?;
             Ok(start.elapsed())
         });
@@ -566,7 +581,7 @@ async fn a_guest_writes(
 
 /// The same of a discard.
 async fn a_guest_zeroes(vdisk: &Vdisk, range: ByteRange, stable: bool) -> Result<(), VolumeError> {
-    vdisk.admit(GuestRequest::Zero).await?;
+    vdisk.admit(GuestRequest::Zero(range)).await?;
     vdisk.zero(range, stable).await
 }
 

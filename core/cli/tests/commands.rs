@@ -166,6 +166,33 @@ fn every_verb_asks_for_what_it_says() {
             json!({"limits": {"total": {"iops": null, "bytes_per_s_burst": 1 << 30}, "burst_s": 120}}),
         ),
         (&["vdisk", "limits", "p/x"], "GET /v1/vdisks/p%3Ax", json!(null)),
+        (
+            &["vdisk", "create", "p/x", "--cache-mode", "none"],
+            "POST /v1/vdisks",
+            json!({"cache": {"mode": "none"}}),
+        ),
+        (
+            &["vdisk", "clone", "p/x", "p/y", "--cache-quota", "1GiB"],
+            "POST /v1/vdisks",
+            json!({"cache": {"quota_bytes": 1 << 30}}),
+        ),
+        (
+            &["vdisk", "cache", "p/x", "--cache-mode", "read-write", "--cache-quota", "default"],
+            "PATCH /v1/vdisks/p%3Ax",
+            json!({"cache": {"mode": "read_write", "quota_bytes": null}}),
+        ),
+        (&["vdisk", "cache", "p/x"], "GET /v1/vdisks/p%3Ax", json!(null)),
+        (
+            &["vpool", "cache", "p", "--cache-quota", "none", "--cache-dedup", "content"],
+            "PATCH /v1/vpools/p",
+            json!({"cache": {"quota_bytes": null, "dedup": "content"}}),
+        ),
+        (&["vpool", "cache", "p"], "GET /v1/vpools/p", json!(null)),
+        (
+            &["vpool", "create", "p", "--cache-mode", "read", "--cache-quota", "2GiB"],
+            "POST /v1/vpools",
+            json!({"cache": {"mode": "read", "quota_bytes": 2u64 << 30}}),
+        ),
         (&["vdisk", "delete", "p/x", "--purge"], "DELETE /v1/vdisks/p%3Ax?purge=true", json!(null)),
         (&["vdisk", "stats", "p/x"], "GET /v1/vdisks/p%3Ax/stats", json!(null)),
         (

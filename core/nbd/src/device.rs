@@ -19,7 +19,8 @@ use std::{net::SocketAddr, rc::Rc};
 /// The server has already checked every range against [`Device::size`] and refused writes to a read-only device.
 /// Ranges are never empty and have any alignment. Calls of one connection run concurrently and are first polled in
 /// the order in which they arrived. **A call that has begun is never dropped before it completes** (as long as the
-/// caller of the server does not drop the server's future): when the client goes away, the server drains.
+/// caller of the server does not drop the server's future): when the client goes away, the server drains. The one
+/// exception is [`Device::admit`].
 #[expect(async_fn_in_trait, reason = "local futures of one thread: no Send bound is wanted")]
 pub trait Device: 'static {
     /// The size now; asked at negotiation and for every request, so that a resize takes effect at once.
@@ -35,6 +36,12 @@ pub trait Device: 'static {
     /// (`NBD_FLAG_CAN_MULTI_CONN`).
     fn multi_conn(&self) -> bool {
         true
+    }
+
+    /// Comes back when a request may begin: the place to hold a guest back. It is dropped when nobody waits for the answer
+    /// any more (the client died, was replaced or is forced off); the request is then refused and was never there.
+    async fn admit(&self, _request: Asked) -> Result<(), NbdError> {
+        Ok(())
     }
 
     /// Reads the range; the reply covers it exactly.
@@ -63,6 +70,17 @@ pub trait Device: 'static {
     /// Called once, after the last call of the connection has completed, and before a successor of its session is
     /// admitted: the place to give back an attachment.
     async fn released(&self) {}
+}
+
+/// What a client wants to do; flushes and hints are not asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// [`Device::read`] of this range.
+    Read(ByteRange),
+    /// [`Device::write`] to this range.
+    Write(ByteRange),
+    /// [`Device::zero`] of this range.
+    Zero(ByteRange),
 }
 
 /// Which zeros are asked for.

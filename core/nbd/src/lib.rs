@@ -30,8 +30,8 @@ mod wire;
 
 pub use client::{Client, ClientError, ClientOptions, ClientStats, Endpoint, Negotiated, negotiate};
 pub use device::{
-    ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, Peer, PeerProcess, ReadPiece, ReadReply,
-    ZeroKind,
+    Asked, ClientInfo, Device, ExportInfo, Exports, Extent, OpenError, Peer, PeerProcess, ReadPiece,
+    ReadReply, ZeroKind,
 };
 pub use error::NbdError;
 pub use server::{

@@ -2,7 +2,10 @@
 //!
 //! Few keys on purpose: what has one right answer is a constant beside the code that needs it.
 
+mod cache;
+
 use anyhow::{Context, bail};
+pub use cache::{CacheConfig, CacheSsdConfig};
 use ovs_units::parse_size;
 use serde::{Deserialize, Deserializer};
 use std::{net::SocketAddr, path::Path, path::PathBuf, time::Duration};
@@ -23,6 +26,8 @@ pub struct Config {
     pub destage: DestageConfig,
     /// Giving back what nobody needs.
     pub scrub: ScrubConfig,
+    /// The read cache; none when it is left out.
+    pub cache: Option<CacheConfig>,
     /// NBD sockets.
     pub nbd: NbdConfig,
     /// The RPC socket.
@@ -286,6 +291,9 @@ impl Config {
         if self.memory.maps < MAPS_BYTES_MIN {
             bail!("memory.maps is {} bytes; at least 4MiB are needed", self.memory.maps);
         }
+        if let Some(cache) = &self.cache {
+            cache.check()?;
+        }
         if self.scrub.every.is_zero() {
             bail!("scrub.every is 0; it has to be some time");
         }
@@ -381,7 +389,7 @@ fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
 mod tests {
     use super::*;
 
-    fn refused(text: &str, expected: &str) {
+    pub(super) fn refused(text: &str, expected: &str) {
         let error = format!("{:#}", Config::parse(text).unwrap_err());
         assert!(error.contains(expected), "{text:?}: {error}");
     }

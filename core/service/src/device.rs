@@ -17,7 +17,8 @@ use bytes::Bytes;
 use ovs_api::ProblemKind;
 use ovs_cluster::catalogue::VdiskRecord;
 use ovs_nbd::{
-    ClientInfo, Device, ExportInfo, Exports, Extent, NbdError, OpenError, ReadPiece, ReadReply, ZeroKind,
+    Asked, ClientInfo, Device, ExportInfo, Exports, Extent, NbdError, OpenError, ReadPiece, ReadReply,
+    ZeroKind,
 };
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId, VdiskPath};
 use ovs_volume::{GuestRequest, Vdisk, VolumeError};
@@ -169,19 +170,6 @@ impl VdiskDevice {
         }
     }
 
-    /// Waits until the vDisk's limits let a request on. A client that is cut off waits no longer: a newer one's requests come
-    /// after all of its own.
-    async fn admit(&self, request: GuestRequest) -> Result<(), NbdError> {
-        if self.snapshot.is_some() {
-            return Ok(());
-        }
-        tokio::select! {
-            biased;
-            admitted = self.vdisk.admit(request) => admitted.map_err(|error| self.to_nbd_error(error)),
-            () = self.connection.killed() => Err(NbdError::Shutdown("this client is cut off".into())),
-        }
-    }
-
     fn to_nbd_error(&self, error: VolumeError) -> NbdError {
         let text = error.to_string();
         match error {
@@ -254,8 +242,19 @@ impl Device for VdiskDevice {
         self.description.clone()
     }
 
+    async fn admit(&self, asked: Asked) -> Result<(), NbdError> {
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
+        let request = match asked {
+            Asked::Read(range) => GuestRequest::Read(range.length),
+            Asked::Write(range) => GuestRequest::Write(range.length),
+            Asked::Zero(range) => GuestRequest::Zero(range),
+        };
+        self.vdisk.admit(request).await.map_err(|error| self.to_nbd_error(error))
+    }
+
     async fn read(&self, range: ByteRange) -> Result<ReadReply, NbdError> {
-        self.admit(GuestRequest::Read(range.length)).await?;
         if range.length.0 >= HOLES_FROM_BYTES {
             return self.read_pieces(range).await;
         }
@@ -263,13 +262,11 @@ impl Device for VdiskDevice {
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, fua: bool) -> Result<(), NbdError> {
-        self.admit(GuestRequest::Write(ByteCount(data.len() as u64))).await?;
         let stable = fua || self.holder.write_through;
         self.patiently(|| self.vdisk.write(offset, data.clone(), stable)).await
     }
 
     async fn zero(&self, range: ByteRange, fua: bool, _kind: ZeroKind) -> Result<(), NbdError> {
-        self.admit(GuestRequest::Zero).await?;
         // Both kinds are changes of the map, always fast; space is never provisioned ahead.
         let stable = fua || self.holder.write_through;
         self.patiently(|| self.vdisk.zero(range, stable)).await

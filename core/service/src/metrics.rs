@@ -5,6 +5,7 @@
 use crate::volumes::Volumes;
 use ovs_cluster::catalogue::State;
 use ovs_units::Rates;
+use ovs_volume::CacheStats;
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
@@ -46,6 +47,7 @@ impl Family {
 pub async fn text(volumes: &Volumes) -> String {
     let mut families = of_vdisks(volumes).await;
     families.extend(of_spaces(volumes).await);
+    families.extend(volumes.engine.stats().cache.iter().flat_map(of_cache));
     families.extend(of_doors(volumes));
     families.into_iter().map(|family| family.text).collect()
 }
@@ -55,6 +57,8 @@ const SIZE: usize = 12;
 const OK: usize = 13;
 const THROTTLED_SECONDS: usize = 14;
 const LIMITS: usize = 15;
+/// … and its part in the read cache.
+const CACHE: usize = 19;
 
 async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
     let counter = |name, help| Family::new(name, "counter", help);
@@ -79,6 +83,10 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         gauge("ovs_vdisk_limit_burst_iops", "The same in a burst."),
         gauge("ovs_vdisk_limit_bytes_per_second", "Bytes per second that a limit allows."),
         gauge("ovs_vdisk_limit_burst_bytes_per_second", "The same in a burst."),
+        gauge("ovs_vdisk_cache_bytes", "What of the read cache is charged to the vDisk."),
+        counter("ovs_vdisk_cache_hits_total", "Clusters read from the read cache."),
+        counter("ovs_vdisk_cache_misses_total", "Clusters that were not in the read cache."),
+        gauge("ovs_vdisk_cache_quota_bytes", "What of the read cache others cannot take from it."),
     ];
     for stored in volumes.all_records().await {
         let record = stored.record;
@@ -92,11 +100,18 @@ async fn of_vdisks(volumes: &Volumes) -> Vec<Family> {
         for (of, Rates { iops, iops_burst, bytes_per_s, bytes_per_s_burst }) in record.limits.groups() {
             let labels: [(&str, &dyn Display); 4] = [labels[0], labels[1], labels[2], ("of", &of)];
             let limits = [iops, iops_burst, bytes_per_s, bytes_per_s_burst];
-            for (family, limit) in families[LIMITS..].iter_mut().zip(limits) {
+            for (family, limit) in families[LIMITS..CACHE].iter_mut().zip(limits) {
                 limit.into_iter().for_each(|limit| family.sample(&labels, limit));
             }
         }
-        let Some(stats) = volumes.engine.vdisk(record.id).map(|vdisk| vdisk.stats()) else {
+        let vdisk = volumes.engine.vdisk(record.id);
+        if let Some(cache) = vdisk.as_ref().and_then(|vdisk| vdisk.cache_stats()) {
+            let values = [Some(cache.used_bytes), Some(cache.hits), Some(cache.misses), cache.quota_bytes];
+            for (family, value) in families[CACHE..].iter_mut().zip(values) {
+                value.into_iter().for_each(|value| family.sample(&labels, value));
+            }
+        }
+        let Some(stats) = vdisk.map(|vdisk| vdisk.stats()) else {
             families[OK].sample(&labels, 0);
             continue;
         };
@@ -191,6 +206,47 @@ async fn of_spaces(volumes: &Volumes) -> Vec<Family> {
         backend_up,
         alarms,
     ]
+}
+
+fn of_cache(stats: &CacheStats) -> Vec<Family> {
+    let alone = |name, kind, help, value: u64| {
+        let mut family = Family::new(name, kind, help);
+        family.sample(&[], value);
+        family
+    };
+    let mut families = vec![
+        alone("ovs_cache_capacity_bytes", "gauge", "What the read cache may hold.", stats.capacity_bytes),
+        alone("ovs_cache_quota_bytes", "gauge", "The quotas of all vDisks together.", stats.quotas_bytes),
+        alone("ovs_cache_entries", "gauge", "Clusters in the read cache.", stats.entries),
+        alone("ovs_cache_misses_total", "counter", "Clusters that were not in the read cache.", stats.misses),
+        alone("ovs_cache_filled_total", "counter", "Clusters that came into the read cache.", stats.filled),
+        alone(
+            "ovs_cache_shared_total",
+            "counter",
+            "Of those, what was there under another location.",
+            stats.shared,
+        ),
+        alone("ovs_cache_skipped_total", "counter", "Clusters that there was no room for.", stats.skipped),
+        alone("ovs_cache_evicted_total", "counter", "Clusters that went to make room.", stats.evicted),
+    ];
+    let mut bytes =
+        Family::new("ovs_cache_bytes", "gauge", "What memory and SSD hold; memory's is on the SSD too.");
+    let mut hits = Family::new("ovs_cache_hits_total", "counter", "Clusters read from the read cache.");
+    let mut damaged = Family::new(
+        "ovs_cache_damaged_total",
+        "counter",
+        "Clusters found damaged, and read from the backend.",
+    );
+    for (tier, stats) in [("memory", Some(stats.memory)), ("ssd", stats.ssd)] {
+        let labels: [(&str, &dyn Display); 1] = [("tier", &tier)];
+        if let Some(stats) = stats {
+            bytes.sample(&labels, stats.used_bytes);
+            hits.sample(&labels, stats.hits);
+            damaged.sample(&labels, stats.damaged);
+        }
+    }
+    families.extend([bytes, hits, damaged]);
+    families
 }
 
 fn of_doors(volumes: &Volumes) -> Vec<Family> {

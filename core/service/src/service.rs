@@ -7,7 +7,7 @@
 //! ```
 
 use crate::{
-    config::Config,
+    config::{CacheConfig, CacheSsdConfig, Config},
     core::{Core, Identity},
     engine_thread::EngineHandle,
     metrics,
@@ -24,7 +24,10 @@ use futures_util::future::{BoxFuture, join_all};
 use ovs_api::{Paths, Problem};
 use ovs_cluster::{OpenFailure, RocksPages, RocksRegistry, RocksStore};
 use ovs_nbd::{Server, ServerOptions};
-use ovs_volume::{Clock, Engine, EngineConfig, EngineParts, FileDevice, SystemChance, SystemClock};
+use ovs_volume::{
+    CacheDevice, CacheParts, Clock, Engine, EngineConfig, EngineParts, FileCache, FileDevice, SystemChance,
+    SystemClock,
+};
 use std::{fs, future::Future, path::Path, rc::Rc, sync::Arc, thread, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -154,6 +157,7 @@ async fn bring_up(
         registry: registry.clone(),
         pages: Rc::new(pages),
         buffer: Rc::new(buffer),
+        cache: config.cache.as_ref().map(open_cache),
     };
     let engine = Engine::open(engine_config, parts).await.context("replaying the write buffer")?;
     let options = nbd_options(&config);
@@ -167,6 +171,7 @@ async fn bring_up(
         socket_group: config.nbd.group,
         socket_mode: config.nbd.vdisk_socket_mode,
         nbd_authority: nbd.authority,
+        has_cache_ssd: config.cache.is_some_and(|cache| cache.ssd.is_some()),
     };
     let parts = VolumesParts { engine, registry, clock, chance, settings, tasks };
     let volumes = Volumes::start(parts, Server::new(options)).await?;
@@ -176,6 +181,18 @@ async fn bring_up(
     }
     volumes.begin_background();
     Ok(volumes)
+}
+
+/// The read cache: without its SSD when that cannot be used, which is no reason not to serve.
+fn open_cache(config: &CacheConfig) -> CacheParts {
+    let open = |ssd: &CacheSsdConfig| match FileCache::open(&ssd.path, ssd.size) {
+        Ok(file) => Some(Rc::new(file) as Rc<dyn CacheDevice>),
+        Err(error) => {
+            tracing::warn!(%error, path = %ssd.path.display(), "the SSD of the read cache cannot be used; memory alone is");
+            None
+        }
+    };
+    CacheParts { memory_bytes: config.memory, device: config.ssd.as_ref().and_then(open) }
 }
 
 /// The registry; a damaged one is set aside as evidence, and rebuilt from the backends.

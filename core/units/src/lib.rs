@@ -7,6 +7,7 @@
 //! Not here: I/O, the clock, chance, any byte format (see `ovs-format`).
 
 mod block;
+mod cache;
 mod id;
 mod limits;
 mod name;
@@ -14,6 +15,9 @@ mod planted;
 mod size;
 
 pub use block::{ByteCount, ByteOffset, ByteRange, CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange};
+pub use cache::{
+    CACHE_QUOTA_BYTES_MAX, CACHE_QUOTA_BYTES_MIN, CacheDedup, CacheMode, QuotaError, VdiskCache, VpoolCache,
+};
 pub use id::{Epoch, JournalIndex, PutId, ScoNumber, Sequence, SnapshotId, VdiskId, VpoolId};
 pub use limits::{
     BURST_S_DEFAULT, BURST_S_MAX, BYTES_PER_S_MAX, BYTES_PER_S_MIN, IOPS_MAX, Limits, LimitsError, Rates,

@@ -3,7 +3,7 @@
 //! ```text
 //!  write ─▶ write buffer (log) ─▶ overlay: cluster → record          acknowledged when the kernel has the record
 //!  enough buffered, or aged ─▶ seal the overlay ─▶ SCOs ─▶ journal record (TLog) ─▶ head ─▶ map ─▶ release the buffer
-//!  read  ─▶ overlays, newest first ─▶ map ─▶ SCO ─▶ verify
+//!  read  ─▶ overlays, newest first ─▶ map ─▶ read cache, or SCO ─▶ verify
 //! ```
 //!
 //! Invariants: one thread owns an engine and everything in it; a write is acknowledged only when every earlier byte of
@@ -11,6 +11,7 @@
 //! that replaces them is on stable storage. Not here: HTTP, FUSE, NBD, S3, names of vDisks (see `ovs-cluster`), clocks
 //! and chance other than through [`Clock`] and [`Chance`].
 
+mod cache;
 mod engine;
 mod environment;
 mod error;
@@ -26,6 +27,7 @@ mod registry;
 mod sco;
 mod vdisk;
 
+pub use cache::{CacheDevice, CacheParts, CacheStats, CacheTierStats, FileCache, VdiskCacheStats};
 pub use engine::{
     CreateVdisk, Engine, EngineConfig, EngineParts, EngineStats, Extent, FoundVdisk, OnFull, SnapshotInfo,
     VdiskState, VdiskStats,

@@ -6,7 +6,10 @@
 use crate::VolumeError;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 /// The number of a stored page. 0 is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,10 +55,16 @@ pub trait PageStore {
 #[derive(Debug, Clone, Default)]
 pub struct MemoryPages {
     state: RefCell<(BTreeMap<PageId, Bytes>, BTreeMap<String, Bytes>)>,
-    highest: std::cell::Cell<u64>,
+    highest: Cell<u64>,
+    room: Cell<Option<usize>>,
 }
 
 impl MemoryPages {
+    /// From now on there is room for so many pages more, or for all again.
+    pub fn limit(&self, room: Option<usize>) {
+        self.room.set(room);
+    }
+
     /// Every page, with its bytes.
     pub fn all(&self) -> Vec<(PageId, Bytes)> {
         self.state.borrow().0.iter().map(|(page, bytes)| (*page, bytes.clone())).collect()
@@ -99,6 +108,11 @@ impl PageStore for MemoryPages {
 
     fn store(&self, pages: Vec<(PageId, Bytes)>) -> LocalBoxFuture<'_, Result<(), VolumeError>> {
         Box::pin(async move {
+            if let Some(room) = self.room.get() {
+                let left = room.checked_sub(pages.len());
+                self.room
+                    .set(Some(left.ok_or_else(|| VolumeError::NoSpace("no room for map pages".to_owned()))?));
+            }
             self.highest.set(pages.iter().map(|(page, _)| page.0).max().unwrap_or(0).max(self.highest.get()));
             self.state.borrow_mut().0.extend(pages);
             Ok(())

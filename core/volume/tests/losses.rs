@@ -119,6 +119,7 @@ impl Host {
             registry: self.registry.clone(),
             pages: self.pages.clone(),
             buffer: buffer.clone(),
+            cache: None,
         };
         let config = EngineConfig {
             destage_after: Duration::from_secs(3600),

@@ -12,6 +12,7 @@
 //! Deliberately not here: a backend, the volume engine, a shell, anything that falls back to a local directory.
 
 pub mod background;
+mod cache_options;
 pub mod containers;
 pub mod driver;
 pub mod filesystem_options;

@@ -1,17 +1,20 @@
 //! The options of `docker volume create -d ovs -o KEY=VALUE`, checked before anything is made.
 //!
-//! Docker checks nothing for a plugin: every key and value arrives verbatim. What is not listed in [`KEYS`] or [`LIMIT_KEYS`] is refused
+//! Docker checks nothing for a plugin: every key and value arrives verbatim. What is not listed in [`KEYS`], [`LIMIT_KEYS`] or [`CACHE_KEYS`] is refused
 //! with the list, and every value has a rule. Options for other programs go through `filesystem_options`.
 //!
 //! Options are remembered with the volume as canonical text, so that a second create can be compared with the first.
 
 use crate::filesystem_options::{MkfsOptions, MountOptions};
-use crate::limit_options::{self, LIMIT_KEYS};
-use ovs_units::{Limits, Name, VDISK_SIZE_BYTES_MAX, VdiskPath, format_size, parse_size};
+use crate::{
+    cache_options::{self, CACHE_KEYS},
+    limit_options::{self, LIMIT_KEYS},
+};
+use ovs_units::{Limits, Name, VDISK_SIZE_BYTES_MAX, VdiskCache, VdiskPath, format_size, parse_size};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 use thiserror::Error;
 
-/// Every option but those in [`LIMIT_KEYS`], with its meaning for the error text.
+/// Every option but those in [`LIMIT_KEYS`] and [`CACHE_KEYS`], with its meaning for the error text.
 pub const KEYS: [(&str, &str); 12] = [
     ("from", "another volume to clone: NAME[@SNAPSHOT] or POOL/NAME[@SNAPSHOT]"),
     ("fstype", "ext4 or xfs"),
@@ -135,6 +138,8 @@ pub struct VolumeOptions {
     pub origin: Option<Origin>,
     /// What the container may do per second.
     pub limits: Limits,
+    /// Its part in the read cache.
+    pub cache: VdiskCache,
     /// Labels of the user's own.
     pub labels: BTreeMap<String, String>,
     /// What was given, in canonical text.
@@ -163,7 +168,7 @@ pub enum OptionError {
 }
 
 fn keys() -> impl Iterator<Item = &'static str> {
-    KEYS.iter().chain(&LIMIT_KEYS).map(|(key, _)| *key)
+    KEYS.iter().chain(&LIMIT_KEYS).chain(&CACHE_KEYS).map(|(key, _)| *key)
 }
 
 fn allowed_keys() -> String {
@@ -204,11 +209,13 @@ impl VolumeOptions {
         let vpool = value(opts, "vpool", |text| Name::new(text).map_err(|e| e.to_string()))?;
         let labels = value(opts, "label", parse_labels)?.unwrap_or_default();
         let given = |key: &str| opts.get(key).map(String::as_str);
-        let limits = limit_options::parse(given).map_err(|(key, reason)| OptionError::Value {
+        let refused = |(key, reason): (&'static str, String)| OptionError::Value {
             key,
             given: clip(given(key).unwrap_or_default()),
             reason,
-        })?;
+        };
+        let limits = limit_options::parse(given).map_err(refused)?;
+        let cache = cache_options::parse(given).map_err(refused)?;
 
         if origin.is_some() && !mkfs.is_empty() {
             return Err(OptionError::Together(
@@ -227,6 +234,7 @@ impl VolumeOptions {
             vpool,
             origin,
             limits,
+            cache,
             labels,
             given: BTreeMap::new(),
         };
@@ -272,6 +280,7 @@ impl VolumeOptions {
             put(key, Some(origin.to_string()));
         }
         limit_options::canonical(&self.limits).for_each(|(key, text)| put(key, Some(text)));
+        cache_options::canonical(&self.cache).for_each(|(key, text)| put(key, Some(text)));
         let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         put("label", (!labels.is_empty()).then(|| labels.join(",")));
         given
@@ -508,6 +517,7 @@ mod tests {
         check_refused(&[("from", "a/b/c")], &["from"]);
         check_refused(&[("template", "../../etc")], &["template"]);
         check_refused(&[("iops", "0")], &["iops=\"0\"", "1 to 100000000"]);
+        check_refused(&[("cache", "on")], &["cache=\"on\"", "read-write"]);
     }
 
     #[test]
@@ -543,6 +553,8 @@ mod tests {
             ("label", "team=db,tier=1"),
             ("iops", "500"),
             ("write_bandwidth", "20MiB"),
+            ("cache", "read-write"),
+            ("cache_quota", "1GiB"),
         ])
         .unwrap();
         assert_eq!(VolumeOptions::from_remembered(&options.remembered()).unwrap(), options);

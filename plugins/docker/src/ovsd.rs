@@ -18,7 +18,7 @@ use crate::{
     options::{ExistingVolume, Fstype, Origin, VolumeOptions},
     record::VolumeDirectory,
 };
-use ovs_units::{Limits, Name, VdiskId};
+use ovs_units::{Limits, Name, VdiskCache, VdiskId};
 use std::{collections::BTreeMap, future::Future, path::PathBuf};
 use thiserror::Error;
 
@@ -122,6 +122,8 @@ pub struct NewVdisk {
     pub origin: Option<(VdiskId, Origin)>,
     /// Its limits.
     pub limits: Limits,
+    /// Its part in the read cache.
+    pub cache: VdiskCache,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }

@@ -75,6 +75,7 @@ impl Ovsd for Rpc {
         let mut request = CreateVdisk::new(new.vpool.clone(), new.name.clone());
         request.size_bytes = new.size_bytes;
         request.limits = new.limits.into();
+        request.cache = new.cache.into();
         request.description = "Docker volume".to_owned();
         request.labels = Labels(new.labels.clone());
         match &new.origin {

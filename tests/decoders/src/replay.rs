@@ -53,6 +53,7 @@ async fn open(device: &Rc<Slots>) -> bool {
         registry: Rc::new(MemoryRegistry::default()),
         pages: Rc::new(MemoryPages::default()),
         buffer: device.clone(),
+        cache: None,
     };
     match Engine::open(EngineConfig::default(), parts).await {
         Ok(engine) => engine.close(Duration::ZERO).await.is_ok(),

@@ -113,7 +113,7 @@ impl Site {
             let vdisk = disk.open().map_err(|_| Stop)?;
             let request = match change {
                 Change::Write(_, data) => GuestRequest::Write(ByteCount(data.len() as u64)),
-                Change::Zero(_) => GuestRequest::Zero,
+                Change::Zero(range) => GuestRequest::Zero(*range),
             };
             let answer = match (vdisk.admit(request).await, change) {
                 (Err(error), _) => Err(error),

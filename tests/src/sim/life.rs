@@ -179,6 +179,11 @@ impl World {
             registry: Rc::new(Directed::new(&self.stores.registry, &director, random)),
             pages: Rc::new(Directed::new(&self.stores.pages, &director, random)),
             buffer: Rc::new(Directed::new(&self.stores.device, &director, random)),
+            cache: self
+                .stores
+                .cache
+                .as_ref()
+                .map(|cache| cache.parts(|| Directed::new(cache, &director, random))),
         }
     }
 
@@ -196,6 +201,9 @@ impl World {
     pub(super) async fn open_engine(&self) -> Result<Engine, VolumeError> {
         let engine = Engine::open(self.config.clone(), self.parts()).await?;
         let director: Rc<dyn Director> = self.weather.clone();
+        if let Some(cache) = &self.stores.cache {
+            engine.set_vpool_cache(self.vpool, cache.vpool());
+        }
         engine.attach_backend(
             self.vpool,
             Rc::new(Directed::new(&self.stores.backend, &director, &self.random)),

@@ -5,7 +5,7 @@ use super::{
     disk::{Disk, Snapshot},
     settle::same,
 };
-use crate::{Content, history::Cut};
+use crate::{Content, history::Cut, stores::a_vdisk_cache};
 use bytes::Bytes;
 use ovs_units::{ByteCount, CLUSTER_SIZE_BYTES, Limits, Name, Rates, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{Chance, CreateVdisk, Engine, OnFull, SnapshotInfo, Vdisk, VolumeError};
@@ -107,6 +107,7 @@ impl Operator {
             (15, _) => self.create(None).await,
             (16..=17, _) => self.destage(&disk).await,
             (18, _) => self.scrub(&disk).await,
+            _ if self.site.random.one_in(2) => self.cache(&disk),
             _ => self.limit(&disk),
         }
     }
@@ -263,6 +264,13 @@ impl Operator {
             is_on_backend: false,
             was_cut: false,
         });
+        Ok(())
+    }
+
+    /// Another part in the read cache, whatever is in it.
+    fn cache(&self, disk: &Rc<Disk>) -> Result<(), Stop> {
+        let Ok(vdisk) = disk.open() else { return Ok(()) };
+        vdisk.set_cache(a_vdisk_cache(&self.site.random));
         Ok(())
     }
 

@@ -266,7 +266,8 @@ pub(super) fn a_small_world(seed: u64) -> World {
     let mut world = World::new(mix(seed));
     let random = &world.random;
     // Few and small slots, so that they are used again within a workload.
-    world.stores = Stores::new(crate::MemoryDevice::new(9, 64 << 10, Rc::clone(random)));
+    let cache = world.stores.cache.take();
+    world.stores = Stores::new(crate::MemoryDevice::new(9, 64 << 10, Rc::clone(random)), cache);
     world.config.destage_after = Duration::from_millis(50 << random.below(8));
     world
 }

@@ -52,13 +52,18 @@ pub enum FaultClass {
     BackendShortRead,
     BackendBitFlip,
     BackendSwapped,
+    CacheError,
+    CacheSlow,
+    CacheLost,
+    CacheBitFlip,
+    CacheSwapped,
 }
 
 use FaultClass as F;
 
 impl FaultClass {
     /// All of them.
-    pub const ALL: [FaultClass; 34] = [
+    pub const ALL: [FaultClass; 39] = [
         F::Death,
         F::DeathWhileOpening,
         F::PowerLoss,
@@ -93,9 +98,19 @@ impl FaultClass {
         F::BackendShortRead,
         F::BackendBitFlip,
         F::BackendSwapped,
+        F::CacheError,
+        F::CacheSlow,
+        F::CacheLost,
+        F::CacheBitFlip,
+        F::CacheSwapped,
     ];
 
-    /// What makes bytes that are read other ones.
+    /// What makes bytes that are read from the cache other ones: nobody may see any of it.
+    fn spoils_cache(self) -> bool {
+        matches!(self, F::CacheLost | F::CacheBitFlip | F::CacheSwapped)
+    }
+
+    /// What makes bytes that are read from elsewhere other ones.
     fn spoils(self) -> bool {
         matches!(
             self,
@@ -113,7 +128,7 @@ impl FaultClass {
         match self {
             F::DeviceWriteError | F::DeviceSyncError => 110,
             F::DeviceReadError => 60,
-            F::DeviceBitFlip => 3,
+            F::DeviceBitFlip => 2,
             F::BackendHung => 60,
             F::PageBitFlip | F::PageSwapped => 8,
             F::BackendShortRead | F::BackendBitFlip | F::BackendSwapped => 25,
@@ -121,6 +136,9 @@ impl FaultClass {
             F::RegistrySlow => 10,
             F::PagesErrorBefore => 20,
             F::PagesErrorAfter => 4,
+            F::CacheError => 16,
+            F::CacheSlow => 6,
+            F::CacheLost | F::CacheBitFlip | F::CacheSwapped => 2,
             _ => 25,
         }
     }
@@ -286,7 +304,8 @@ impl Weather {
     fn note_trouble(&self, call: &Call, fault: Fault) {
         let is_error =
             !matches!(fault, Fault::Slow(_) | Fault::ShortRead(_) | Fault::BitFlip(_) | Fault::Swapped(_));
-        if is_error {
+        // Of the cache nobody hears.
+        if is_error && call.store != Store::Cache {
             self.troubles.set(self.troubles.get() + 1);
             if call.store == Store::Device && call.operation != "read" {
                 self.device_troubles.set(self.device_troubles.get() + 1);
@@ -334,7 +353,7 @@ impl Weather {
             _ => self.random.one_in(class.odds()),
         };
         // What spoils an answer is noted when it has.
-        if comes && !class.spoils() {
+        if comes && !class.spoils() && !class.spoils_cache() {
             self.note(class);
         }
         comes
@@ -385,6 +404,11 @@ impl Weather {
             (Store::Backend, "put" | "delete") if self.comes(F::BackendErrorAfter) => Some(Fault::ErrorAfter),
             (Store::Backend, _) if self.comes(F::BackendErrorBefore) => Some(Fault::ErrorBefore),
             (Store::Backend, _) if self.comes(F::BackendSlow) => Some(self.a_while()),
+            (Store::Cache, "read") if self.comes(F::CacheLost) => Some(Fault::ShortRead(number())),
+            (Store::Cache, "read") if self.comes(F::CacheBitFlip) => Some(Fault::BitFlip(number())),
+            (Store::Cache, "read") if self.comes(F::CacheSwapped) => Some(Fault::Swapped(number())),
+            (Store::Cache, _) if self.comes(F::CacheError) => Some(self.an_error()),
+            (Store::Cache, _) if self.comes(F::CacheSlow) => Some(self.a_while()),
             (Store::Backend, "put" | "get")
                 if self.season.get() == Season::Serving && self.comes(F::BackendHung) =>
             {
@@ -412,11 +436,16 @@ impl Director for Weather {
             (Store::Pages, Fault::Swapped(_)) => F::PageSwapped,
             (Store::Pages, _) => F::PageBitFlip,
             (Store::Device, _) => F::DeviceBitFlip,
+            (Store::Cache, Fault::ShortRead(_)) => F::CacheLost,
+            (Store::Cache, Fault::BitFlip(_)) => F::CacheBitFlip,
+            (Store::Cache, _) => F::CacheSwapped,
             (_, Fault::ShortRead(_)) => F::BackendShortRead,
             (_, Fault::BitFlip(_)) => F::BackendBitFlip,
             _ => F::BackendSwapped,
         };
-        self.troubles.set(self.troubles.get() + 1);
+        if store != Store::Cache {
+            self.troubles.set(self.troubles.get() + 1);
+        }
         self.note(class);
     }
 

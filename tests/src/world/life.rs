@@ -1,7 +1,7 @@
 //! One life of an engine: its own runtime, so that its death takes every task with it.
 
 use super::{Failure, ON_FULL, World};
-use crate::{UnsettledPages, UnsettledRegistry};
+use crate::{UnsettledCache, UnsettledPages, UnsettledRegistry};
 use ovs_backend::Backend;
 use ovs_units::VdiskId;
 use ovs_volume::{Engine, EngineParts, SystemClock, Vdisk, VdiskState, VolumeError};
@@ -32,7 +32,11 @@ impl World {
         let backend: Rc<dyn Backend> = self.backend.clone();
         let vpool = self.vpool;
         let attached = engine.clone();
+        let cache = self.cache.clone();
         self.run(async move {
+            if let Some(cache) = cache {
+                attached.set_vpool_cache(vpool, cache.vpool());
+            }
             attached.attach_backend(vpool, backend);
             Ok(())
         })?;
@@ -60,6 +64,9 @@ impl World {
             registry: Rc::new(UnsettledRegistry { inner: registry, random: random.clone() }),
             pages: Rc::new(UnsettledPages { inner: pages, random }),
             buffer,
+            cache: self.cache.as_ref().map(|cache| {
+                cache.parts(|| UnsettledCache { inner: cache.clone(), random: self.random.clone() })
+            }),
         };
         Engine::open(config, parts)
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::types::*;
 use crate::{Method, VdiskRef};
-use ovs_units::{Limits, Name, Rates, SnapshotId, VdiskId, VpoolId};
+use ovs_units::{CacheMode, Limits, Name, Rates, SnapshotId, VdiskCache, VdiskId, VpoolCache, VpoolId};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -203,6 +203,7 @@ fn vdisk() -> Vdisk {
             burst_s: Some(10),
             ..Limits::default()
         },
+        cache: VdiskCache { mode: Some(CacheMode::ReadWrite), quota_bytes: Some(1 << 30) },
         host: "h".into(),
         nbd_socket: "/run/ovs/nbd/x.sock".into(),
         nbd_uri: "nbd+unix:///?socket=/run/ovs/nbd/x.sock".into(),
@@ -234,6 +235,7 @@ fn objects_are_as_the_document_says() {
             stall_timeout_ms: Some(1000),
             default_size_bytes: 10 << 30,
             trash_retention_s: 86_400,
+            cache: VpoolCache { quota_bytes: Some(1 << 30), ..VpoolCache::default() },
             total_bytes: None,
             free_bytes: Some(1),
             used_bytes: 0,

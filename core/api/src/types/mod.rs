@@ -5,6 +5,7 @@
 
 mod attachment;
 mod backend;
+mod cache;
 mod device;
 mod event;
 mod export;
@@ -26,6 +27,7 @@ pub use attachment::{
 pub use backend::{
     Backend, BackendKind, Compression, CreateBackend, CreatePreset, Encryption, Policy, Preset,
 };
+pub use cache::{CacheSpace, VdiskCachePatch, VdiskCacheStats, VpoolCachePatch};
 pub use device::{Device, DeviceList, PutDevice};
 pub use event::{Event, EventId, EventKind};
 pub use export::{CreateExport, Export, ExportProtocol};

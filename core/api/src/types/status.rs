@@ -1,4 +1,4 @@
-use super::Timestamp;
+use super::{CacheSpace, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -46,6 +46,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Its write buffer.
     pub buffer: BufferSpace,
+    /// Its read cache, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpace>,
     /// vPools.
     pub vpool_count: u64,
     /// vDisks outside the trash.
@@ -89,6 +92,8 @@ pub enum AlarmKind {
     BackendSpace,
     /// The write buffer passed 70, 90 or 100 %.
     BufferSpace,
+    /// The quotas of vDisks together passed 70 or 100 % of the read cache: allowed, and no state of `degraded`.
+    CacheQuotas,
     /// A backend does not answer.
     BackendOffline,
     /// A vDisk is not `ok`.

@@ -1,11 +1,11 @@
 use super::page::check_limit;
 use super::{
     Cursor, DESCRIPTION_BYTES_MAX, LabelSelector, Labels, LabelsPatch, LimitsPatch, Request, Timestamp,
-    check_text,
+    VdiskCachePatch, VdiskCacheStats, check_text,
 };
 use crate::{Problem, SnapshotRef, VdiskRef};
 use ovs_units::{
-    CLUSTER_SIZE_BYTES, Epoch, Limits, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId,
+    CLUSTER_SIZE_BYTES, Epoch, Limits, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskCache, VdiskId,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,9 @@ pub struct Vdisk {
     /// What its guests may do per second.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// Its part in the read cache; what is missing its vPool says.
+    #[serde(default, skip_serializing_if = "VdiskCache::is_default")]
+    pub cache: VdiskCache,
     /// The host that owns it.
     pub host: String,
     /// The NBD socket that serves this vDisk alone.
@@ -138,6 +141,7 @@ pub struct Source {
     on_full: None,
     stall_timeout_ms: None,
     limits: LimitsPatch::default(),
+    cache: VdiskCachePatch::default(),
     protected: false,
     description: String::new(),
     labels: Labels::default(),
@@ -170,6 +174,9 @@ pub struct CreateVdisk {
     /// What its guests may do per second; a clone has none of its source's.
     #[serde(default, skip_serializing_if = "LimitsPatch::is_empty")]
     pub limits: LimitsPatch,
+    /// Its part in the read cache; a clone has its source's when not given.
+    #[serde(default, skip_serializing_if = "VdiskCachePatch::is_empty")]
+    pub cache: VdiskCachePatch,
     /// Refuse to delete it.
     #[serde(default)]
     pub protected: bool,
@@ -195,6 +202,7 @@ impl CreateVdisk {
             on_full: None,
             stall_timeout_ms: None,
             limits: LimitsPatch::default(),
+            cache: VdiskCachePatch::default(),
             protected: false,
             description: String::new(),
             labels: Labels::default(),
@@ -234,6 +242,9 @@ pub struct PatchVdisk {
     /// What its guests may do per second, at once.
     #[serde(default, skip_serializing_if = "LimitsPatch::is_empty")]
     pub limits: LimitsPatch,
+    /// Its part in the read cache, at once.
+    #[serde(default, skip_serializing_if = "VdiskCachePatch::is_empty")]
+    pub cache: VdiskCachePatch,
     /// Empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
@@ -315,6 +326,10 @@ pub struct VdiskStats {
     /// Of those, what nobody needs any more and a scrub gives back; none while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reclaimable_bytes: Option<u64>,
+    /// What it has in common with the vDisks that it is a clone of, stored there: when it was cloned, or at the last scrub, and no
+    /// more since; none while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_bytes: Option<u64>,
     /// Scrub has put this again elsewhere.
     pub scrub_moved_bytes: u64,
     /// Scrub has removed objects of this size.
@@ -325,6 +340,9 @@ pub struct VdiskStats {
     /// For how long, together.
     #[serde(default)]
     pub throttled_ms: u64,
+    /// Its part in the read cache; missing where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<VdiskCacheStats>,
 }
 
 /// Refuses sizes that no vDisk may have.
@@ -348,6 +366,7 @@ impl Request for CreateVdisk {
             return Err(Problem::field("template", "template and source", "one of them, or neither"));
         }
         self.limits.patch(Limits::default())?;
+        self.cache.patch(VdiskCache::default())?;
         check_text("description", &self.description, DESCRIPTION_BYTES_MAX)?;
         self.labels.check()
     }

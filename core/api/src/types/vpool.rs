@@ -1,8 +1,9 @@
 use super::{
-    CreateBackend, DESCRIPTION_BYTES_MAX, Labels, LabelsPatch, OnFull, Request, Timestamp, check_text,
+    CreateBackend, DESCRIPTION_BYTES_MAX, Labels, LabelsPatch, OnFull, Request, Timestamp, VpoolCachePatch,
+    check_text,
 };
 use crate::Problem;
-use ovs_units::{Name, VDISK_SIZE_BYTES_MAX, VpoolId};
+use ovs_units::{Name, VDISK_SIZE_BYTES_MAX, VpoolCache, VpoolId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub struct Vpool {
     pub default_size_bytes: u64,
     /// How long a deleted vDisk stays in the trash; 0: it does not go there.
     pub trash_retention_s: u64,
+    /// What of its vDisks is cached, where they do not say it themselves.
+    #[serde(default)]
+    pub cache: VpoolCache,
     /// The backend's space; missing where a backend has no such notion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
@@ -94,6 +98,9 @@ pub struct CreateVpool {
     /// A day when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash_retention_s: Option<u64>,
+    /// What of its vDisks is cached.
+    #[serde(default, skip_serializing_if = "VpoolCachePatch::is_empty")]
+    pub cache: VpoolCachePatch,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
@@ -120,6 +127,9 @@ pub struct PatchVpool {
     /// For vDisks deleted from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash_retention_s: Option<u64>,
+    /// What of its vDisks is cached, at once.
+    #[serde(default, skip_serializing_if = "VpoolCachePatch::is_empty")]
+    pub cache: VpoolCachePatch,
     /// Empty: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"), length(max = 4096))]
@@ -155,6 +165,7 @@ fn check_default_size(size_bytes: Option<u64>) -> Result<(), Problem> {
 impl Request for CreateVpool {
     fn check(&self) -> Result<(), Problem> {
         check_default_size(self.default_size_bytes)?;
+        self.cache.patch(VpoolCache::default())?;
         check_text("description", &self.description, DESCRIPTION_BYTES_MAX)?;
         self.labels.check()
     }
@@ -163,6 +174,7 @@ impl Request for CreateVpool {
 impl Request for PatchVpool {
     fn check(&self) -> Result<(), Problem> {
         check_default_size(self.default_size_bytes)?;
+        self.cache.patch(VpoolCache::default())?;
         check_text("description", self.description.as_deref().unwrap_or_default(), DESCRIPTION_BYTES_MAX)?;
         self.labels.check()
     }

@@ -2,12 +2,14 @@
 //!
 //! Not here: what the words do (`commands`).
 
+mod cache;
 mod limits;
 mod pool;
 mod system;
 pub mod target;
 mod vdisk;
 
+pub use cache::{CacheDedupArg, CacheModeArg, VdiskCacheArgs, VpoolCacheArgs};
 pub use limits::LimitArgs;
 pub use pool::{
     BackendCommand, BackendKindArg, CreatePresetArgs, CreateVpoolArgs, ExportCommand, ExportProtocolArg,

@@ -1,6 +1,7 @@
 //! The verbs of vPools and what they stand on: backends, presets; of trash, vMachines and exports.
 
 use super::{
+    cache::VpoolCacheArgs,
     target::{NewVdisk, VdiskTarget, byte_count, duration_ms, label, policy, vdisk_size},
     vdisk::FullArgs,
 };
@@ -21,6 +22,13 @@ pub enum VpoolCommand {
     Show {
         /// The vPool
         name: Name,
+    },
+    /// Say what of a vPool's vDisks goes into the read cache, at once; without an option: show it
+    Cache {
+        /// The vPool
+        name: Name,
+        #[command(flatten)]
+        cache: VpoolCacheArgs,
     },
     /// Delete a vPool without vDisks, and its backend with its objects
     Delete {
@@ -53,6 +61,8 @@ pub struct CreateVpoolArgs {
     /// How long a deleted vDisk can be had back, such as 7d; 0s: not at all [default: 1d]
     #[arg(long, value_name = "TIME", value_parser = duration_ms)]
     pub trash_retention: Option<u64>,
+    #[command(flatten)]
+    pub cache: VpoolCacheArgs,
     /// For people
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub description: String,

@@ -1,5 +1,6 @@
 //! The verbs of vDisks, their snapshots, templates and attachments.
 
+use super::cache::VdiskCacheArgs;
 use super::limits::LimitArgs;
 use super::target::{
     NewVdisk, SnapshotTarget, SourceTarget, VdiskTarget, duration_ms, label, label_selector, vdisk_size,
@@ -53,6 +54,14 @@ pub enum VdiskCommand {
         #[command(flatten)]
         limits: Box<LimitArgs>,
     },
+    /// Say what of a vDisk goes into the read cache, at once; without an option: show it
+    Cache {
+        /// The vDisk, or its UUID
+        #[arg(value_name = "POOL/NAME")]
+        vdisk: VdiskTarget,
+        #[command(flatten)]
+        cache: VdiskCacheArgs,
+    },
     /// Delete a vDisk with its snapshots: to the trash, from where it can be restored
     Delete {
         /// The vDisk, or its UUID
@@ -90,6 +99,8 @@ pub enum VdiskCommand {
         size: Option<ByteCount>,
         #[command(flatten)]
         limits: Box<LimitArgs>,
+        #[command(flatten)]
+        cache: VdiskCacheArgs,
     },
     /// Fill a vDisk from a disk image: raw, a pipe of raw, or qcow2
     Import(ImportArgs),
@@ -150,6 +161,8 @@ pub struct CreateVdiskArgs {
     pub label: Vec<(String, String)>,
     #[command(flatten)]
     pub limits: Box<LimitArgs>,
+    #[command(flatten)]
+    pub cache: VdiskCacheArgs,
 }
 
 /// What happens when there is no space.

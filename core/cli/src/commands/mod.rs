@@ -2,6 +2,7 @@
 
 mod attachment;
 mod backend;
+mod cache;
 mod events;
 mod export;
 mod generate;

@@ -5,7 +5,7 @@ use crate::{
     failure::Failure,
     output::{Align, Fields, Output, Table, duration, size, time},
 };
-use ovs_api::Status;
+use ovs_api::{CacheSpace, Status};
 
 pub(super) async fn run(context: &Context) -> Result<(), Failure> {
     let status = context.client.get_status().await?;
@@ -21,6 +21,7 @@ fn view(status: &Status, output: &Output) -> String {
         .with("version", &status.version)
         .with("started", started)
         .with("write buffer", buffer)
+        .with_some("read cache", status.cache.as_ref().map(cache_line))
         .with("vPools", status.vpool_count)
         .with("vDisks", status.vdisk_count)
         .with("attachments", status.attachment_count)
@@ -34,6 +35,12 @@ fn view(status: &Status, output: &Output) -> String {
         [word(alarm.kind), alarm.subject.clone(), time(&alarm.since, &output.zone), alarm.detail.clone()]
     });
     format!("{fields}\n{alarms}")
+}
+
+fn cache_line(cache: &CacheSpace) -> String {
+    let CacheSpace { used_bytes, total_bytes, quotas_bytes, has_ssd, .. } = *cache;
+    let place = if has_ssd { "on SSD" } else { "in memory" };
+    format!("{} of {} used, {place}; quotas of {}", size(used_bytes), size(total_bytes), size(quotas_bytes))
 }
 
 #[cfg(test)]
@@ -51,6 +58,10 @@ mod tests {
             },
             "started_at": "2026-11-20T10:00:00Z", "uptime_s": 3725,
             "buffer": {"total_bytes": 1073741824, "used_bytes": 12582912},
+            "cache": {
+                "total_bytes": 1073741824, "used_bytes": 1048576, "memory_used_bytes": 4096, "has_ssd": true,
+                "quotas_bytes": 2147483648u64,
+            },
             "vpool_count": 1, "vdisk_count": 3, "attachment_count": 2,
             "alarms": [{
                 "kind": "buffer_space", "subject": "h1", "detail": "the write buffer is 91 % full", "used_percent": 91,
@@ -64,6 +75,7 @@ host          h1
 version       0.1.0
 started       2026-11-20 10:00:00 (1h 2m ago)
 write buffer  12MiB of 1GiB used
+read cache    1MiB of 1GiB used, on SSD; quotas of 2GiB
 vPools        1
 vDisks        3
 attachments   2

@@ -1,6 +1,6 @@
 //! `ovs vdisk ...`, apart from import and export.
 
-use super::{Context, attachment, every, label_lines, limits, snapshot, state, task, word};
+use super::{Context, attachment, cache, every, label_lines, limits, snapshot, state, task, word};
 use crate::{
     args::{CreateVdiskArgs, VdiskCommand, target::VdiskTarget},
     failure::Failure,
@@ -31,6 +31,7 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
             context.output.done(&changed, format!("{vdisk} is {} now", size(changed.size_bytes)))
         }
         VdiskCommand::Limits { vdisk, none, limits } => limits::run(context, vdisk, none, *limits).await,
+        VdiskCommand::Cache { vdisk, cache } => cache::of_vdisk(context, vdisk, cache).await,
         VdiskCommand::Delete { vdisk, purge } => {
             client.delete_vdisk(&vdisk.0, &DeleteVdiskQuery { purge }).await?;
             context.output.gone(match purge {
@@ -46,10 +47,11 @@ pub(super) async fn run(context: &Context, command: VdiskCommand) -> Result<(), 
             let begun = client.scrub_vdisk(&vdisk.0).await?;
             task::finish(context, begun.0, no_wait, &format!("{vdisk} is scrubbed")).await
         }
-        VdiskCommand::Clone { source, new, size, limits } => {
+        VdiskCommand::Clone { source, new, size, limits, cache } => {
             let mut request = CreateVdisk::new(new.vpool.clone(), new.name.clone());
             request.size_bytes = size.map(|size| size.0);
             request.limits = limits.patch();
+            request.cache = cache.patch();
             let snapshot = source.snapshot.clone().map(SnapshotRef::Name);
             request.source = Some(Source { vdisk: source.vdisk.0.clone(), snapshot });
             let created = client.create_vdisk(&request).await?;
@@ -75,6 +77,7 @@ async fn create(context: &Context, args: CreateVdiskArgs) -> Result<(), Failure>
         on_full: args.full.on_full.map(Into::into),
         stall_timeout_ms: args.full.stall_timeout,
         limits: args.limits.patch(),
+        cache: args.cache.patch(),
         protected: args.protected,
         description: args.description,
         labels: Labels(args.label.into_iter().collect()),
@@ -156,6 +159,7 @@ fn view(shown: &Shown, output: &Output) -> String {
         .with_some("clone of", vdisk.base.as_ref().map(|base| format!("{}@{}", base.vdisk, base.snapshot)))
         .with("when full", format!("{}{stall}", word(vdisk.on_full)))
         .with_each("limits", limits::lines(&vdisk.limits))
+        .with_some("read cache", cache::vdisk_line(&vdisk.cache))
         .with("host", &vdisk.host)
         .with("created", time(&vdisk.created_at, &output.zone))
         .with_some("description", Some(&vdisk.description).filter(|text| !text.is_empty()))
@@ -184,6 +188,10 @@ fn qemu_words(filename: &str) -> String {
     format!("-blockdev '{}' -device virtio-blk-pci,drive=vdisk", serde_json::Value::Object(blockdev))
 }
 
+fn as_far_as_known(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "not known yet".to_owned(), size)
+}
+
 fn view_stats(stats: &VdiskStats) -> String {
     Fields::new()
         .with("reads", format!("{}, {}", stats.read_count, size(stats.read_bytes)))
@@ -192,9 +200,11 @@ fn view_stats(stats: &VdiskStats) -> String {
         .with("put on the backend", size(stats.backend_put_bytes))
         .with("on the backend", size(stats.allocated_bytes))
         .with("stored there", size(stats.stored_bytes))
-        .with("nobody needs", stats.reclaimable_bytes.map_or_else(|| "not known yet".to_owned(), size))
+        .with("nobody needs", as_far_as_known(stats.reclaimable_bytes))
+        .with("shared with parents", as_far_as_known(stats.shared_bytes))
         .with("in the write buffer", size(stats.buffered_bytes))
         .with("held back by limits", format!("{}, {} ms", stats.throttled_count, stats.throttled_ms))
+        .with_some("read cache", stats.cache.as_ref().map(cache::stats_line))
         .with("times opened", stats.epoch)
         .with("operations", stats.sequence)
         .to_string()
@@ -300,7 +310,7 @@ default/web-1  qemu 123  docker  exclusive            1  00000000-0000-0000-0000
         let mut stats: VdiskStats = serde_json::from_value(json!({
             "vdisk": uuid::Uuid::nil(), "epoch": 3, "sequence": 900, "read_count": 10, "write_count": 20, "flush_count": 5,
             "read_bytes": 40960, "written_bytes": 81920, "backend_put_bytes": 4194304, "allocated_bytes": 65536,
-            "buffered_bytes": 0, "stored_bytes": 4198400, "reclaimable_bytes": 4132864, "scrub_moved_bytes": 0,
+            "buffered_bytes": 0, "stored_bytes": 4198400, "reclaimable_bytes": 4132864, "shared_bytes": 0, "scrub_moved_bytes": 0,
             "scrub_freed_bytes": 0, "throttled_count": 7, "throttled_ms": 350,
         }))
         .unwrap();
@@ -312,6 +322,7 @@ put on the backend   4MiB
 on the backend       64KiB
 stored there         4MiB
 nobody needs         3.9MiB
+shared with parents  0B
 in the write buffer  0B
 held back by limits  7, 350 ms
 times opened         3

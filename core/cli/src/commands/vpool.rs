@@ -1,6 +1,6 @@
 //! `ovs vpool ...`
 
-use super::{Context, every, label_lines, state, task, word};
+use super::{Context, cache, every, label_lines, state, task, word};
 use crate::{
     args::{CreateVpoolArgs, RecoverArgs, VpoolCommand},
     failure::Failure,
@@ -25,6 +25,7 @@ pub(super) async fn run(context: &Context, command: VpoolCommand) -> Result<(), 
             let vpool = client.get_vpool(&name).await?;
             context.output.object(&vpool, |vpool| view(vpool, &context.output))
         }
+        VpoolCommand::Cache { name, cache } => cache::of_vpool(context, name, cache).await,
         VpoolCommand::Delete { name, purge_trash } => {
             client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash }).await?;
             context.output.gone(format!("{name} is deleted"))
@@ -42,6 +43,7 @@ async fn create(context: &Context, args: CreateVpoolArgs) -> Result<(), Failure>
         stall_timeout_ms: args.full.stall_timeout,
         default_size_bytes: args.default_size.map(|size| size.0),
         trash_retention_s: args.trash_retention.map(|ms| ms / 1000),
+        cache: args.cache.patch(),
         description: args.description,
         labels: Labels(args.label.into_iter().collect()),
     };
@@ -114,6 +116,7 @@ fn view(vpool: &Vpool, output: &Output) -> String {
         .with("when full", format!("{}{stall}", word(vpool.on_full)))
         .with("default size", size(vpool.default_size_bytes))
         .with("deleted vDisks kept", retention)
+        .with("read cache", cache::vpool_line(&vpool.cache))
         .with("created", time(&vpool.created_at, &output.zone))
         .with_some("description", Some(&vpool.description).filter(|text| !text.is_empty()))
         .with_each("labels", label_lines(&vpool.labels))
@@ -160,6 +163,7 @@ total                100GiB
 when full            stall, for 30000 ms at most
 default size         10GiB
 deleted vDisks kept  1d
+read cache           read, no quota for each vDisk, shared by location
 created              2026-11-20 10:00:00
 ";
         assert_eq!(view(&vpool(), &Output::for_test()), expected);

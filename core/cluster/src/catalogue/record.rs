@@ -2,7 +2,10 @@
 //! that a record of an older program still reads.
 
 use super::Record;
-use ovs_units::{ByteCount, COUNTER_MAX, Limits, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId};
+use ovs_units::{
+    ByteCount, COUNTER_MAX, Limits, Name, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskCache, VdiskId, VpoolCache,
+    VpoolId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -131,6 +134,9 @@ pub struct VpoolRecord {
     pub default_size_bytes: u64,
     /// How long a deleted vDisk stays in the trash; 0: it does not go there.
     pub trash_retention_s: u64,
+    /// For vDisks that do not say.
+    #[serde(default, skip_serializing_if = "VpoolCache::is_default")]
+    pub cache: VpoolCache,
     /// What other programs keep here.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -161,7 +167,8 @@ impl Record for VpoolRecord {
     }
 
     fn check(&self) -> Result<(), String> {
-        check_counter("version", self.version)
+        check_counter("version", self.version)?;
+        self.cache.check().map_err(|error| error.to_string())
     }
 }
 
@@ -258,6 +265,9 @@ pub struct VdiskRecord {
     /// What its guests may do per second.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// Its part in the read cache.
+    #[serde(default, skip_serializing_if = "VdiskCache::is_default")]
+    pub cache: VdiskCache,
     /// A template is frozen; its children start from this snapshot.
     #[serde(default)]
     pub template: Option<SnapshotId>,
@@ -321,6 +331,7 @@ impl Record for VdiskRecord {
         check_counter("generation", self.generation)?;
         check_size("size_bytes", self.size_bytes)?;
         self.limits.check().map_err(|error| error.to_string())?;
+        self.cache.check().map_err(|error| error.to_string())?;
         if let Some(Pending::ZeroTail(from)) = self.pending {
             check_size("pending", from)?;
         }

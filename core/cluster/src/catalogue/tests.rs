@@ -21,6 +21,7 @@ fn vdisk(number: u128, name: &str) -> VdiskRecord {
         on_full: OnFullPolicy::Stall,
         stall_timeout_ms: None,
         limits: Default::default(),
+        cache: Default::default(),
         template: None,
         base: None,
         trash: None,

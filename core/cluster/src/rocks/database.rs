@@ -4,7 +4,7 @@ use super::reserve::{RESERVE_FILE, Reserve};
 use ovs_volume::VolumeError;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    Error, ErrorKind, LogLevel, Options, WriteBatch, WriteOptions,
+    Error, ErrorKind, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use std::{
     fs::{self, File},
@@ -273,6 +273,13 @@ impl View<'_> {
 
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         self.db.get_cf(self.family(family), key)
+    }
+
+    /// The same of what is kept in memory elsewhere, or is not wanted again: it takes no room in the cache.
+    pub(super) fn get_once(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.db.get_cf_opt(self.family(family), key, &options)
     }
 
     /// A counter of the default family; 0 before it is first set.

@@ -54,7 +54,7 @@ impl PageStore for RocksPages {
     fn load(&self, page: PageId) -> LocalBoxFuture<'_, Result<Option<Bytes>, VolumeError>> {
         Box::pin(self.loads.load(&self.database, page, |database, page| {
             let found =
-                database.read(|view| none_if_damaged(view.get(Family::Pages, &page.0.to_be_bytes())))?;
+                database.read(|view| none_if_damaged(view.get_once(Family::Pages, &page.0.to_be_bytes())))?;
             Ok(found.map(Bytes::from))
         }))
     }

@@ -185,6 +185,7 @@ impl State {
             on_full: ovs_api::OnFull::Stall,
             stall_timeout_ms: None,
             limits: Default::default(),
+            cache: Default::default(),
             host: "here".into(),
             nbd_socket: self.paths.nbd_vdisk_socket(id).display().to_string(),
             nbd_uri: self.paths.nbd_uri(id),

@@ -237,6 +237,7 @@ fn vpool() -> Vpool {
         stall_timeout_ms: None,
         default_size_bytes: 10 << 30,
         trash_retention_s: 0,
+        cache: Default::default(),
         total_bytes: Some(100 << 30),
         free_bytes: Some(40 << 30),
         used_bytes: 60 << 30,

@@ -7,9 +7,9 @@
 //! Invariant: what reaches the device lies within its size and is allowed. Which refusal has which number is decided
 //! here ([`check`]) and in [`NbdError::errno`].
 
-use super::negotiation::Agreed;
+use super::{audience::Audience, negotiation::Agreed};
 use crate::{
-    Device, Extent, NbdError, ReadPiece, ReadReply, ZeroKind,
+    Asked, Device, Extent, NbdError, ReadPiece, ReadReply, ZeroKind,
     proto::{
         numbers::{PAYLOAD_BYTES_MAX, chunk, command, command_flag},
         reply::{
@@ -46,15 +46,42 @@ pub(super) enum Outcome {
     Extents(Vec<Extent>),
 }
 
-/// Carries out a request, whatever it is.
-pub(super) async fn execute<D: Device>(device: Rc<D>, job: Job, agreed: Rc<Agreed>) -> Finished {
+/// Carries out a request, whatever it is; unless nobody waits for the answer any more before it may begin.
+pub(super) async fn execute<D: Device>(
+    device: Rc<D>,
+    job: Job,
+    agreed: Rc<Agreed>,
+    audience: Rc<Audience>,
+) -> Finished {
     let Job { header, payload, cost } = job;
     let result = match check(&header, &*device, &agreed) {
         Ok(None) => Ok(Outcome::Done),
-        Ok(Some(range)) => carry_out(&*device, &header, range, payload).await,
+        Ok(Some(range)) => match admit(&*device, &header, range, &audience).await {
+            Ok(()) => carry_out(&*device, &header, range, payload).await,
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     Finished { header, cost, result }
+}
+
+async fn admit(
+    device: &impl Device,
+    header: &RequestHeader,
+    range: ByteRange,
+    audience: &Audience,
+) -> Result<(), NbdError> {
+    let asked = match header.command {
+        command::READ => Asked::Read(range),
+        command::WRITE => Asked::Write(range),
+        command::TRIM | command::WRITE_ZEROES => Asked::Zero(range),
+        _ => return Ok(()),
+    };
+    tokio::select! {
+        biased;
+        admitted = device.admit(asked) => admitted,
+        () = audience.left() => Err(NbdError::Shutdown("the connection ended before the request could begin".into())),
+    }
 }
 
 /// The range that the request is about, `None` if there is nothing to do, or why it is refused (proto.md, "Request

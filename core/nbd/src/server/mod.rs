@@ -7,6 +7,7 @@
 //!
 //! Everything runs on one thread, in the caller's `LocalSet`; but what happens before TLS, on any other.
 
+mod audience;
 mod command;
 mod doorway;
 mod listener;
@@ -233,7 +234,7 @@ where
     };
     let ended = transmit(stream, &device, Rc::new(agreed), &server.options, ending, count).await;
     match ended {
-        Ending::ClientLeft | Ending::Stopping => {}
+        Ending::ClientLeft | Ending::ClientGone | Ending::Stopping => {}
         Ending::DeviceClosed => info!(export = name, "client forced off"),
         Ending::Superseded => {
             server.count(|stats| stats.superseded += 1);

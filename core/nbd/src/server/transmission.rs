@@ -7,11 +7,13 @@
 //! Invariants:
 //! * A request that runs is polled to its end, whatever happens to the connection: [`transmit`] returns only then.
 //! * Requests are first polled in the order in which they arrived.
+//! * Nothing that the device held back begins once the client is known to be gone.
 //! * Running or unanswered requests, and their bytes, stay within the bounds; past them the socket is not read. So a
 //!   client that does not read its replies costs the bound and nothing else.
 
 use super::{
     ServerOptions,
+    audience::Audience,
     command::{Finished, Job, answer, execute},
     negotiation::Agreed,
 };
@@ -51,8 +53,10 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a connection ends.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// The client said goodbye or closed its end.
+    /// The client said goodbye.
     ClientLeft,
+    /// The client closed its end without a word, most likely because it died.
+    ClientGone,
     /// The server is stopping.
     Stopping,
     /// The device forces its clients off.
@@ -70,7 +74,12 @@ pub(super) enum Ending {
 impl Ending {
     /// True when there is a client that may still want its replies.
     fn answers(&self) -> bool {
-        matches!(self, Ending::ClientLeft | Ending::Stopping | Ending::DeviceClosed)
+        matches!(self, Ending::ClientLeft | Ending::ClientGone | Ending::Stopping | Ending::DeviceClosed)
+    }
+
+    /// True when what could not begin yet may begin no more.
+    fn forgoes(&self) -> bool {
+        !matches!(self, Ending::ClientLeft | Ending::Stopping)
     }
 }
 
@@ -90,22 +99,30 @@ where
 {
     let mut line = Line::new(stream, options);
     let mut running = FuturesUnordered::new();
+    let audience = Rc::<Audience>::default();
     // In a set of its own it is polled only when it was woken, not for every request.
     let mut ending = FuturesUnordered::from_iter([ending]);
     let mut ended: Option<Ending> = None;
     poll_fn(|cx| {
         loop {
-            if ended.is_none()
+            // Also of one that said goodbye: what is held back may be for long, and somebody else wait for the end.
+            if matches!(ended, None | Some(Ending::ClientLeft))
                 && let Poll::Ready(Some(reason)) = ending.poll_next_unpin(cx)
             {
                 ended = Some(reason);
             }
             while ended.is_none() {
                 match line.poll_request(cx) {
-                    Poll::Ready(Ok(job)) => running.push(execute(Rc::clone(device), job, Rc::clone(&agreed))),
+                    Poll::Ready(Ok(job)) => {
+                        let (device, agreed) = (Rc::clone(device), Rc::clone(&agreed));
+                        running.push(execute(device, job, agreed, Rc::clone(&audience)));
+                    }
                     Poll::Ready(Err(reason)) => ended = Some(reason),
                     Poll::Pending => break,
                 }
+            }
+            if ended.as_ref().is_some_and(Ending::forgoes) {
+                audience.leave();
             }
             match &ended {
                 Some(reason) if reason.answers() => line.stall.hurry(),
@@ -123,6 +140,7 @@ where
             }
             let freed = line.write(cx).unwrap_or_else(|reason| {
                 line.hang_up(cx);
+                audience.leave();
                 // A client that left may well not wait for its replies.
                 ended.get_or_insert(reason);
                 false
@@ -222,7 +240,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
                     AtHand::OverBound => return Poll::Pending,
                     AtHand::TooLittle => {
                         if ready!(self.input.poll_fill(self.stream, cx)).map_err(Ending::Socket)? == 0 {
-                            return Poll::Ready(Err(Ending::ClientLeft));
+                            return Poll::Ready(Err(Ending::ClientGone));
                         }
                     }
                 },
@@ -240,7 +258,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Line<'a, S> {
                         return Poll::Ready(Ok(Job { header, payload: Bytes::new(), cost }));
                     }
                     if ready!(self.input.poll_fill(self.stream, cx)).map_err(Ending::Socket)? == 0 {
-                        return Poll::Ready(Err(Ending::ClientLeft));
+                        return Poll::Ready(Err(Ending::ClientGone));
                     }
                 }
             }

@@ -3,8 +3,8 @@
 
 use bytes::{Bytes, BytesMut};
 use ovs_nbd::{
-    ClientInfo, Device, ExportInfo, Exports, Extent, Generation, NbdError, OpenError, ReadPiece, ReadReply,
-    Server, ServerOptions, Session, SessionId, ZeroKind,
+    Asked, ClientInfo, Device, ExportInfo, Exports, Extent, Generation, NbdError, OpenError, ReadPiece,
+    ReadReply, Server, ServerOptions, Session, SessionId, ZeroKind,
     proto::{
         handshake::{
             GREETING_BYTES, Greeting, InfoReply, InfoRequest, MetaContextRequest, OPTION_REPLY_HEADER_BYTES,
@@ -71,6 +71,9 @@ pub struct Ram {
     pub fail: RefCell<Option<NbdError>>,
     /// Permits to write; every write takes one for good, unless there is no gate.
     pub gate: RefCell<Option<Rc<Semaphore>>>,
+    /// Permits to begin anything, if there is a barrier; who waits for one.
+    pub barrier: RefCell<Option<Rc<Semaphore>>>,
+    pub held_back: Cell<usize>,
     pub deeds: RefCell<Vec<Deed>>,
     pub running: Cell<usize>,
     pub running_most: Cell<usize>,
@@ -88,6 +91,8 @@ impl Ram {
             read_only: Cell::new(false),
             fail: RefCell::new(None),
             gate: RefCell::new(None),
+            barrier: RefCell::new(None),
+            held_back: Cell::new(0),
             deeds: RefCell::default(),
             running: Cell::new(0),
             running_most: Cell::new(0),
@@ -102,6 +107,13 @@ impl Ram {
         let gate = Rc::new(Semaphore::new(0));
         *self.gate.borrow_mut() = Some(Rc::clone(&gate));
         gate
+    }
+
+    /// From now on nothing begins without a permit.
+    pub fn hold_back(&self) -> Rc<Semaphore> {
+        let barrier = Rc::new(Semaphore::new(0));
+        *self.barrier.borrow_mut() = Some(Rc::clone(&barrier));
+        barrier
     }
 
     async fn work(&self) {
@@ -159,6 +171,15 @@ impl Device for Ram {
 
     fn description(&self) -> String {
         "ram".into()
+    }
+
+    async fn admit(&self, _asked: Asked) -> Result<(), NbdError> {
+        let barrier = self.barrier.borrow().clone();
+        if let Some(barrier) = barrier {
+            self.held_back.set(self.held_back.get() + 1);
+            barrier.acquire().await.unwrap().forget();
+        }
+        Ok(())
     }
 
     async fn read(&self, range: ByteRange) -> Result<ReadReply, NbdError> {

@@ -4,7 +4,7 @@ use super::{Volumes, problem::from_backend};
 use ovs_api::{Alarm, AlarmKind, EventKind, Timestamp};
 use ovs_cluster::catalogue::State;
 use ovs_units::VdiskId;
-use ovs_volume::{OnFull, VdiskState};
+use ovs_volume::{CacheStats, OnFull, VdiskState};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -64,6 +64,7 @@ fn kind_name(kind: AlarmKind) -> &'static str {
     match kind {
         AlarmKind::BackendSpace => "backend_space",
         AlarmKind::BufferSpace => "buffer_space",
+        AlarmKind::CacheQuotas => "cache_quotas",
         AlarmKind::BackendOffline => "backend_offline",
         AlarmKind::Vdisk => "vdisk",
         AlarmKind::Other => "other",
@@ -140,6 +141,9 @@ impl Volumes {
             (text, None)
         });
         self.alarm(AlarmKind::Other, "write buffer", failed);
+        if let Some(cache) = &stats.cache {
+            self.alarm_of_cache(cache);
+        }
         for pool in self.all_pools() {
             let name = pool.record().name;
             let space = match pool.backend() {
@@ -178,11 +182,28 @@ impl Volumes {
             AlarmKind::BackendSpace | AlarmKind::BackendOffline => {
                 !self.pools.borrow().values().any(|pool| pool.record().name.as_str() == alarm.subject)
             }
-            AlarmKind::BufferSpace | AlarmKind::Other => false,
+            AlarmKind::BufferSpace | AlarmKind::CacheQuotas | AlarmKind::Other => false,
         };
         for alarm in self.alarms.list().into_iter().filter(gone) {
             self.alarms.set(alarm.kind, &alarm.subject, None);
         }
+    }
+
+    fn alarm_of_cache(&self, cache: &CacheStats) {
+        let (quotas, capacity) = (cache.quotas_bytes, cache.capacity_bytes);
+        let percent = (u128::from(quotas) * 100 / u128::from(capacity.max(1))) as u32;
+        let alarm = (percent >= LEVELS_PERCENT[0]).then(|| {
+            let cut = if quotas > capacity { "; each counts in proportion while all are used" } else { "" };
+            let text =
+                format!("quotas of {quotas} bytes are {percent} % of the {capacity} that it holds{cut}");
+            (text, Some(percent))
+        });
+        self.alarm(AlarmKind::CacheQuotas, "read cache", alarm);
+        let has_failed = self.settings.has_cache_ssd && cache.ssd.is_none();
+        let failed = has_failed.then(|| {
+            ("its SSD failed or could not be used, and is not until ovsd is started again".to_owned(), None)
+        });
+        self.alarm(AlarmKind::Other, "read cache", failed);
     }
 
     fn alarm_of_space(&self, kind: AlarmKind, subject: &str, total_bytes: u64, free_bytes: u64) {
@@ -204,11 +225,19 @@ impl Volumes {
             Some(alarm) => format!("{}: {}", kind_name(kind), alarm.detail),
             None => format!("{}: over", kind_name(kind)),
         };
+        let is_warning = alarm.is_some() && kind == AlarmKind::CacheQuotas;
         if !self.alarms.set(kind, subject, alarm) {
             return;
         }
+        if is_warning {
+            tracing::warn!(
+                subject,
+                detail,
+                "the quotas of vDisks together take most of the read cache, or more than there is"
+            );
+        }
         match kind {
-            AlarmKind::BackendSpace | AlarmKind::BufferSpace | AlarmKind::Other => {
+            AlarmKind::BackendSpace | AlarmKind::BufferSpace | AlarmKind::CacheQuotas | AlarmKind::Other => {
                 self.publish(EventKind::CapacityAlarm, |event| {
                     event.name = Some(subject.to_owned());
                     event.detail = Some(detail);

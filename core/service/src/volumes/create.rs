@@ -21,7 +21,7 @@ use ovs_api::{
     CreateVdisk, Created, EventKind, Problem, ProblemKind, SnapshotRef, Vdisk as ApiVdisk, VdiskRef,
 };
 use ovs_cluster::catalogue::{BaseRecord, CatalogueError, FORMAT, State, Stored, VdiskRecord, VpoolRecord};
-use ovs_units::{Limits, Name, SnapshotId, VdiskId};
+use ovs_units::{Limits, Name, SnapshotId, VdiskCache, VdiskId};
 use ovs_volume::{CreateVdisk as EngineCreate, Vdisk};
 use std::rc::Rc;
 
@@ -33,6 +33,7 @@ struct Parent {
     vdisk: Vdisk,
     base: BaseRecord,
     size_bytes: u64,
+    cache: VdiskCache,
 }
 
 impl Volumes {
@@ -113,7 +114,8 @@ impl Volumes {
             (None, Some(snapshot)) => (snapshot, record.size_bytes, false),
             (None, None) => (SnapshotId(self.chance.uuid()), record.size_bytes, true),
         };
-        Ok(Parent { vdisk, base: BaseRecord { vdisk: id, snapshot, taken_for_clone }, size_bytes })
+        let base = BaseRecord { vdisk: id, snapshot, taken_for_clone };
+        Ok(Parent { vdisk, base, size_bytes, cache: record.cache })
     }
 
     fn new_record(
@@ -144,6 +146,7 @@ impl Volumes {
             on_full: to_policy(request.on_full.unwrap_or(from_policy(vpool.on_full))),
             stall_timeout_ms,
             limits: request.limits.patch(Limits::default())?,
+            cache: request.cache.patch(parent.map_or(VdiskCache::default(), |parent| parent.cache))?,
             template: None,
             base: parent.map(|parent| parent.base.clone()),
             trash: None,
@@ -205,7 +208,7 @@ impl Volumes {
             on_full: to_engine(record.on_full, record.stall_timeout_ms),
         };
         let vdisk = self.engine.create_vdisk(request).await.map_err(from_volume)?;
-        vdisk.set_limits(record.limits);
+        self.apply_settings(&vdisk, record);
         Ok(())
     }
 

@@ -99,6 +99,8 @@ pub struct Settings {
     pub socket_mode: u32,
     /// `HOST:PORT` of NBD over TCP, where it is served.
     pub nbd_authority: Option<String>,
+    /// The read cache is to have an SSD.
+    pub has_cache_ssd: bool,
 }
 
 /// All vDisks of this host. One thread.

@@ -17,7 +17,7 @@ use super::{
 use bytes::Bytes;
 use ovs_api::{EventKind, Problem, ProblemKind, SnapshotRef, VdiskRef};
 use ovs_cluster::catalogue::{OnFullPolicy, Pending, SnapshotRecord, State, Stored, VdiskRecord, decode};
-use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId};
+use ovs_units::{ByteCount, ByteOffset, ByteRange, CacheMode, Name, SnapshotId, VdiskCache, VdiskId};
 use ovs_volume::{OnFull, SnapshotInfo, Vdisk, VolumeError};
 use std::{
     cell::{Cell, RefCell},
@@ -33,6 +33,8 @@ pub(super) const RECORD_BYTES_MAX: usize = 256 << 10;
 pub struct Slot {
     is_settled: Cell<bool>,
     problem: RefCell<Option<Problem>>,
+    /// How often its limits and its part in the cache were set.
+    settings_changes: Cell<u64>,
 }
 
 impl Slot {
@@ -129,6 +131,7 @@ impl Volumes {
     }
 
     async fn open_and_settle(&self, id: VdiskId) -> Result<(Vdisk, bool), Problem> {
+        let changes = self.slot(id).settings_changes.get();
         let stored = self.record(id).await?;
         let pool = self.pool(stored.record.vpool)?;
         if pool.backend().is_none() {
@@ -141,9 +144,23 @@ impl Volumes {
                 VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
                 other => from_volume(other),
             })?;
-        vdisk.set_limits(stored.record.limits);
+        // What was changed meanwhile is newer than the record that was read.
+        if self.slot(id).settings_changes.get() == changes {
+            self.apply_settings(&vdisk, &stored.record);
+        }
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
+    }
+
+    /// From now on the record's limits and its part in the cache hold; no limits where the service stops, and nobody is to
+    /// wait any more.
+    pub(super) fn apply_settings(&self, vdisk: &Vdisk, record: &VdiskRecord) {
+        let changes = &self.slot(record.id).settings_changes;
+        changes.set(changes.get() + 1);
+        if !self.is_stopping.get() {
+            vdisk.set_limits(record.limits);
+        }
+        vdisk.set_cache(cache_of(record));
     }
 
     /// Makes good what a crash (or an error) left between the record and the engine. `false`: all but the copy of the
@@ -327,6 +344,14 @@ pub(super) fn from_properties(properties: &[u8]) -> Result<VdiskRecord, Problem>
 
 fn properties_version(properties: &[u8]) -> Option<u64> {
     from_properties(properties).ok().map(|record| record.version)
+}
+
+/// What is in the trash is read by nobody but its clones.
+fn cache_of(record: &VdiskRecord) -> VdiskCache {
+    match record.trash {
+        Some(_) => VdiskCache { mode: Some(CacheMode::None), quota_bytes: None },
+        None => record.cache,
+    }
 }
 
 /// The registry's policy as the engine's.

@@ -96,6 +96,7 @@ impl Volumes {
     /// Takes a vPool into use.
     pub(super) fn attach_pool(&self, pool: &Rc<Pool>, store: Rc<dyn Backend>) {
         let id = pool.record.borrow().id;
+        self.engine.set_vpool_cache(id, pool.record.borrow().cache);
         self.engine.attach_backend(id, store.clone());
         *pool.backend.borrow_mut() = Some(store);
         pool.set_problem(None);
@@ -173,6 +174,7 @@ impl Volumes {
             stall_timeout_ms: record.stall_timeout_ms,
             default_size_bytes: record.default_size_bytes,
             trash_retention_s: record.trash_retention_s,
+            cache: record.cache,
             total_bytes: space.map(|space| space.total_bytes),
             free_bytes: space.map(|space| space.free_bytes),
             used_bytes,

@@ -2,8 +2,8 @@
 
 use super::{Volumes, open::shown_snapshots, pools::from_policy, problem::from_catalogue};
 use ovs_api::{
-    Base, Labels, Page, Problem, ProblemKind, Snapshot, Timestamp, Vdisk as ApiVdisk, VdiskQuery, VdiskRef,
-    VdiskState, VdiskStats,
+    Base, Labels, Page, Problem, ProblemKind, Snapshot, Timestamp, Vdisk as ApiVdisk, VdiskCacheStats,
+    VdiskQuery, VdiskRef, VdiskState, VdiskStats,
 };
 use ovs_api::{Cursor, LIMIT_DEFAULT, ListQuery};
 use ovs_cluster::catalogue::{State, VdiskRecord};
@@ -94,6 +94,7 @@ impl Volumes {
             on_full: from_policy(record.on_full),
             stall_timeout_ms: record.stall_timeout_ms,
             limits: record.limits,
+            cache: record.cache,
             host: self.settings.host_name.clone(),
             nbd_socket: paths.nbd_vdisk_socket(record.id).to_string_lossy().into_owned(),
             nbd_uri: paths.nbd_uri(record.id),
@@ -115,7 +116,8 @@ impl Volumes {
     /// Counters of a vDisk.
     pub async fn get_vdisk_stats(&self, reference: VdiskRef) -> Result<VdiskStats, Problem> {
         let id = self.resolve(&reference).await?;
-        let stats = self.ensure_open(id).await?.stats();
+        let vdisk = self.ensure_open(id).await?;
+        let stats = vdisk.stats();
         Ok(VdiskStats {
             vdisk: id,
             epoch: stats.epoch,
@@ -130,10 +132,18 @@ impl Volumes {
             buffered_bytes: stats.buffered.0,
             stored_bytes: stats.stored.0,
             reclaimable_bytes: stats.reclaimable.map(|bytes| bytes.0),
+            shared_bytes: stats.shared.map(|bytes| bytes.0),
             scrub_moved_bytes: stats.scrub_moved_bytes,
             scrub_freed_bytes: stats.scrub_freed_bytes,
             throttled_count: stats.throttled,
             throttled_ms: stats.throttled_for.as_millis() as u64,
+            cache: vdisk.cache_stats().map(|cache| VdiskCacheStats {
+                mode: cache.mode,
+                quota_bytes: cache.quota_bytes,
+                used_bytes: cache.used_bytes,
+                hit_count: cache.hits,
+                miss_count: cache.misses,
+            }),
         })
     }
 

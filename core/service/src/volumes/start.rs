@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{events::Events, sockets::VdiskSockets};
 use anyhow::Context;
-use ovs_api::{CreateVpool, Labels, Problem};
+use ovs_api::{CreateVpool, Labels, Problem, VpoolCachePatch};
 use ovs_cluster::catalogue::{
     Catalogue, CatalogueError, Counter, FORMAT, State, Stored, VdiskRecord, VpoolRecord,
 };
@@ -139,6 +139,7 @@ impl Volumes {
             stall_timeout_ms: stall_timeout.map(|timeout| timeout.as_millis() as u64),
             default_size_bytes: None,
             trash_retention_s: Some(trash_retention.as_secs()),
+            cache: VpoolCachePatch::default(),
             description: String::new(),
             labels: Labels::default(),
         };

@@ -1,7 +1,7 @@
 //! One ovsd at a glance.
 
 use super::{Volumes, problem::from_catalogue};
-use ovs_api::{BufferSpace, Host, PROTOCOL, Problem, ServiceState, Status, Timestamp};
+use ovs_api::{AlarmKind, BufferSpace, CacheSpace, Host, PROTOCOL, Problem, ServiceState, Status, Timestamp};
 use ovs_cluster::catalogue::VdiskRecord;
 
 impl Volumes {
@@ -15,7 +15,9 @@ impl Volumes {
         }
         let stats = self.engine.stats();
         let alarms = self.alarms.list();
-        let state = match (self.is_stopping(), alarms.is_empty()) {
+        // Quotas that do not fit are somebody's choice.
+        let is_well = alarms.iter().all(|alarm| alarm.kind == AlarmKind::CacheQuotas);
+        let state = match (self.is_stopping(), is_well) {
             (true, _) => ServiceState::Stopping,
             (false, true) => ServiceState::Ok,
             (false, false) => ServiceState::Degraded,
@@ -31,6 +33,13 @@ impl Volumes {
                 total_bytes: stats.buffer_total_bytes,
                 used_bytes: stats.buffer_used_bytes,
             },
+            cache: stats.cache.map(|cache| CacheSpace {
+                total_bytes: cache.capacity_bytes,
+                used_bytes: cache.used_bytes,
+                memory_used_bytes: cache.memory.used_bytes,
+                has_ssd: cache.ssd.is_some(),
+                quotas_bytes: cache.quotas_bytes,
+            }),
             vpool_count: pools.len() as u64,
             vdisk_count,
             attachment_count: self.attachments.list(None).len() as u64,

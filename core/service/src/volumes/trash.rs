@@ -49,6 +49,7 @@ impl Volumes {
         self.end_readers(id).await;
         self.sockets.close(id);
         if let Some(vdisk) = vdisk {
+            self.apply_settings(&vdisk, &stored.record);
             self.push_properties(&stored.record, &vdisk).await?;
         } else {
             self.slot(id).unsettle();
@@ -202,6 +203,7 @@ impl Volumes {
                 record.name = name;
             })
             .await?;
+        self.apply_settings(&vdisk, &stored.record);
         self.sockets.open(self, &stored.record).await;
         self.publish_vdisk(EventKind::VdiskRestored, &stored.record, |_| {});
         self.show_vdisk(&stored.record).await

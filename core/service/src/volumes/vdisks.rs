@@ -42,6 +42,7 @@ impl Volumes {
             new.stall_timeout_ms = Some(timeout_ms).filter(|ms| *ms > 0);
         }
         new.limits = patch.limits.patch(new.limits)?;
+        new.cache = patch.cache.patch(new.cache)?;
         new.labels = Labels(new.labels).patched(&patch.labels)?.0;
         new.size_bytes = patch.size_bytes.unwrap_or(new.size_bytes);
         if new == *old {
@@ -89,7 +90,7 @@ impl Volumes {
             stored = self.change(&stored, None, |record| record.pending = None).await?;
         }
         vdisk.set_on_full(to_engine(stored.record.on_full, stored.record.stall_timeout_ms));
-        vdisk.set_limits(stored.record.limits);
+        self.apply_settings(vdisk, &stored.record);
         self.push_properties(&stored.record, vdisk).await?;
         slot.settle();
         Ok(stored)

@@ -19,7 +19,7 @@ use ovs_api::{
 };
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{BackendRecord, FORMAT, State, Stored, VdiskRecord, VpoolRecord};
-use ovs_units::{Name, VpoolId};
+use ovs_units::{Name, VpoolCache, VpoolId};
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
@@ -90,6 +90,7 @@ impl Volumes {
             stall_timeout_ms: request.stall_timeout_ms.filter(|ms| *ms > 0),
             default_size_bytes: request.default_size_bytes.unwrap_or(DEFAULT_SIZE_BYTES),
             trash_retention_s: request.trash_retention_s.unwrap_or(TRASH_RETENTION_S),
+            cache: request.cache.patch(VpoolCache::default())?,
             labels: request.labels.0,
             created_ms: self.clock.wall_ms(),
             request: asked.clone(),
@@ -196,6 +197,7 @@ impl Volumes {
         }
         record.default_size_bytes = patch.default_size_bytes.unwrap_or(record.default_size_bytes);
         record.trash_retention_s = patch.trash_retention_s.unwrap_or(record.trash_retention_s);
+        record.cache = patch.cache.patch(record.cache)?;
         if let Some(description) = patch.description {
             record.description = description;
         }
@@ -210,6 +212,7 @@ impl Volumes {
         record.version = record.version.max(newest_version(&*store).await?.unwrap_or(0) + 1);
         put_config(&*store, &record).await?;
         let stored = self.catalogue.update(&stored, record).await.map_err(from_catalogue)?;
+        self.engine.set_vpool_cache(stored.record.id, stored.record.cache);
         pool.set_record(stored.record);
         self.publish_vpool(EventKind::VpoolUpdated, &pool);
         self.show_vpool(&pool).await

@@ -1,6 +1,7 @@
 //! What all vDisks of an engine share.
 
-use super::EngineConfig;
+use super::{EngineConfig, EngineParts};
+use crate::cache::Cache;
 use crate::log::Log;
 use crate::map::MapMemory;
 use crate::readers::Readers;
@@ -16,6 +17,9 @@ use std::{
 };
 use tokio::sync::{Notify, Semaphore};
 
+/// A checkpoint that could not be stored is tried again after so long.
+const CHECKPOINT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 pub(crate) struct Context {
     pub(crate) config: EngineConfig,
     pub(crate) clock: Rc<dyn Clock>,
@@ -29,12 +33,15 @@ pub(crate) struct Context {
     pub(crate) page_readers: Readers,
     pub(crate) log: Log,
     pub(crate) sco_headers: ScoHeaders,
+    pub(crate) cache: Option<Rc<Cache>>,
     /// The number of the next map page; never used twice.
     pub(crate) next_page: Cell<u64>,
     /// Held while a checkpoint is stored.
     pub(crate) checkpoint_turn: tokio::sync::Mutex<()>,
-    /// How many copies of maps are being taken in: their pages have no record yet, and no sweep may begin.
-    taking_in: Cell<u32>,
+    /// When a checkpoint could not be stored; until one could, and there is room again.
+    checkpoint_failed_at: Cell<Option<Duration>>,
+    /// Such a one may have stored pages that no record names.
+    pub(super) has_stray_pages: Cell<bool>,
     /// A page of a map could not be read: the checkpoints on this host are of no use, and none is made from them.
     pub(crate) pages_are_damaged: Cell<bool>,
     pub(super) pages_found_damaged: Rc<Notify>,
@@ -49,15 +56,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(
-        config: EngineConfig,
-        clock: Rc<dyn Clock>,
-        chance: Rc<dyn Chance>,
-        registry: Rc<dyn Registry>,
-        pages: Rc<dyn PageStore>,
-        log: Log,
-        next_page: u64,
-    ) -> Context {
+    pub(super) fn new(config: EngineConfig, parts: EngineParts, log: Log, next_page: u64) -> Context {
+        let EngineParts { clock, chance, registry, pages, cache, .. } = parts;
+        let cache = cache.map(|parts| Cache::new(parts, chance.clone()));
         let map_memory = MapMemory::new(config.map_bytes);
         let destage_turns = Semaphore::new(config.destage_concurrency.max(1));
         Context {
@@ -71,9 +72,11 @@ impl Context {
             page_readers: Readers::default(),
             log,
             sco_headers: ScoHeaders::default(),
+            cache,
             next_page: Cell::new(next_page),
             checkpoint_turn: tokio::sync::Mutex::new(()),
-            taking_in: Cell::new(0),
+            checkpoint_failed_at: Cell::new(None),
+            has_stray_pages: Cell::new(false),
             pages_are_damaged: Cell::new(false),
             pages_found_damaged: Rc::default(),
             unreadable_maps: RefCell::default(),
@@ -84,14 +87,25 @@ impl Context {
         }
     }
 
-    /// While this lives no sweep begins.
-    pub(crate) fn no_sweep(&self) -> NoSweep<'_> {
-        self.taking_in.set(self.taking_in.get() + 1);
-        NoSweep(self)
+    pub(crate) fn note_checkpoint(&self, is_stored: bool) {
+        if !is_stored {
+            self.checkpoint_failed_at.set(Some(self.clock.now()));
+            self.has_stray_pages.set(true);
+        } else if !self.map_memory.is_over() {
+            self.checkpoint_failed_at.set(None);
+        }
     }
 
-    pub(super) fn may_sweep(&self) -> bool {
-        self.taking_in.get() == 0
+    /// Trying again so soon would fail again.
+    pub(crate) fn checkpoint_has_just_failed(&self) -> bool {
+        let failed_at = self.checkpoint_failed_at.get();
+        failed_at.is_some_and(|at| self.clock.now().saturating_sub(at) < CHECKPOINT_AGAIN_AFTER)
+    }
+
+    /// Checkpoints cannot be stored, and changed pages take all the memory that maps may.
+    pub(crate) fn maps_have_no_room(&self) -> bool {
+        let is_failing = self.checkpoint_failed_at.get().is_some() && !self.pages_are_damaged.get();
+        is_failing && self.map_memory.is_over()
     }
 
     pub(super) fn note_open(&self, vdisk: &Vdisk) {
@@ -180,14 +194,5 @@ impl Context {
             }
         }
         Ok(revision)
-    }
-}
-
-/// See [`Context::no_sweep`].
-pub(crate) struct NoSweep<'a>(&'a Context);
-
-impl Drop for NoSweep<'_> {
-    fn drop(&mut self) {
-        self.0.taking_in.set(self.0.taking_in.get() - 1);
     }
 }

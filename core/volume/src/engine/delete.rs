@@ -64,6 +64,7 @@ impl Engine {
             let _meta = vdisk.inner.meta.lock().await;
             vdisk.inner.commit_with(Transaction::new(), change).await?;
             vdisk.inner.forget_gone_snapshots();
+            vdisk.inner.cached.leave();
             return Ok(vdisk.inner.head.borrow().head.clone());
         }
         let VersionedHead { mut head, revision } = stored;
@@ -82,6 +83,7 @@ impl Engine {
             vdisk.inner.closing.set(true);
             vdisk.inner.is_ended.set(true);
             vdisk.inner.limiter.let_go();
+            vdisk.inner.cached.leave();
             vdisk.inner.destage_soon();
             // Whoever is in the middle of a put or a journal step finishes it: nothing may appear after the removal.
             let _scrubbing = vdisk.inner.scrub.turn.lock().await;

@@ -3,6 +3,7 @@
 //! Lives on one thread, inside a tokio `LocalSet`. Not here: names of vDisks, doors, attachments (see `ovs-cluster` and
 //! `ovs-service`).
 
+mod cache;
 mod context;
 mod delete;
 mod maps;
@@ -54,10 +55,9 @@ struct Inner {
 impl Engine {
     /// Replays the write buffer into memory; ready for [`Engine::attach_backend`] and [`Engine::open_vdisk`].
     pub async fn open(config: EngineConfig, parts: EngineParts) -> Result<Engine, VolumeError> {
-        let EngineParts { clock, chance, registry, pages, buffer } = parts;
-        let (log, replay) = Log::open(buffer, chance.uuid(), config.memory_bytes).await?;
-        let next_page = pages.highest().await? + 1;
-        let context = Rc::new(Context::new(config, clock, chance, registry, pages, log, next_page));
+        let (log, replay) = Log::open(parts.buffer.clone(), parts.chance.uuid(), config.memory_bytes).await?;
+        let next_page = parts.pages.highest().await? + 1;
+        let context = Rc::new(Context::new(config, parts, log, next_page));
         let inner = Inner {
             context,
             backends: RefCell::default(),
@@ -329,6 +329,7 @@ impl Engine {
             buffer_failed_slots: log.failed_slots,
             vdisks_open: self.inner.vdisks.borrow().len() as u64,
             maps: self.inner.context.map_memory.stats(),
+            cache: self.cache_stats(),
         }
     }
 
@@ -349,7 +350,9 @@ impl Engine {
         for vdisk in &vdisks {
             vdisk.inner.is_ended.set(true);
             vdisk.inner.destage_soon();
-            if let Err(error) = vdisk.checkpoint().await {
+            // Not of one that was deleted meanwhile.
+            let is_there = || self.inner.vdisks.borrow().contains_key(&vdisk.id());
+            if let Err(error) = vdisk.checkpoint(is_there).await {
                 tracing::warn!(vdisk = %vdisk.id(), %error, "the map could not be checkpointed");
             }
         }

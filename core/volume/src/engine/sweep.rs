@@ -34,8 +34,11 @@ impl Engine {
         let (up_to, records, before) = {
             // Nothing is opened, made or taken in meanwhile: what that holds is in no record yet, and in no open vDisk.
             let _turn = self.inner.turn.lock().await;
+            if context.pages_are_damaged.get() {
+                return Ok(0);
+            }
             let _no_checkpoint = context.checkpoint_turn.lock().await;
-            if !context.may_sweep() || context.pages_are_damaged.get() {
+            if context.pages_are_damaged.get() {
                 return Ok(0);
             }
             let records = context.pages.records().await?;
@@ -105,7 +108,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Sweeps when as many pages are new as were live at the last sweep.
+    /// Sweeps when as many pages are new as were live at the last sweep, or a checkpoint that failed has left some.
     pub(super) fn sweep_now_and_then(&self) {
         let engine = Rc::downgrade(&self.inner);
         let clock = self.inner.context.clock.clone();
@@ -116,7 +119,9 @@ impl Engine {
                 let engine = Engine { inner };
                 let context = &engine.inner.context;
                 let (swept_up_to, live) = context.swept.get();
-                if context.next_page.get() - swept_up_to <= live.max(NEW_PAGES_MIN) {
+                let is_due = context.has_stray_pages.take()
+                    || context.next_page.get() - swept_up_to > live.max(NEW_PAGES_MIN);
+                if !is_due {
                     continue;
                 }
                 match engine.sweep_pages().await {

@@ -1,6 +1,6 @@
 //! What the engine takes and tells.
 
-use crate::{Chance, Clock, LogDevice, MapStats, PageStore, Registry};
+use crate::{CacheParts, CacheStats, Chance, Clock, LogDevice, MapStats, PageStore, Registry};
 use bytes::Bytes;
 use ovs_units::{ByteCount, Epoch, Name, Sequence, SnapshotId, VdiskId, VpoolId};
 use std::{rc::Rc, time::Duration};
@@ -17,6 +17,8 @@ pub struct EngineParts {
     pub pages: Rc<dyn PageStore>,
     /// The device of the write buffer, see [`crate::FileDevice`].
     pub buffer: Rc<dyn LogDevice>,
+    /// The read cache, if there is to be one.
+    pub cache: Option<CacheParts>,
 }
 
 /// Sizes and times; every one has a default.
@@ -164,6 +166,9 @@ pub struct VdiskStats {
     pub stored: ByteCount,
     /// Of those, what nobody needed when that was last found out; none: it has not been.
     pub reclaimable: Option<ByteCount>,
+    /// Bytes stored with the vDisks that it is a clone of that its maps and snapshots named when that was last found out: at its
+    /// cloning or by a scrub; none: it has not been. They have become no more since.
+    pub shared: Option<ByteCount>,
     /// Bytes that scrub has put again elsewhere.
     pub scrub_moved_bytes: u64,
     /// Bytes of objects that scrub has removed.
@@ -191,6 +196,8 @@ pub struct EngineStats {
     pub vdisks_open: u64,
     /// Their maps.
     pub maps: MapStats,
+    /// The read cache; none: there is none.
+    pub cache: Option<CacheStats>,
 }
 
 /// A stretch of a vDisk for `block status`.

@@ -83,8 +83,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// Those that some limits mean. Old ones with a debt keep it, in requests or bytes; what has changed and is in no debt
-    /// begins full.
+    /// Those that some limits mean. What an old one owed or had saved up stays, in requests or bytes; a new one begins full.
     pub(super) fn all_of(limits: &Limits, old: &[Bucket], now: Nanos) -> Vec<Bucket> {
         let mut buckets = Vec::new();
         let groups = [(Whose::All, limits.total), (Whose::Reads, limits.read), (Whose::Writes, limits.write)];
@@ -121,13 +120,10 @@ impl Bucket {
     }
 
     fn go_on_from(&mut self, old: &Bucket, now: Nanos) {
-        let debt = old.takes_at.minus(now);
-        if (self.per_s, self.depth) == (old.per_s, old.depth) {
-            self.takes_at = old.takes_at;
-        } else if debt.0 > 0 {
-            let units = debt.0 as u128 * u128::from(old.per_s) / 1_000_000_000;
-            self.takes_at = now.plus(Nanos::taken_by(units, self.per_s));
-        }
+        let owed = old.takes_at.minus(now).max(Nanos(0).minus(old.depth));
+        let scaled = i128::from(owed.0) * i128::from(old.per_s) / i128::from(self.per_s.max(1));
+        let bound = i128::from(NANOS_MAX);
+        self.takes_at = now.plus(Nanos(scaled.clamp(-bound, bound) as i64));
     }
 
     /// What a request costs, if it concerns this bucket.

@@ -17,7 +17,7 @@ mod bucket;
 
 use crate::Clock;
 use bucket::Bucket;
-use ovs_units::{ByteCount, Limits, planted};
+use ovs_units::{ByteCount, ByteRange, CLUSTER_SIZE_BYTES, Limits, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -37,8 +37,8 @@ pub enum GuestRequest {
     Read(ByteCount),
     /// A write of so many bytes.
     Write(ByteCount),
-    /// A discard or write-zeroes: a request like a write, of no bytes.
-    Zero,
+    /// A discard or write-zeroes: a request like a write, of no bytes but those of clusters that it clears in part.
+    Zero(ByteRange),
 }
 
 impl GuestRequest {
@@ -49,7 +49,10 @@ impl GuestRequest {
     fn bytes(self) -> u64 {
         match self {
             GuestRequest::Read(bytes) | GuestRequest::Write(bytes) => bytes.0,
-            GuestRequest::Zero => 0,
+            GuestRequest::Zero(range) => {
+                let rewritten = range.clusters_touched().count.0 - range.clusters_covered().count.0;
+                rewritten * CLUSTER_SIZE_BYTES
+            }
         }
     }
 }
@@ -135,6 +138,8 @@ impl Limiter {
         state.is_limited.set(!buckets.is_empty());
         state.buckets.replace(buckets);
         if !planted("limits: who waits hears of no change") {
+            // At once, so that nobody who comes after this goes first.
+            state.let_on();
             state.changed.notify_one();
         }
     }

@@ -3,10 +3,12 @@
 use super::*;
 use crate::SystemClock;
 use futures_util::future::LocalBoxFuture;
-use ovs_units::Rates;
+use ovs_units::{ByteOffset, Rates};
 use tokio::task::spawn_local;
 
 const MIB: u64 = 1 << 20;
+/// A discard of a whole cluster.
+const ZERO: GuestRequest = GuestRequest::Zero(ByteRange { start: ByteOffset(4096), length: ByteCount(4096) });
 
 fn run(case: impl Future<Output = ()>) {
     let runtime =
@@ -100,7 +102,7 @@ fn rates_hold_at_every_depth() {
     for rate in [10, 100, 1000, 7777, 50_000] {
         for depth in [1, 4, 64] {
             run(check_rate(total(iops(rate)), write(4096), depth, rate as f64, Duration::ZERO));
-            run(check_rate(total(iops(rate)), GuestRequest::Zero, depth, rate as f64, Duration::ZERO));
+            run(check_rate(total(iops(rate)), ZERO, depth, rate as f64, Duration::ZERO));
         }
     }
 }
@@ -207,7 +209,7 @@ fn a_large_request_passes_and_those_behind_it_pay() {
         let start = tokio::time::Instant::now();
         limiter.turn(write(32 * MIB)).await;
         assert_eq!(start.elapsed(), Duration::ZERO);
-        limiter.turn(GuestRequest::Zero).await;
+        limiter.turn(ZERO).await;
         assert_eq!(start.elapsed(), Duration::ZERO, "it has no bytes");
         limiter.turn(write(4096)).await;
         let took = start.elapsed();
@@ -356,6 +358,70 @@ fn all_are_let_go_at_an_end() {
 }
 
 #[test]
+fn what_was_saved_up_is_no_more_after_a_change() {
+    run(async {
+        let burst = |iops_burst| {
+            let rates = Rates { iops_burst: Some(iops_burst), ..iops(100) };
+            Limits { burst_s: Some(10), ..total(rates) }
+        };
+        let limiter = limiter(burst(1000));
+        let done = load(&limiter, write(4096), 16);
+        // 9,000 are saved up; after 5 s 4,500 of them are left, whatever is changed how often.
+        seconds(5.0).await;
+        for peak in [2000, 1000, 2000] {
+            limiter.set(burst(peak));
+        }
+        let before = done.get();
+        seconds(10.0).await;
+        within_5_percent(done.get() - before, 4500.0 + 1000.0, "what was left, and 10 s of 100");
+    });
+    // Nor is it there again when it was taken away in between, or made of nothing: it has to be earned.
+    run(async {
+        let rates = Rates { iops_burst: Some(1000), ..iops(100) };
+        let burst = Limits { burst_s: Some(2), ..total(rates) };
+        let limiter = limiter(total(iops(100)));
+        let done = load(&limiter, write(4096), 1);
+        for round in 1..4 {
+            limiter.set(total(iops(100)));
+            limiter.set(burst);
+            seconds(10.0).await;
+            within_5_percent(done.get(), f64::from(round) * 1000.0, "no burst");
+        }
+    });
+    // What is owed is not forgiven a part at a time.
+    run(async {
+        let limiter = limiter(total(iops(1)));
+        let start = tokio::time::Instant::now();
+        limiter.turn(write(4096)).await;
+        for per_s in [2, 1, 2, 1, 2, 1] {
+            limiter.set(total(iops(per_s)));
+        }
+        limiter.turn(write(4096)).await;
+        let took = start.elapsed().as_secs_f64();
+        assert!((0.95..=1.0).contains(&took), "{took}");
+    });
+}
+
+#[test]
+fn a_discard_costs_the_clusters_that_it_clears_in_part() {
+    let zero =
+        |start, length| GuestRequest::Zero(ByteRange { start: ByteOffset(start), length: ByteCount(length) });
+    for (start, length, bytes) in [
+        (0, 4096, 0),
+        (0, 1 << 30, 0),
+        (1, 1, 4096),
+        (4096, 4095, 4096),
+        (1, 8191, 4096),
+        (4095, 2, 8192),
+        (1, 1 << 30, 8192),
+        (0, 0, 0),
+    ] {
+        assert_eq!(zero(start, length).bytes(), bytes, "{length} at {start}");
+    }
+    run(check_rate(total(bytes(MIB)), zero(512, 512), 8, 256.0, Duration::ZERO));
+}
+
+#[test]
 fn extremes_neither_overflow_nor_hang() {
     let all = Rates {
         iops: Some(1),
@@ -371,11 +437,23 @@ fn extremes_neither_overflow_nor_hang() {
             limiter.turn(write(u64::MAX)).await;
             limiter.set(Limits::default());
             limiter.set(limits);
-            limiter.turn(GuestRequest::Zero).await;
+            limiter.turn(ZERO).await;
         }
+        // It counts as it did.
+        limiter.set(Limits::default());
+        limiter.set(total(iops(1)));
+        let start = tokio::time::Instant::now();
+        for _ in 0..3 {
+            limiter.turn(ZERO).await;
+        }
+        let took = start.elapsed().as_secs_f64();
+        assert!((1.95..=2.0).contains(&took), "{took}");
         // What no check has seen.
         limiter.set(Limits { burst_s: Some(u64::MAX), ..total(iops(0)) });
         limiter.turn(write(0)).await;
         limiter.set(Limits::default());
+        let start = tokio::time::Instant::now();
+        limiter.turn(write(u64::MAX)).await;
+        assert_eq!(start.elapsed(), Duration::ZERO, "without limits");
     });
 }

@@ -70,7 +70,8 @@ impl Log {
         memory_bytes_max: u64,
     ) -> Result<(Log, Replay), VolumeError> {
         let FoundSlots { headers, unused, wiped, wiped_generation } = find_segments(&*device).await?;
-        let logs: BTreeSet<Uuid> = headers.values().map(|(_, header)| header.log).collect();
+        let logs: BTreeSet<Uuid> =
+            headers.values().map(|(_, header)| header.log).filter(|log| !log.is_nil()).collect();
         if logs.len() > 1 {
             return Err(VolumeError::Damaged(format!(
                 "the write buffer has slots of {} logs ({}): slot files of another host or of a copy were put beside its \
@@ -284,15 +285,20 @@ impl Unproven {
         let is_needed = |batch: &&UnprovenBatch| {
             batch.lsn < replay.end_lsn && (!batch.is_void || Some(batch.lsn) <= last_used)
         };
+        let mut window = Window::new(device, 0);
         for batch in self.batches.iter().filter(is_needed) {
             let UnprovenBatch { slot, generation, lsn, offset, end, .. } = *batch;
-            let mut window = Window::new(device, slot);
+            // Each piece of a slot is read once.
+            if window.slot != slot {
+                window = Window::new(device, slot);
+            }
+            // All of it at once, so that what is verified is what is written.
+            let bytes = window.bytes(offset, (end - offset) as usize).await?.unwrap_or_default();
             let Found::Good(..) = read_batch(&mut window, offset, generation, lsn).await? else {
                 return Err(VolumeError::Offline(format!(
                     "slot {slot} of the write buffer at {offset}: batch {lsn} does not read as it did a moment ago"
                 )));
             };
-            let bytes = window.bytes(offset, (end - offset) as usize).await?.unwrap_or_default();
             let written = device.write(slot, offset, vec![bytes]).await;
             written.map_err(|error| device_error("write", slot, &error))?;
         }
@@ -356,7 +362,8 @@ async fn find_segments(device: &dyn LogDevice) -> Result<FoundSlots, VolumeError
             unused.push(slot);
             continue;
         }
-        let first = Window::new(device, slot).header(BLOCK_BYTES as u64).await?.and_then(Result::ok);
+        let mut window = Window { piece_bytes: FIRST_HEADER_BYTES, ..Window::new(device, slot) };
+        let first = window.header(BLOCK_BYTES as u64).await?.and_then(Result::ok);
         let header = SegmentHeader::decode(&block).ok();
         let is_of = |header: &SegmentHeader, first: &BatchHeader| header.generation == first.generation;
         match (header, first) {
@@ -385,6 +392,7 @@ async fn find_segments(device: &dyn LogDevice) -> Result<FoundSlots, VolumeError
         };
         let (generation, start_lsn) = (first.generation, first.lsn);
         tracing::warn!(slot, generation, "a slot of the write buffer has lost its header");
+        // The nil one where no header tells: it goes with any.
         let log = found.values().next().map_or(Uuid::nil(), |(_, header, _)| header.log);
         let header = SegmentHeader { log, generation, start_lsn, synced_lsn: 0, voids: Vec::new() };
         found.insert(generation, (slot, header, Some(first)));
@@ -545,10 +553,14 @@ async fn read_batch(
 struct Window<'a> {
     device: &'a dyn LogDevice,
     slot: usize,
+    /// It reads so much at once, unless more is asked for.
+    piece_bytes: usize,
     start: u64,
     bytes: Bytes,
 }
 
+/// Enough for most of the headers that are looked at to find out what a slot has.
+const FIRST_HEADER_BYTES: usize = 64 << 10;
 const WINDOW_BYTES: usize = 8 << 20;
 const BATCH_BYTES_MAX: usize = (BATCH_RECORDS_MAX * 56 + BATCH_CLUSTERS_MAX * 4 + 64)
     .next_multiple_of(BLOCK_BYTES)
@@ -558,7 +570,7 @@ const _: () = assert!(BATCH_BYTES_MAX <= WINDOW_BYTES);
 
 impl<'a> Window<'a> {
     fn new(device: &'a dyn LogDevice, slot: usize) -> Self {
-        Window { device, slot, start: 0, bytes: Bytes::new() }
+        Window { device, slot, piece_bytes: WINDOW_BYTES, start: 0, bytes: Bytes::new() }
     }
 
     /// Bytes of the slot; `None` when they would lie past its end.
@@ -569,7 +581,8 @@ impl<'a> Window<'a> {
         let is_inside =
             offset >= self.start && offset + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
-            let available = (self.device.slot_bytes() - offset).min(WINDOW_BYTES as u64) as usize;
+            let wanted = self.piece_bytes.max(length) as u64;
+            let available = (self.device.slot_bytes() - offset).min(wanted) as usize;
             self.bytes = read(self.device, self.slot, offset, available).await?;
             self.start = offset;
         }
@@ -621,6 +634,7 @@ fn empty_state(
     memory_bytes_max: u64,
 ) -> State {
     let newest = segments.iter().max_by_key(|segment| segment.header.generation);
+    let log = segments.iter().map(|segment| segment.header.log).find(|log| !log.is_nil()).unwrap_or_default();
     // The newest header has those of the others, unless it is lost.
     let mut voids = voids_of(segments);
     voids.sort_unstable_by_key(|void| (void.from_lsn, void.to_lsn));
@@ -628,7 +642,7 @@ fn empty_state(
     voids.drain(..voids.len().saturating_sub(VOIDS_MAX));
     State {
         device,
-        id: newest.map_or(fresh_id, |segment| segment.header.log),
+        id: newest.map_or(fresh_id, |_| log),
         memory_bytes_max,
         next_order: Cell::new(0),
         next_lsn: Cell::new(0),

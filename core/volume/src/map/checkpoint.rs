@@ -12,6 +12,8 @@ use std::{cell::Cell, collections::HashMap, rc::Rc};
 
 /// Pages that are dealt with before others get their turn.
 const PAGES_AT_ONCE: usize = 64;
+/// Encoded pages that are held in memory, 1 MiB, before they go to the store: the rest of the host's metadata waits no longer.
+const PAGES_STORED_AT_ONCE: usize = 256;
 
 /// The maps of a vDisk and its snapshots as of one journal position.
 pub(crate) struct Checkpoint {
@@ -23,17 +25,28 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The map, and those of the snapshots.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.snapshots.iter().map(|(_, tree)| tree).chain([&self.tree])
+    }
+
     /// [`Checkpoint::store`], one at a time; `None` when pages on this host are damaged, and none is to be made from them.
     pub(crate) async fn store_in(
         &self,
         context: &Context,
         vdisk: VdiskId,
     ) -> Result<Option<CheckpointRecord>, VolumeError> {
-        let _turn = context.checkpoint_turn.lock().await;
-        match context.pages_are_damaged.get() {
-            true => Ok(None),
-            false => self.store(vdisk, &*context.pages, &context.next_page).await.map(Some),
+        // Before the turn as well: whoever forgets damaged checkpoints may keep it for long.
+        if context.pages_are_damaged.get() {
+            return Ok(None);
         }
+        let _turn = context.checkpoint_turn.lock().await;
+        if context.pages_are_damaged.get() {
+            return Ok(None);
+        }
+        let stored = self.store(vdisk, &*context.pages, &context.next_page).await;
+        context.note_checkpoint(stored.is_ok());
+        stored.map(Some)
     }
 
     /// Stores what is not stored yet, and then the record, synced, which it returns. Pages that change meanwhile are copied first, so
@@ -45,12 +58,15 @@ impl Checkpoint {
         next_page: &Cell<u64>,
     ) -> Result<CheckpointRecord, VolumeError> {
         let mut pages =
-            NewPages { next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
-        let root = pages.root(&self.tree).await;
-        let table_pages = self.table.chunks.iter().map(|chunk| pages.chunk(chunk)).collect();
+            NewPages { store, next_page, pages: Vec::new(), numbered: HashMap::new(), stored: Vec::new() };
+        let root = pages.root(&self.tree).await?;
+        let mut table_pages = Vec::with_capacity(self.table.chunks.len());
+        for chunk in &self.table.chunks {
+            table_pages.push(pages.chunk(chunk).await?);
+        }
         let mut snapshots = Vec::with_capacity(self.snapshots.len());
         for (id, tree) in &self.snapshots {
-            snapshots.push((*id, pages.root(tree).await));
+            snapshots.push((*id, pages.root(tree).await?));
         }
         let record = CheckpointRecord {
             epoch: self.position.epoch,
@@ -85,7 +101,9 @@ enum Stored {
 }
 
 struct NewPages<'a> {
+    store: &'a dyn PageStore,
     next_page: &'a Cell<u64>,
+    /// Those that are not in the store yet.
     pages: Vec<(PageId, Bytes)>,
     /// Pages without a number that were met before: snapshots share them.
     numbered: HashMap<*const Page, u64>,
@@ -94,56 +112,58 @@ struct NewPages<'a> {
 }
 
 impl NewPages<'_> {
-    fn add(&mut self, encode: impl FnOnce(u64) -> Vec<u8>) -> u64 {
+    async fn add(&mut self, encode: impl FnOnce(u64) -> Vec<u8>) -> Result<u64, VolumeError> {
         let id = self.next_page.get();
         self.next_page.set(id + 1);
         self.pages.push((PageId(id), Bytes::from(encode(id))));
-        id
-    }
-
-    async fn root(&mut self, tree: &Tree) -> RootEntry {
-        let Some(root) = tree.root() else { return RootEntry::default() };
-        let entry = self.child(root).await;
-        RootEntry { page: entry.page, mapped: entry.mapped }
-    }
-
-    fn chunk(&mut self, chunk: &Rc<Chunk>) -> u64 {
-        if chunk.id.get() != 0 {
-            return chunk.id.get();
+        if self.pages.len() >= PAGES_STORED_AT_ONCE {
+            self.store.store(std::mem::take(&mut self.pages)).await?;
+        } else if self.pages.len().is_multiple_of(PAGES_AT_ONCE) {
+            tokio::task::yield_now().await;
         }
-        let id = self.add(|id| page::encode_table(id, &chunk.scos));
-        self.stored.push((Stored::Chunk(chunk.clone()), id));
-        id
+        Ok(id)
     }
 
-    async fn child(&mut self, child: &Child) -> ChildEntry {
+    async fn root(&mut self, tree: &Tree) -> Result<RootEntry, VolumeError> {
+        let Some(root) = tree.root() else { return Ok(RootEntry::default()) };
+        let entry = self.child(root).await?;
+        Ok(RootEntry { page: entry.page, mapped: entry.mapped })
+    }
+
+    async fn chunk(&mut self, chunk: &Rc<Chunk>) -> Result<u64, VolumeError> {
+        if chunk.id.get() != 0 {
+            return Ok(chunk.id.get());
+        }
+        let id = self.add(|id| page::encode_table(id, &chunk.scos)).await?;
+        self.stored.push((Stored::Chunk(chunk.clone()), id));
+        Ok(id)
+    }
+
+    async fn child(&mut self, child: &Child) -> Result<ChildEntry, VolumeError> {
         let id = child.stored_page();
         if id != 0 {
-            return child.entry(id);
+            return Ok(child.entry(id));
         }
         let page = child.known_page().expect("a page that is not stored is in memory");
         if let Some(id) = self.numbered.get(&Rc::as_ptr(page)) {
-            return child.entry(*id);
+            return Ok(child.entry(*id));
         }
         let node = page.resident().expect("a page that is not stored is in memory");
         let id = match &*node {
-            Node::Leaf(places) => self.add(|id| page::encode_leaf(id, places)),
-            Node::Packed(packed) => self.add(|id| page::encode_leaf(id, &packed.places())),
+            Node::Leaf(places) => self.add(|id| page::encode_leaf(id, places)).await?,
+            Node::Packed(packed) => self.add(|id| page::encode_leaf(id, &packed.places())).await?,
             Node::Inner(children) => {
                 let mut entries = Box::new([ChildEntry::default(); FANOUT]);
                 for (entry, below) in entries.iter_mut().zip(children.iter()) {
                     if let Some(below) = below {
-                        *entry = Box::pin(self.child(below)).await;
+                        *entry = Box::pin(self.child(below)).await?;
                     }
                 }
-                self.add(|id| page::encode_inner(id, &entries))
+                self.add(|id| page::encode_inner(id, &entries)).await?
             }
         };
-        if self.pages.len().is_multiple_of(PAGES_AT_ONCE) {
-            tokio::task::yield_now().await;
-        }
         self.numbered.insert(Rc::as_ptr(page), id);
         self.stored.push((Stored::Page(page.clone()), id));
-        child.entry(id)
+        Ok(child.entry(id))
     }
 }

@@ -255,8 +255,6 @@ pub(crate) async fn restore(
     context: &Context,
 ) -> Result<(), VolumeError> {
     let root = get(backend, vdisk, copy).await?;
-    // Pages without a record yet would be swept.
-    let _no_sweep = context.no_sweep();
     let mut numbers: HashMap<u64, u64> = HashMap::new();
     let mut number = |label: u64| {
         *numbers.entry(label).or_insert_with(|| context.next_page.replace(context.next_page.get() + 1))

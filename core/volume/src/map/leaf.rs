@@ -11,6 +11,8 @@ const ENTRY_BITS_MAX: u32 = 57;
 /// 512 places, packed.
 #[derive(Clone)]
 pub(super) enum Packed {
+    /// All of it follows its first place.
+    Run(u64),
     /// What follows each other, in order of where it begins: its first index and its first place.
     Runs(Box<[u64]>),
     /// Each by itself, in as many bits as the largest needs.
@@ -36,6 +38,9 @@ impl Packed {
             true => runs.len() * size_of::<u64>(),
             false => usize::MAX,
         };
+        if let [(_, place)] = runs[..] {
+            return Some(Packed::Run(place));
+        }
         if runs_bytes.min(entries_bytes) >= size_of_val(places) {
             return None;
         }
@@ -49,6 +54,10 @@ impl Packed {
     /// The place at an index (0: nowhere), and for how many more, `count_max` at most, the next ones follow it.
     pub(super) fn find(&self, index: usize, count_max: usize) -> (u64, usize) {
         match self {
+            Packed::Run(place) => {
+                let step = if *place == 0 { 0 } else { index };
+                (place + step as u64, count_max.min(FANOUT - index))
+            }
             Packed::Runs(words) => {
                 let begins = |word: u64| (word >> RUN_PLACE_BITS) as usize;
                 let behind = words.partition_point(|word| begins(*word) <= index);
@@ -84,6 +93,7 @@ impl Packed {
     /// Of the memory behind it.
     pub(super) fn bytes(&self) -> usize {
         match self {
+            Packed::Run(_) => 0,
             Packed::Runs(words) => size_of_val(&**words),
             Packed::Entries(entries) => size_of::<Entries>() + entries.bytes.len(),
         }
@@ -186,11 +196,11 @@ mod tests {
     #[test]
     fn what_lies_together_takes_a_word() {
         let mut places = [0; FANOUT];
-        assert_eq!(check(&places), Some(8));
+        assert_eq!(check(&places), Some(0));
         for (index, place) in places.iter_mut().enumerate() {
             *place = Place { sco: 1 << 30, offset: index as u32 }.pack();
         }
-        assert_eq!(check(&places), Some(8));
+        assert_eq!(check(&places), Some(0));
         places[100] = 0;
         assert_eq!(check(&places), Some(24));
         places[FANOUT - 1] = 0;

@@ -6,7 +6,7 @@ use super::{TOP_LEVEL, Table};
 use crate::VolumeError;
 use ovs_format::page::{CheckpointRecord, decode_inner, decode_leaf};
 use ovs_format::table::{ClusterSet, TableEntry};
-use ovs_units::{SnapshotId, VdiskId, planted};
+use ovs_units::{CLUSTER_SIZE_BYTES, SnapshotId, VdiskId, planted};
 use std::collections::{BTreeMap, HashSet};
 
 /// Pages that are marked before others get their turn.
@@ -18,6 +18,8 @@ pub(crate) struct Marks {
     needed: BTreeMap<u64, ClusterSet>,
     /// Entries that a clone may read through a table of its own.
     pinned: HashSet<u64>,
+    /// What the maps name of other vDisks' SCOs.
+    shared: BTreeMap<u64, ClusterSet>,
 }
 
 impl Marks {
@@ -49,6 +51,11 @@ impl Marks {
     /// The clusters of an entry that are needed, if any are.
     pub(crate) fn needed(&self, index: u64) -> Option<&ClusterSet> {
         self.needed.get(&index)
+    }
+
+    /// Bytes of other vDisks' that the maps name, each counted once.
+    pub(crate) fn shared_bytes(&self) -> u64 {
+        self.shared.values().map(|set| u64::from(set.count()) * CLUSTER_SIZE_BYTES).sum()
     }
 
     pub(crate) fn is_pinned(&self, index: u64) -> bool {
@@ -98,15 +105,16 @@ impl Walk<'_> {
         };
         let entry = self.table.get(place.sco).ok_or_else(nowhere)?;
         let sco = entry.sco().ok_or_else(nowhere)?;
+        let (length, is_kept) = match entry {
+            TableEntry::Moved(moved) => (moved.kept.length(), moved.kept.contains(place.offset)),
+            _ => (sco.cluster_count, place.offset < sco.cluster_count),
+        };
         if sco.vdisk != self.vdisk {
+            let set = self.marks.shared.entry(place.sco).or_insert_with(|| ClusterSet::none_of(length));
+            set.insert(place.offset, 1);
             return Ok(());
         }
-        let length = match entry {
-            TableEntry::Moved(moved) if !moved.kept.contains(place.offset) => return Err(nowhere()),
-            TableEntry::Moved(moved) => moved.kept.length(),
-            _ => sco.cluster_count,
-        };
-        if place.offset >= length {
+        if !is_kept {
             return Err(nowhere());
         }
         let set = self.marks.needed.entry(place.sco).or_insert_with(|| ClusterSet::none_of(length));

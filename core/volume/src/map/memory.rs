@@ -52,6 +52,11 @@ impl MapMemory {
         self.changed_bytes.get() > self.budget_bytes / 2
     }
 
+    /// Changed pages alone take more than the budget.
+    pub(crate) fn is_over(&self) -> bool {
+        self.changed_bytes.get() > self.budget_bytes
+    }
+
     /// So much of that is one vDisk's that its checkpoint is worth while.
     pub(crate) fn is_large(&self, changed_bytes: u64) -> bool {
         changed_bytes > self.budget_bytes / 4

@@ -63,6 +63,12 @@ impl Table {
         }
     }
 
+    /// Is anything in it another vDisk's, and is anything the vDisk's own?
+    pub(crate) fn whose(&self, vdisk: VdiskId) -> (bool, bool) {
+        let scos = || self.chunks.iter().flat_map(|chunk| &chunk.scos).filter_map(TableEntry::sco);
+        (scos().any(|sco| sco.vdisk != vdisk), scos().any(|sco| sco.vdisk == vdisk))
+    }
+
     /// The entries whose clusters the vDisk itself has put, with their indexes. A clone has its parent's as well.
     pub(crate) fn entries_of(&self, vdisk: VdiskId) -> impl Iterator<Item = (u64, &TableEntry)> {
         let all = self.chunks.iter().flat_map(|chunk| &chunk.scos).zip(0..);

@@ -104,6 +104,12 @@ impl Tree {
         ClusterCount(self.root.as_ref().map_or(0, |root| root.mapped))
     }
 
+    /// Nothing has changed between the two; for as long as both are there.
+    pub(crate) fn is_same(&self, other: &Tree) -> bool {
+        let root = |tree: &Tree| tree.root.as_ref().and_then(Child::known_page).map(Rc::as_ptr);
+        root(self) == root(other)
+    }
+
     /// Nothing is mapped.
     pub(crate) fn empty(memory: &Rc<MapMemory>) -> Tree {
         Tree { root: None, memory: memory.clone() }
@@ -500,7 +506,8 @@ impl Node {
             Node::Packed(packed) => packed.bytes(),
             Node::Inner(children) => size_of_val(&**children),
         };
-        (RC_BYTES + size_of::<Node>() + 2 * ALLOCATION_BYTES + behind) as u32
+        let behind = if behind > 0 { behind + ALLOCATION_BYTES } else { 0 };
+        (RC_BYTES + size_of::<Node>() + ALLOCATION_BYTES + behind) as u32
     }
 }
 

@@ -54,12 +54,16 @@ impl Inner {
             return Ok(());
         }
         // 1.
-        let (maps, mut head) = {
+        let (checkpoint, mut head) = {
             let _meta = self.meta.lock().await;
             self.check_not_ended()?;
-            let Some(maps) = self.store_checkpoint().await? else { return Ok(()) };
-            (maps, self.head.borrow().head.clone())
+            (self.checkpoint_of_now(), self.head.borrow().head.clone())
         };
+        let maps = {
+            let _turn = self.checkpoints.lock().await;
+            self.store_checkpoint(checkpoint).await?
+        };
+        let Some(maps) = maps else { return Ok(()) };
         let position = Position { epoch: maps.epoch, index: maps.index };
         let this = CopyId::new(position, PutId(self.context.chance.uuid()));
         head.note_copy(this);

@@ -16,10 +16,10 @@ use crate::map::{Checkpoint, Place, Prepared, Table, Tree};
 use crate::overlay::{Layer, Piece};
 use crate::sco::NewSco;
 use crate::{PageStore, VolumeError};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use ovs_backend::Urgency;
 use ovs_format::journal::{Record, Target, TlogEntry};
-use ovs_format::page::CheckpointRecord;
+use ovs_format::page::{CheckpointRecord, FANOUT};
 use ovs_format::sco::ScoRef;
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, ClusterCount, ClusterRange, Epoch, PutId, ScoNumber, planted};
 use std::{
@@ -32,6 +32,8 @@ use std::{
 const IDLE: Duration = Duration::from_secs(60);
 /// SCOs of one vDisk on their way at once.
 const PUTS_MAX: usize = 4;
+/// What a layer changes in a map is loaded so many entries at a time.
+const PAGE_LOADS_MAX: usize = 64;
 
 impl Vdisk {
     /// Sends out what is buffered now, and waits for it.
@@ -56,19 +58,14 @@ impl Vdisk {
     }
 
     /// Stores the map in the local page store, so that the next open need not read the journal.
-    pub(crate) async fn checkpoint(&self) -> Result<(), VolumeError> {
-        let inner = &self.inner;
-        let _meta = inner.meta.lock().await;
-        inner.checkpoint().await
+    pub(crate) async fn checkpoint(&self, may: impl Fn() -> bool) -> Result<(), VolumeError> {
+        self.inner.checkpoint(may).await
     }
 
     /// The same if it goes, but not of one that is being closed or deleted: nobody would forget that checkpoint again.
     pub(crate) async fn checkpoint_while_open(&self) {
         let inner = &self.inner;
-        let _meta = inner.meta.lock().await;
-        if !inner.closing.get() && !inner.is_ended.get() {
-            inner.try_to_checkpoint().await;
-        }
+        inner.try_to_checkpoint(|| !inner.closing.get() && !inner.is_ended.get()).await;
     }
 
     /// The task that sends out this vDisk's layers; ends when the vDisk is closed.
@@ -180,6 +177,7 @@ impl Inner {
         let _sending = self.sending.lock().await;
         // Without a turn: the parent needs one to get there.
         self.resolve_base().await?;
+        self.check_map_room().await?;
         let _turn =
             self.context.destage_turns.acquire().await.map_err(|e| VolumeError::Offline(e.to_string()))?;
         {
@@ -192,21 +190,19 @@ impl Inner {
         // The backend never knows more than the log: else a recovery could show what an earlier one did not.
         self.wait_written(layer).await?;
         self.context.log.sync().await?;
-        let _meta = self.meta.lock().await;
+        // What the map needs in memory is loaded first: after the commit nothing may fail. Nobody who wants `meta` waits for it.
+        let tree = self.tree.borrow().clone();
+        let mut prepared = self.prepare(&tree, &entries).await?;
+        let meta = self.meta.lock().await;
         if self.epoch() != epoch || self.next.get() != Next::Record {
             return Err(VolumeError::Retry("the epoch was given up meanwhile".into()));
         }
-        // What the map needs in memory is loaded first: after the commit nothing may fail.
-        let tree = self.tree.borrow().clone();
-        // The data is well: it goes out once the map has been made anew.
-        let prepared =
-            prepare_tlog(&tree, &*self.context.pages, &entries).await.map_err(|error| {
-                match self.context.map_unreadable(self.id, error) {
-                    VolumeError::Damaged(reason) => VolumeError::Retry(reason),
-                    error => error,
-                }
-            })?;
+        let is_another = !tree.is_same(&self.tree.borrow());
         drop(tree);
+        if is_another {
+            let tree = self.tree.borrow().clone();
+            prepared = self.prepare(&tree, &entries).await?;
+        }
         let mut sequence = layer.last_sequence.get();
         if planted("destage: the head claims what is still buffered") {
             sequence = self.last_sequence.get();
@@ -223,6 +219,7 @@ impl Inner {
         })
         .await?;
         self.take_places(layer, prepared, &scos, &entries);
+        drop(meta);
         self.context.destage_moved();
         self.destaged.notify_waiters();
         self.settled.notify_waiters();
@@ -233,7 +230,7 @@ impl Inner {
                 && memory.is_large(self.changed_map_bytes.get())
                 && !self.context.pages_are_damaged.get()
         {
-            self.try_to_checkpoint().await;
+            self.try_to_checkpoint(|| !self.is_ended.get()).await;
         }
         if memory.is_short() {
             // By others, that may have nothing more to send out.
@@ -242,9 +239,44 @@ impl Inner {
         Ok(())
     }
 
-    /// The caller holds `meta`. Nothing depends on it: the next open reads more of the journal.
-    async fn try_to_checkpoint(&self) {
-        if let Err(error) = self.checkpoint().await {
+    /// The data is well when a page is damaged: it goes out once the map has been made anew.
+    async fn prepare(&self, tree: &Tree, entries: &[TlogEntry]) -> Result<Prepared, VolumeError> {
+        prepare_tlog(tree, &*self.context.pages, entries).await.map_err(|error| {
+            match self.context.map_unreadable(self.id, error) {
+                VolumeError::Damaged(reason) => VolumeError::Retry(reason),
+                error => error,
+            }
+        })
+    }
+
+    /// Where checkpoints fail, changed pages must stay: what goes out would add to them without end, and waits. Not for a
+    /// checkpoint that can be made only when it has left, nor for a copy of the map that is on its way to the backend.
+    async fn check_map_room(&self) -> Result<(), VolumeError> {
+        if !self.context.maps_have_no_room() || planted("maps: what cannot be stored grows without end") {
+            return Ok(());
+        }
+        let no_room = |error: String| {
+            let what = "the maps on this host take all of their memory and cannot be stored";
+            VolumeError::Retry(format!("{what}: {error}"))
+        };
+        self.context.maps_are_short.notify_one();
+        if self.context.checkpoint_has_just_failed() && !self.is_ahead_of_checkpoints() {
+            return Err(no_room("tried a moment ago".to_owned()));
+        }
+        self.checkpoint(|| !self.is_ended.get()).await.map_err(|error| no_room(error.to_string()))
+    }
+
+    /// A snapshot that is still open would be missed by whoever reads the journal from here on.
+    fn is_ahead_of_checkpoints(&self) -> bool {
+        self.snapshots.borrow().iter().any(|node| node.tree().is_none()) || self.base.borrow().is_some()
+    }
+
+    /// Nothing depends on it: the next open reads more of the journal.
+    async fn try_to_checkpoint(&self, may: impl Fn() -> bool) {
+        if self.context.checkpoint_has_just_failed() {
+            return;
+        }
+        if let Err(error) = self.checkpoint(may).await {
             tracing::warn!(vdisk = %self.id, %error, "the map could not be checkpointed");
         }
     }
@@ -269,8 +301,10 @@ impl Inner {
         if self.base.borrow().is_none() {
             return Ok(()); // somebody else was as quick, and may have gone on from there
         }
+        let table = parent.table.borrow().clone();
+        self.scrub.begin_with(tree.mapped().bytes(), &table, self.id);
         *self.tree.borrow_mut() = tree;
-        *self.table.borrow_mut() = parent.table.borrow().clone();
+        *self.table.borrow_mut() = table;
         *self.base.borrow_mut() = None;
         Ok(())
     }
@@ -344,6 +378,7 @@ impl Inner {
             let (first, count) = (piece.first as usize, piece.count as usize);
             checksums.extend_from_slice(&piece.record.checksums()[first..first + count]);
         }
+        let to_cache = self.cached.writer().map(|_| data.clone());
         let sco = NewSco::new(self.id, sco.epoch, sco.number, sco.put, data, &checksums);
         let bytes: usize = sco.parts.iter().map(bytes::Bytes::len).sum();
         let mut attempt = 0;
@@ -356,6 +391,7 @@ impl Inner {
                 result => {
                     result?;
                     count(&self.counters.backend_put_bytes, bytes as u64);
+                    to_cache.inspect(|data| self.cached.is_put(&sco.reference, data, &checksums));
                     return Ok(sco.reference);
                 }
             }
@@ -378,33 +414,51 @@ impl Inner {
         self.going_out.take();
     }
 
-    /// The caller holds `meta`. Not while the last one is being copied to the backend: its pages would go.
-    async fn checkpoint(&self) -> Result<(), VolumeError> {
+    /// Not while the last one is being copied to the backend: its pages would go. `may` is asked when nothing can change any more.
+    async fn checkpoint(&self, may: impl Fn() -> bool) -> Result<(), VolumeError> {
+        let _turn = self.checkpoints.lock().await;
         let Ok(_no_copying) = self.copying.try_lock() else { return Ok(()) };
-        self.store_checkpoint().await.map(drop)
+        let checkpoint = {
+            let _meta = self.meta.lock().await;
+            if !may() {
+                return Ok(());
+            }
+            self.checkpoint_of_now()
+        };
+        self.store_checkpoint(checkpoint).await.map(drop)
     }
 
     /// The caller holds `meta`. `None` when the map cannot be stored as it is now.
-    pub(super) async fn store_checkpoint(&self) -> Result<Option<CheckpointRecord>, VolumeError> {
-        // A snapshot that is still open would be missed by whoever reads the journal from here on.
-        let is_open = self.snapshots.borrow().iter().any(|node| node.tree().is_none());
-        if is_open || self.base.borrow().is_some() {
-            return Ok(None);
+    pub(super) fn checkpoint_of_now(&self) -> Option<Rc<Checkpoint>> {
+        if self.is_ahead_of_checkpoints() {
+            return None;
         }
         let head = self.head.borrow().head.clone();
-        let Some(position) = head.position() else { return Ok(None) };
+        let position = head.position()?;
         let resolved = |node: &Rc<super::SnapshotNode>| node.tree().map(|tree| (node.id, tree));
-        let checkpoint = Checkpoint {
+        let checkpoint = Rc::new(Checkpoint {
             position,
             sequence: head.sequence,
             tree: self.tree.borrow().clone(),
             table: Table::clone(&self.table.borrow()),
             snapshots: self.snapshots.borrow().iter().filter_map(resolved).collect(),
-        };
+        });
+        *self.pending_checkpoint.borrow_mut() = Rc::downgrade(&checkpoint);
+        Some(checkpoint)
+    }
+
+    /// The caller holds `copying` and `checkpoints`, and no `meta`: a large map takes a while.
+    pub(super) async fn store_checkpoint(
+        &self,
+        checkpoint: Option<Rc<Checkpoint>>,
+    ) -> Result<Option<CheckpointRecord>, VolumeError> {
+        let Some(checkpoint) = checkpoint else { return Ok(None) };
+        let (commits, changed) = (self.commits_since_checkpoint.get(), self.changed_map_bytes.get());
         let record = checkpoint.store_in(&self.context, self.id).await?;
         if record.is_some() {
-            self.commits_since_checkpoint.set(0);
-            self.changed_map_bytes.set(0);
+            let less = |count: &Cell<u64>, by: u64| count.set(count.get().saturating_sub(by));
+            less(&self.commits_since_checkpoint, commits);
+            less(&self.changed_map_bytes, changed);
         }
         Ok(record)
     }
@@ -416,10 +470,30 @@ pub(super) async fn prepare_tlog(
     pages: &dyn PageStore,
     entries: &[TlogEntry],
 ) -> Result<Prepared, VolumeError> {
+    let prepare = |entry: &TlogEntry| {
+        tree.prepare(pages, ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) })
+    };
     let mut prepared = Prepared::default();
-    for entry in entries {
-        let range = ClusterRange { start: entry.cluster, count: ClusterCount(entry.count) };
-        prepared.extend(tree.prepare(pages, range).await?);
+    // Entries are in order. The pages above the leaves first, one after the other: else each would be loaded by many.
+    let inner = |entry: &TlogEntry| entry.cluster.0 / (FANOUT * FANOUT) as u64;
+    for of_one in entries.chunk_by(|one, next| inner(one) == inner(next)) {
+        prepared.extend(prepare(&of_one[0]).await?);
+    }
+    let leaf = |entry: &TlogEntry| entry.cluster.0 / FANOUT as u64;
+    let groups = stream::iter(entries.chunk_by(|one, next| leaf(one) == leaf(next)));
+    let prepare_all = |of_one: &'_ [TlogEntry]| {
+        let prepares: Vec<_> = of_one.iter().map(prepare).collect();
+        async move {
+            let mut prepared = Prepared::default();
+            for prepare in prepares {
+                prepared.extend(prepare.await?);
+            }
+            Ok::<_, VolumeError>(prepared)
+        }
+    };
+    let mut waiting = groups.map(prepare_all).buffer_unordered(PAGE_LOADS_MAX);
+    while let Some(some) = waiting.next().await {
+        prepared.extend(some?);
     }
     Ok(prepared)
 }

@@ -302,11 +302,11 @@ impl Inner {
         }
     }
 
-    /// The backend does not take data for now.
+    /// What is buffered cannot leave for now: mostly because the backend takes nothing.
     pub(super) fn stalled(&self, reason: String) {
         let mut trouble = self.trouble.borrow_mut();
         if trouble.is_none() {
-            tracing::warn!(vdisk = %self.id, reason, "the backend takes no data; the vDisk goes on from the write buffer");
+            tracing::warn!(vdisk = %self.id, reason, "its data cannot leave the write buffer; the vDisk goes on from there");
             *trouble = Some(VdiskState::Stalled(reason));
             self.destaged.notify_waiters();
         }
@@ -315,7 +315,7 @@ impl Inner {
     pub(super) fn moving_again(&self) {
         let mut trouble = self.trouble.borrow_mut();
         if matches!(*trouble, Some(VdiskState::Stalled(_))) {
-            tracing::info!(vdisk = %self.id, "the backend takes data again");
+            tracing::info!(vdisk = %self.id, "its data leaves the write buffer again");
             *trouble = None;
         }
     }

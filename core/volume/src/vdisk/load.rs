@@ -13,6 +13,7 @@ use super::destage::{apply_tlog, prepare_tlog};
 use super::lifecycle::Next;
 use super::snapshot::CloneSource;
 use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
+use crate::cache::Handle;
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
 use crate::journal;
@@ -46,8 +47,10 @@ impl Vdisk {
         source: CloneSource,
     ) -> Vdisk {
         let CloneSource { tree, table, pending, .. } = source;
-        let stored_bytes = scrub::stored_bytes(&table, id);
+        let scrub = scrub::Scrub::new(scrub::stored_bytes(&table, id));
+        scrub.begin_with(tree.mapped().bytes(), &table, id);
         let limiter = Limiter::new(context.clock.clone());
+        let cached = Handle::new(context.cache.clone(), head.head.vpool);
         let inner = Inner {
             id,
             vpool: head.head.vpool,
@@ -77,6 +80,8 @@ impl Vdisk {
             journal_weight: Cell::new(None),
             copy_after: Cell::new(0),
             copying: tokio::sync::Mutex::new(()),
+            checkpoints: tokio::sync::Mutex::new(()),
+            pending_checkpoint: RefCell::default(),
             busy_clusters: RefCell::new(HashSet::new()),
             frozen: Cell::new(0),
             freezes: Cell::new(0),
@@ -85,8 +90,9 @@ impl Vdisk {
             destage_now: Cell::new(false),
             destaged: Notify::new(),
             readers: Readers::default(),
-            scrub: scrub::Scrub::new(stored_bytes),
+            scrub,
             limiter,
+            cached,
             counters: Counters::default(),
         };
         Vdisk { inner: Rc::new(inner) }

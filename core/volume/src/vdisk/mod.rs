@@ -11,6 +11,7 @@
 //! * The journal has one writer at a time: whoever holds `meta`.
 //! * Layers never straddle a snapshot, so every TLog lies wholly before or after each snapshot.
 
+mod cached;
 mod copy;
 mod destage;
 mod lifecycle;
@@ -28,10 +29,11 @@ pub use scrub::ScrubReport;
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
 use crate::VolumeError;
+use crate::cache::Handle;
 use crate::engine::{Context, OnFull, SnapshotInfo, VdiskState, VdiskStats};
 use crate::head::VersionedHead;
 use crate::limiter::Limiter;
-use crate::map::{Table, Tree};
+use crate::map::{Checkpoint, Table, Tree};
 use crate::overlay::Layer;
 use crate::readers::{Readers, Reading};
 use bytes::Bytes;
@@ -40,7 +42,7 @@ use ovs_units::{ByteCount, Epoch, Sequence, VdiskId, VpoolId};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashSet, VecDeque},
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -96,6 +98,10 @@ pub(crate) struct Inner {
     copy_after: Cell<u64>,
     /// Held while a copy of the map is put on the backend: its pages must stay.
     pub(crate) copying: tokio::sync::Mutex<()>,
+    /// Held while a checkpoint is stored. Who holds it waits for no `copying`.
+    pub(crate) checkpoints: tokio::sync::Mutex<()>,
+    /// The one that was taken last, until it is stored: a sweep has to know its pages.
+    pub(crate) pending_checkpoint: RefCell<Weak<Checkpoint>>,
 
     /// Clusters that a ragged write has read and not yet written back.
     busy_clusters: RefCell<HashSet<u64>>,
@@ -111,6 +117,7 @@ pub(crate) struct Inner {
     readers: Readers,
     pub(crate) scrub: scrub::Scrub,
     pub(crate) limiter: Limiter,
+    pub(crate) cached: Handle,
     counters: Counters,
 }
 
@@ -194,6 +201,7 @@ impl Vdisk {
             backend_put_bytes: c.backend_put_bytes.get(),
             stored: ByteCount(inner.scrub.stored_bytes()),
             reclaimable: inner.scrub.reclaimable(),
+            shared: inner.scrub.shared(),
             scrub_moved_bytes: inner.scrub.moved_bytes.get(),
             scrub_freed_bytes: inner.scrub.freed_bytes.get(),
             throttled: inner.limiter.throttled().requests,
@@ -206,6 +214,11 @@ impl Vdisk {
         let inner = &self.inner;
         let mut pages = Vec::new();
         inner.tree.borrow().add_stored_pages(&mut pages);
+        let pending = inner.pending_checkpoint.borrow().upgrade();
+        if let Some(pending) = &pending {
+            pending.trees().for_each(|tree| tree.add_stored_pages(&mut pages));
+            of_table.extend(pending.table.stored_pages());
+        }
         let nodes = inner.snapshots.borrow();
         let base = inner.base.borrow();
         for node in nodes.iter().chain(base.iter().map(|base| &base.snapshot)) {

@@ -1,4 +1,4 @@
-//! Reading: from the layers, newest first, then from the map.
+//! Reading: from the layers, newest first, then from the map; what that names is cached, or on the backend.
 
 use super::{Inner, Vdisk, View, count};
 use crate::VolumeError;
@@ -123,11 +123,24 @@ impl Inner {
                 self.id, place.offset, place.sco
             )));
         };
+        match self.cached.reader() {
+            Some(who) => self.read_cached(who, sco, offset, count as u32).await,
+            None => {
+                let headers = &self.context.sco_headers;
+                self.patiently(async || headers.read(&*self.backend, sco, offset, count as u32).await).await
+            }
+        }
+    }
+
+    /// A read of the backend, again while it may succeed later.
+    pub(super) async fn patiently<T>(
+        &self,
+        read: impl AsyncFn() -> Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
         let deadline = self.context.clock.now() + PATIENCE;
         let mut attempt = 0;
         loop {
-            let result = self.context.sco_headers.read(&*self.backend, sco, offset, count as u32).await;
-            match result {
+            match read().await {
                 // Backpressure slows the guest and does not fail its I/O.
                 Err(VolumeError::Retry(reason))
                     if self.context.clock.now() < deadline && !self.closing.get() =>

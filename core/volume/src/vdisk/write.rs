@@ -233,7 +233,7 @@ impl Inner {
             };
             if patience.is_zero() && !self.is_draining(since) {
                 return Err(VolumeError::NoSpace(
-                    "the write buffer is full and the backend takes no data".into(),
+                    "the write buffer is full, and what is in it cannot leave".into(),
                 ));
             }
             // Woken now and then all the same: on_full may have been changed, the share may have.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed case")]
 
+mod cache;
 mod limits;
 mod maps;
 mod recovery;

@@ -2,7 +2,7 @@
 
 use crate::world::{MIB, World, range, run};
 use ovs_units::ByteOffset;
-use ovs_volume::Vdisk;
+use ovs_volume::{Vdisk, VdiskState};
 
 /// Of one leaf each.
 const FAR: u64 = 2 * MIB;
@@ -49,6 +49,74 @@ fn changed_pages_of_all_take_half_of_the_room_at_most() {
             }
         }
         assert!(world.engine().stats().maps.resident_bytes <= ROOM + MIB);
+    });
+}
+
+/// While they cannot be stored they take the room once and no more: what would change others waits in the write buffer.
+#[test]
+fn changed_pages_that_cannot_be_stored_have_a_bound() {
+    run(async {
+        const ROOM: u64 = MIB;
+        let mut world = World::new().await;
+        world.shrink_maps(ROOM, 4).await;
+        let (disk, other) = (world.create(4096 * MIB).await, world.create(4096 * MIB).await);
+        spread(&other, 20, 9).await;
+        world.limit_page_store(Some(0));
+        let changed = || world.engine().stats().maps.changed_bytes;
+        let mut leaf = 0;
+        // Buffered, not sent out: that it does not leave is what is looked at.
+        while disk.stats().state == VdiskState::Ok && leaf < 1500 {
+            disk.write(ByteOffset(leaf * FAR), vec![1; 4096].into(), false).await.unwrap();
+            leaf += 1;
+            if leaf % 10 == 0 {
+                world.wait(1).await;
+            }
+        }
+        let VdiskState::Stalled(reason) = disk.stats().state else {
+            panic!("{:?} after {leaf}", disk.stats().state)
+        };
+        assert!(reason.contains("cannot be stored"), "{reason}");
+        assert!(changed() > ROOM && changed() < 2 * ROOM, "{}", changed());
+        let before = changed();
+        for more in 0..100 {
+            disk.write(ByteOffset((leaf + more) * FAR), vec![1; 4096].into(), false).await.unwrap();
+        }
+        world.wait(1).await;
+        assert_eq!(changed(), before);
+        world.limit_page_store(None);
+        disk.destage().await.unwrap();
+        assert_eq!(disk.stats().state, VdiskState::Ok);
+        assert!(changed() <= ROOM, "{}", changed());
+        check(&disk, leaf + 100, 1).await;
+        check(&other, 20, 9).await;
+    });
+}
+
+/// A checkpoint that fails halfway: what it has stored is named by nothing, and goes with the next sweep, which comes soon.
+#[test]
+fn what_a_failed_checkpoint_has_stored_goes() {
+    run(async {
+        let mut world = World::new().await;
+        world.shrink_maps(4 * MIB, 1000).await;
+        let disk = world.create(4096 * MIB).await;
+        spread(&disk, 20, 1).await;
+        world.limit_page_store(Some(300));
+        // Half of the room is 512 leaves, of which the first 256 are stored at once.
+        spread(&disk, 600, 2).await;
+        world.wait(1).await;
+        let found = world.stored_pages();
+        assert!((256..400).contains(&found), "{found}");
+        world.wait(130).await;
+        assert!(world.stored_pages() < 50, "{}", world.stored_pages());
+        world.limit_page_store(None);
+        // The next checkpoint has stored all of them, once.
+        spread(&disk, 600, 3).await;
+        world.close_and_reopen().await;
+        world.wait(130).await;
+        world.engine().sweep_pages().await.unwrap();
+        let left = world.stored_pages();
+        assert!((600..650).contains(&left), "{left}");
+        check(&world.open(disk.id()).await, 600, 3).await;
     });
 }
 

@@ -164,6 +164,40 @@ fn what_snapshots_and_clones_need_stays() {
     });
 }
 
+/// What a clone has in common with its parent: all at first, and then what it has not overwritten, each cluster once.
+#[test]
+fn what_is_shared_is_told() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(CLUSTERS * CLUSTER).await;
+        let shared = |disk: &Vdisk| disk.stats().shared.map(|bytes| bytes.0 / CLUSTER);
+        fill(&disk, 0..600, 1).await;
+        assert_eq!(shared(&disk), Some(0));
+        // Of what its parent has moved elsewhere too.
+        fill(&disk, (0..600).filter(|cluster| cluster % 4 > 0), 2).await;
+        assert!(disk.scrub().await.unwrap().moved_bytes > 0);
+        let snapshot = world.snapshot(&disk, "s").await;
+        disk.destage().await.unwrap();
+        let clone = world.clone_of(&disk, snapshot, CLUSTERS * CLUSTER).await;
+        clone.destage().await.unwrap();
+        fill(&clone, 900..901, 3).await;
+        assert_eq!(shared(&clone), Some(600));
+        fill(&clone, 0..100, 3).await;
+        clone.scrub().await.unwrap();
+        assert_eq!(shared(&clone), Some(500));
+        // Its snapshot has what the clone itself overwrites.
+        world.snapshot(&clone, "t").await;
+        fill(&clone, 100..200, 4).await;
+        clone.scrub().await.unwrap();
+        assert_eq!(shared(&clone), Some(500));
+        world.close_and_reopen().await;
+        let (disk, clone) = (world.open(disk.id()).await, world.open(clone.id()).await);
+        assert_eq!((shared(&disk), shared(&clone)), (Some(0), None));
+        clone.scrub().await.unwrap();
+        assert_eq!(shared(&clone), Some(500));
+    });
+}
+
 /// It begins with a table of which the scrub does not know.
 #[test]
 fn a_clone_made_in_the_middle_of_a_scrub_loses_nothing() {

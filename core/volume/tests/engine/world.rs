@@ -3,8 +3,8 @@
 use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
-    Chance, CreateVdisk, Engine, EngineConfig, EngineParts, Entry, FileDevice, FoundVdisk, MemoryPages,
-    MemoryRegistry, OnFull, Registry, SystemClock, Transaction, Vdisk,
+    CacheParts, Chance, CreateVdisk, Engine, EngineConfig, EngineParts, Entry, FileDevice, FoundVdisk,
+    MemoryPages, MemoryRegistry, OnFull, Registry, SystemClock, Transaction, Vdisk,
 };
 use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
 use tokio::sync::oneshot;
@@ -64,6 +64,7 @@ pub struct World {
     sco_bytes: u64,
     scrub_every: Duration,
     scrub_by_itself: bool,
+    cache: Option<CacheParts>,
     engine: Option<Engine>,
     vpool: VpoolId,
 }
@@ -133,6 +134,7 @@ impl World {
             sco_bytes: MIB,
             scrub_every: Duration::from_secs(3600),
             scrub_by_itself: true,
+            cache: None,
             engine: None,
             vpool: VpoolId(Uuid::from_u128(1 << 64)),
         };
@@ -148,6 +150,7 @@ impl World {
             registry: self.registry.clone(),
             pages: self.pages.clone(),
             buffer: Rc::new(FileDevice::open(&buffer, 12, self.slot_bytes).unwrap()),
+            cache: self.cache.clone(),
         };
         let config = EngineConfig {
             destage_bytes: 4 * MIB,
@@ -302,6 +305,12 @@ impl World {
         self.crash_and_reopen().await;
     }
 
+    /// From now on there is a read cache.
+    pub async fn cache(&mut self, parts: CacheParts) {
+        self.cache = Some(parts);
+        self.crash_and_reopen().await;
+    }
+
     /// From now on SCOs are of so many bytes.
     pub async fn make_scos_of(&mut self, bytes: u64) {
         self.sco_bytes = bytes;
@@ -387,6 +396,15 @@ impl World {
             tokio::task::yield_now().await;
         }
         panic!("nothing is held");
+    }
+
+    /// The store of map pages has room for so many more, or for all again.
+    pub fn limit_page_store(&self, room: Option<usize>) {
+        self.pages.limit(room);
+    }
+
+    pub fn stored_pages(&self) -> usize {
+        self.pages.all().len()
     }
 
     pub fn backend_takes_deletions(&self, takes: bool) {

@@ -67,6 +67,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
                 size_bytes: Some(size_bytes),
                 origin: None,
                 limits: options.limits,
+                cache: options.cache,
                 labels,
             });
         };
@@ -90,6 +91,7 @@ impl<O: Ovsd, H: Host, R: Records> Driver<O, H, R> {
             size_bytes: options.size_bytes,
             origin: Some((source.uuid, origin.clone())),
             limits: options.limits,
+            cache: options.cache,
             labels,
         })
     }

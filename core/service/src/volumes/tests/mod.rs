@@ -2,6 +2,7 @@
 //! stands still until everything waits.
 
 mod attachments;
+mod cache;
 mod crash;
 mod recovery;
 mod vdisks;
@@ -12,8 +13,8 @@ use ovs_api::{CreateSnapshot, CreateVdisk, Labels, PatchVdisk, Problem, ProblemK
 use ovs_nbd::{Server, ServerOptions};
 use ovs_units::{ByteCount, ByteOffset, ByteRange};
 use ovs_volume::{
-    EngineConfig, EngineParts, Entry, FileDevice, MemoryPages, MemoryRegistry, Revision, SystemChance,
-    Transaction, VolumeError,
+    CacheParts, EngineConfig, EngineParts, Entry, FileDevice, MemoryPages, MemoryRegistry, Revision,
+    SystemChance, Transaction, VolumeError,
 };
 use std::{cell::Cell, path::Path};
 use tokio::sync::Notify;
@@ -120,6 +121,7 @@ impl World {
             registry: registry.clone(),
             pages: self.pages.clone(),
             buffer: Rc::new(buffer),
+            cache: Some(CacheParts { memory_bytes: 1 << 20, device: None }),
         };
         let engine = Engine::open(EngineConfig::default(), parts).await.unwrap();
         let settings = Settings {
@@ -132,6 +134,7 @@ impl World {
             socket_group: "no such group".into(),
             socket_mode: 0o660,
             nbd_authority: None,
+            has_cache_ssd: false,
         };
         let tasks = Arc::new(Tasks::default());
         let parts = VolumesParts { engine, registry, clock, chance: Rc::new(SystemChance), settings, tasks };

@@ -407,7 +407,7 @@ fn limits_are_in_the_metrics() {
         let uuid = volumes.create_vdisk(new, no_terms()).await.unwrap().value.uuid;
         let vdisk = volumes.ensure_open(uuid).await.unwrap();
         for _ in 0..11 {
-            vdisk.admit(GuestRequest::Zero).await.unwrap();
+            vdisk.admit(GuestRequest::Write(ByteCount(4096))).await.unwrap();
         }
         let text = crate::metrics::text(&volumes).await;
         let labels = format!("vpool=\"default\",vdisk=\"a\",uuid=\"{uuid}\"");

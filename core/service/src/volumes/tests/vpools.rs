@@ -15,6 +15,7 @@ fn vpool(text: &str, backend: Option<&str>) -> CreateVpool {
         stall_timeout_ms: None,
         default_size_bytes: None,
         trash_retention_s: None,
+        cache: Default::default(),
         description: String::new(),
         labels: Labels::default(),
     }

@@ -17,6 +17,8 @@ pub(super) struct Refusing {
     pub(super) asked: RefCell<Vec<usize>>,
     synced: RefCell<Vec<usize>>,
     pub(super) reads: Cell<usize>,
+    /// A byte of this read, as they are counted from 1, is another.
+    lies_at: Cell<usize>,
 }
 
 impl LogDevice for Refusing {
@@ -53,7 +55,16 @@ impl LogDevice for Refusing {
 
     fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
         self.reads.set(self.reads.get() + 1);
-        self.inner.read(slot, offset, length)
+        let lies = self.reads.get() == self.lies_at.get();
+        Box::pin(async move {
+            let bytes = self.inner.read(slot, offset, length).await?;
+            if !lies {
+                return Ok(bytes);
+            }
+            let mut bytes = bytes.to_vec();
+            bytes[length / 3] ^= 1;
+            Ok(bytes.into())
+        })
     }
 }
 
@@ -61,6 +72,16 @@ pub(super) async fn open_watched(
     directory: &tempfile::TempDir,
     slot_blocks: u64,
 ) -> (Log, Rc<Refusing>, Replay) {
+    let (opened, device) = try_to_open(directory, slot_blocks, 0).await;
+    let (log, replay) = opened.unwrap();
+    (log, device, replay)
+}
+
+async fn try_to_open(
+    directory: &tempfile::TempDir,
+    slot_blocks: u64,
+    lies_at: usize,
+) -> (Result<(Log, Replay), VolumeError>, Rc<Refusing>) {
     let inner = FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64).unwrap();
     let device = Rc::new(Refusing {
         inner,
@@ -68,12 +89,50 @@ pub(super) async fn open_watched(
         refuses_second_syncs: Cell::new(false),
         writes_refused: Cell::new(0),
         reads: Cell::new(0),
+        lies_at: Cell::new(lies_at),
         gate: tokio::sync::Mutex::new(()),
         asked: RefCell::default(),
         synced: RefCell::default(),
     });
-    let (log, replay) = Log::open(device.clone(), Uuid::from_u128(1), 0).await.unwrap();
-    (log, device, replay)
+    (Log::open(device.clone(), Uuid::from_u128(1), 0).await, device)
+}
+
+/// A read that brings other bytes once does no harm to what is there: what is written again is what was verified.
+#[test]
+fn what_is_written_again_is_what_was_read_well() {
+    run(async {
+        const BATCHES: u64 = 3;
+        for lies_at in 1.. {
+            let directory = tempfile::tempdir().unwrap();
+            let (log, device, _) = open_watched(&directory, 3200).await;
+            for number in 0..BATCHES {
+                // Two of them are larger than what is read at once.
+                let room = log.room(1024, RoomFor::Write).unwrap();
+                let data = Some(Bytes::from(vec![number as u8; 1024 * CLUSTER_SIZE_BYTES as usize]));
+                let (epoch, sequence, cluster) = (Epoch(1), Sequence(number + 1), Cluster(1024 * number));
+                let record =
+                    log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1024, data });
+                assert!(record.written().await);
+            }
+            drop(log);
+            until(|| Rc::strong_count(&device) == 1).await;
+            drop(device);
+            let (opened, device) = try_to_open(&directory, 3200, lies_at).await;
+            let is_over = device.reads.get() < lies_at;
+            let count = |replay: &Replay| replay.records.get(&VDISK).map_or(0, Vec::len) as u64;
+            // Refused, or with what is there; what it took for the end of the log is the end from then on.
+            let shown = opened.as_ref().map_or(BATCHES, |(_, replay)| count(replay));
+            drop(opened);
+            until(|| Rc::strong_count(&device) == 1).await;
+            drop(device);
+            let (_, _, replay) = open_watched(&directory, 3200).await;
+            assert_eq!((count(&replay), replay.damage.len()), (shown, 0), "read {lies_at}");
+            if is_over {
+                assert!(lies_at > 16, "{lies_at}");
+                break;
+            }
+        }
+    });
 }
 
 /// Whatever else is ready has run.

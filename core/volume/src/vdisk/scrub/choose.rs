@@ -34,19 +34,22 @@ impl Inner {
     pub(super) async fn candidates(&self) -> Result<(Vec<Candidate>, HashSet<SnapshotId>), VolumeError> {
         // The pages of the checkpoint stay while this is held.
         let _copying = self.copying.lock().await;
-        let (maps, table, pins) = {
+        let (checkpoint, table, pins) = {
             let _meta = self.meta.lock().await;
             self.check_may_scrub()?;
-            let maps = self.store_checkpoint().await?;
-            let maps = maps.ok_or_else(|| {
-                VolumeError::Retry("part of a snapshot is still in the write buffer".into())
-            })?;
-            (maps, Table::clone(&self.table.borrow()), self.pins())
+            (self.checkpoint_of_now(), Table::clone(&self.table.borrow()), self.pins())
         };
+        let maps = {
+            let _turn = self.checkpoints.lock().await;
+            self.store_checkpoint(checkpoint).await?
+        };
+        let maps =
+            maps.ok_or_else(|| VolumeError::Retry("part of a snapshot is still in the write buffer".into()))?;
         let unreadable = |error| self.context.map_unreadable(self.id, error);
         let pages = Pages { store: &*self.context.pages, unreadable: &unreadable };
         let go_on = || self.check_may_scrub();
         let marks = Marks::of(self.id, &maps, &table, &pins, &pages, &go_on).await?;
+        self.scrub.shared_bytes.set(Some(marks.shared_bytes()));
         let candidate = |(sco, indexes): (ScoRef, Vec<u64>)| {
             let entry =
                 |index: &u64| table.get(*index).map(|entry| (entry.clone(), marks.needed(*index).cloned()));

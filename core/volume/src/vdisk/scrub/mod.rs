@@ -80,6 +80,8 @@ pub(crate) struct Scrub {
     stored_bytes: Cell<u64>,
     /// Bytes that were needed at the last scrub, by anybody; none yet, or that may have become fewer since.
     needed_bytes: Cell<Option<u64>>,
+    /// Bytes of other vDisks that its maps named when that was last found out.
+    shared_bytes: Cell<Option<u64>>,
     /// Bytes of SCOs that guests' data has added since the opening.
     added_bytes: Cell<u64>,
     /// How often they may have.
@@ -106,6 +108,7 @@ impl Scrub {
             turn: tokio::sync::Mutex::new(()),
             stored_bytes: Cell::new(stored_bytes),
             needed_bytes: Cell::new(None),
+            shared_bytes: Cell::new(None),
             added_bytes: Cell::new(0),
             changes: Cell::new(0),
             left_bytes: Cell::new(0),
@@ -128,6 +131,20 @@ impl Scrub {
     pub(super) fn reclaimable(&self) -> Option<ByteCount> {
         let stored = self.stored_bytes.get();
         self.needed_bytes.get().map(|needed| ByteCount(stored.saturating_sub(needed)))
+    }
+
+    /// As far as that is known.
+    pub(super) fn shared(&self) -> Option<ByteCount> {
+        self.shared_bytes.get().map(ByteCount)
+    }
+
+    /// Begins with this map: who has written nothing shares all of it, who is no clone nothing; else the next scrub finds out.
+    pub(super) fn begin_with(&self, mapped: ByteCount, table: &Table, vdisk: VdiskId) {
+        self.shared_bytes.set(match table.whose(vdisk) {
+            (false, _) => Some(0),
+            (true, false) => Some(mapped.0),
+            (true, true) => None,
+        });
     }
 
     /// SCOs that the table names from now on.

@@ -141,6 +141,7 @@ impl Inner {
             return;
         }
         for (reading, sco) in gone {
+            self.forget_cached(&sco);
             let name = name_of(&sco);
             if let Err(error) = self.backend.delete(&name).await {
                 tracing::warn!(vdisk = %self.id, %error, "an SCO that nobody needs could not be removed; trying again later");
