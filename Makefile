@@ -152,8 +152,35 @@ clean-demo: ## stop and remove what `make demo DEMO_ARGS=--keep` left (5 s)
 	@packaging/demo.sh --clean
 
 .PHONY: bench
-bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min)
+bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min); the other rows: bench-rows
 	@/usr/bin/python3 -B tests/bench/bench.py
+
+# The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
+ROWS := snapshots memory restart many edge thousand objects
+bench-memory bench-restart: large-map
+bench-objects: setup-ceph
+
+.PHONY: bench-rows
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, RBD; 16 GiB of disk (30 min)
+
+.PHONY: $(addprefix bench-,$(ROWS))
+bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
+bench-memory: ## idle vDisks, the map of 1 TiB (4 min)
+bench-restart: ## kill -9 to serving: replay, a vDisk of 1 TiB, 100 vDisks (4 min)
+bench-many: ## 64 vDisks beside one, and beside qemu-storage-daemon (5 min)
+bench-edge: ## a file of ovsd-edge, a loop device on it (5 min)
+bench-thousand: ## 1,000 vDisks, 100 of them busy (6 min)
+bench-objects: ## beside Ceph's RBD; installs ceph-mon, ceph-osd (6 min)
+$(addprefix bench-,$(ROWS)): bench-%: setup build
+	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
+
+.PHONY: large-map
+large-map: setup-build
+	@cargo build -q --release --locked -p ovs-cluster --example large_map
+
+.PHONY: setup-ceph
+setup-ceph:
+	@packaging/setup.sh ceph
 
 .PHONY: bench-overwrite
 bench-overwrite: setup build ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (1 min)
@@ -165,9 +192,8 @@ bench-quick: setup build ## two rows; fails where an operation costs more CPU th
 	echo "bench-quick: CPU per operation within its bounds" >>$(TOTALS)
 
 .PHONY: bench-maps
-bench-maps: setup build ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
-	@cargo build -q --release --locked -p ovs-cluster --example random_map
-	/usr/bin/python3 -B tests/bench/maps.py
+bench-maps: setup build large-map ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
+	@/usr/bin/python3 -B tests/bench/maps.py
 
 .PHONY: deb
 deb: build ## Debian packages into target/deb (1 min)

@@ -9,11 +9,11 @@ Needs fio, `make build`, and 3 GiB of disk for 2^28.
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 
 from bench import cpu_seconds  # which finds the integration tests' modules
+from load import metric
 from stack import BIN, MIB, Stack, run
 
 
@@ -28,16 +28,6 @@ def fio(stack, size, *options):
     return json.loads(done.stdout[done.stdout.index(b"{"):])["jobs"][0]["read"]
 
 
-def metric(stack, name):
-    done = run("curl", "-s", "--max-time", "10", "--unix-socket", stack.socket, "http://ovs/metrics")
-    return float(re.search(rf"^{name} (\S+)$", done.stdout, re.M)[1])
-
-
-def resident_mib(pid):
-    with open(f"/proc/{pid}/status") as status:
-        return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1024
-
-
 def measure(stack, size, maps_mib, seconds):
     stack.configure(configuration(maps_mib))
     stack.start()
@@ -49,7 +39,7 @@ def measure(stack, size, maps_mib, seconds):
         count = read["total_ios"]
         return {"iops": read["iops"], "cpu_us": (cpu_seconds(pid) - before) / count * 1e6,
                 "loads": (metric(stack, "ovs_map_page_loads_total") - loads) / count,
-                "map_mib": metric(stack, "ovs_map_resident_bytes") / MIB, "rss_mib": resident_mib(pid)}
+                "map_mib": metric(stack, "ovs_map_resident_bytes") / MIB, "rss_mib": stack.ovsd.status("VmRSS") / MIB}
     finally:
         stack.ovsd.stop()
 
@@ -70,7 +60,7 @@ def main():
         run("fio", "--name=fill", "--ioengine=nbd", f"--uri={stack.uri('v')}", "--thread", "--rw=write", "--bs=1M", "--size=64M", timeout=120)
         vdisk = stack.show("v")["uuid"]
         stack.ovsd.stop()
-        print(run(BIN / "examples" / "random_map", stack.state / "registry", vdisk, options.clusters, timeout=3600).stdout.strip())
+        print(run(BIN / "examples" / "large_map", stack.state / "registry", vdisk, options.clusters, "random", timeout=3600).stdout.strip())
         rooms = {f"{options.budget_mib} MiB": options.budget_mib, "room for all": 1 << 14}
         results = {name: [] for name in rooms}
         for number in range(options.rounds):

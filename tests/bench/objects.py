@@ -1,0 +1,185 @@
+#!/usr/bin/python3
+"""ovs beside a disk that a storage cluster keeps as objects: Ceph's RBD on the same device.
+
+The cluster is the smallest and quickest there is: one monitor, one OSD (BlueStore in a file), one copy, no signatures, all on loopback. It is
+started once and lives through all runs; fio's own rbd engine goes to it without NBD between. Its image was written before: its best
+case. Without its cache (`rbd_cache = false`) RBD acknowledges a write when it is on stable storage; with it, as it comes, when it
+is in the memory of the client's process, and after a kill of that it is lost. An acknowledged write of ovs survives that, not a power cut, unless it was
+flushed. ovs is as in bench.py: NBD, a thin vDisk for writes, a fresh ovsd for each run.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+
+import load
+from bench import DISK, WORKING_SET, Ovs
+from bench import ROWS as ALL_ROWS
+from report import Goal, Page, alternate, goals, spread, table
+from stack import GIB, MIB, run, wait_until
+
+TARGETS = {"ovs": "ovs", "rbd": "RBD, no cache", "rbd-cache": "RBD, its cache"}
+PEERS = ("rbd", "rbd-cache")
+# Of what each of those reaches: must, aim.
+LIMITS = {"write-4k-flush": (5, 10), "write-4k-qd32": (5, 100), "read-4k-qd1": (5, 20), "read-4k-qd32": (5, 20), "write-1m": (5, None), "read-1m": (5, 20)}
+
+CONFIGURATION = """
+[global]
+fsid = {fsid}
+mon_host = [v2:127.0.0.1:{port}]
+public_addr = 127.0.0.1
+cluster_addr = 127.0.0.1
+ms_bind_port_min = {first}
+ms_bind_port_max = {last}
+auth_cluster_required = none
+auth_service_required = none
+auth_client_required = none
+ms_mon_client_mode = crc
+ms_mon_service_mode = crc
+ms_mon_cluster_mode = crc
+ms_client_mode = crc
+ms_service_mode = crc
+ms_cluster_mode = crc
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+mon_allow_pool_size_one = true
+mon_data_avail_crit = 1
+mon_data_avail_warn = 2
+run_dir = {folder}
+admin_socket = {folder}/$name.asok
+log_file = {folder}/$name.log
+pid_file =
+crash_dir = {folder}
+keyring = {folder}/keyring
+[mon]
+mon_data = {folder}/mon
+[osd]
+osd_data = {folder}/osd
+osd_objectstore = bluestore
+bluestore_block_size = {block}
+[client]
+rbd_cache = {cache}
+"""
+
+
+class Ceph:
+    """A cluster of one host, with an image of which WORKING_SET is written. By pid, on loopback, in a folder of its own."""
+
+    def __init__(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ovs-ceph-", dir="/var/tmp"))
+        self.programs = {}
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self):
+        folder, fsid, port = self.folder, uuid.uuid4(), 20000 + os.getpid() % 10000 * 4
+        for name in ("mon", "osd"):
+            (folder / name).mkdir()
+        (folder / "keyring").touch()
+        self.configurations = {}
+        for name, cache in (("rbd", "false"), ("rbd-cache", "true")):
+            path = self.configurations[name] = folder / f"{name}.conf"
+            path.write_text(CONFIGURATION.format(fsid=fsid, port=port, first=port + 1, last=port + 100, folder=folder, block=8 * GIB, cache=cache))
+        run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{port}]", folder / "monmap")
+        self.do("ceph-mon", "-i", "a", "--mkfs", "--monmap", folder / "monmap")
+        self.launch("ceph-mon", "-i", "a")
+        wait_until("the monitor answers", lambda: self.do("ceph", "--connect-timeout", "2", "mon", "stat"), 60, every_s=0.2)
+        osd = uuid.uuid4()
+        self.do("ceph", "osd", "new", osd)
+        self.do("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        self.launch("ceph-osd", "-i", "0")
+        wait_until("the OSD is up", lambda: "1 up" in self.do("ceph", "osd", "stat"), 60, every_s=0.2)
+        self.do("ceph", "osd", "pool", "create", "rbd", "8")
+        self.do("rbd", "create", "disk", "--size", f"{DISK // MIB}M")
+        load.fill([self.place()], WORKING_SET, env=self.env("rbd-cache"))
+
+    def do(self, program, *arguments):
+        return run(program, "-c", self.configurations["rbd"], *arguments, timeout=120).stdout
+
+    def launch(self, program, *arguments):
+        with open(self.folder / f"{program}.out", "ab") as log:
+            self.programs[program] = subprocess.Popen([program, "-f", "-c", self.configurations["rbd"], *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                                                      stderr=log, start_new_session=True)
+
+    def env(self, name):
+        return {"CEPH_CONF": str(self.configurations[name])}
+
+    @staticmethod
+    def place():
+        return ["--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=disk"]
+
+    def pids(self):
+        return {name: program.pid for name, program in self.programs.items()}
+
+    def close(self):
+        for program in reversed(self.programs.values()):
+            program.terminate()
+            try:
+                program.wait(30)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def measure(ovs, ceph, target, row, seconds):
+    options = ALL_ROWS[row][1]
+    if target == "ovs":
+        with ovs.open(row) as (place, pid):
+            return load.fio([place], options, WORKING_SET, seconds, {"server": pid})
+    one = load.fio([ceph.place()], options, WORKING_SET, seconds, ceph.pids(), env=ceph.env(target))
+    time.sleep(1)
+    return one._replace(cpu_us={**one.cpu_us, "server": sum(one.cpu_us[name] for name in ceph.programs)})
+
+
+def judge(results):
+    rows = []
+    for peer in PEERS:
+        for row, (must, aim) in LIMITS.items():
+            ratios = [one.total / other.total for one, other in zip(results[row, "ovs"], results[row, peer])]
+            rows.append(Goal(f"{ALL_ROWS[row][0]}: of {TARGETS[peer]}", ratios, "x", must, aim, more_is_better=True, digits=1))
+    return goals(rows)
+
+
+def details(results, row):
+    is_large = row.endswith("1m")
+    heads = ["", "MB/s" if is_large else "IOPS", "p50 µs", "p99 µs", "server CPU µs per op", "fio CPU µs per op"]
+    lines = []
+    for target, title in TARGETS.items():
+        runs = results[row, target]
+        lines.append([title, spread([one.mb_s if is_large else one.total for one in runs], 0), spread([one.percentile(0.5) for one in runs], 0),
+                      spread([one.percentile(0.99) for one in runs], 0), *(spread([one.cpu_us[who] for one in runs]) for who in ("server", "fio"))])
+    return f"## {ALL_ROWS[row][0]}\n\n" + table(heads, lines)
+
+
+def main():
+    page = Page("objects", "Beside a disk kept as objects", __doc__, disk_gib=8, rounds=3, seconds=3)
+    options = page.options()
+    results = {(row, target): [] for row in LIMITS for target in TARGETS}
+    with contextlib.ExitStack() as cleanups:
+        ceph = Ceph()
+        cleanups.callback(ceph.close)
+        ovs = Ovs(ceph.folder)
+        cleanups.callback(ovs.close)
+        version = ceph.do("ceph", "--version").split("(")[0].strip()
+        for row in LIMITS:
+            for number, target in alternate(options.rounds, TARGETS):
+                one = measure(ovs, ceph, target, row, options.seconds)
+                results[row, target].append(one)
+                page.note(f"round {number + 1}/{options.rounds} {row:14} {target:9} {one.total:9,.0f} IOPS, p50 {one.percentile(0.5):,.0f} µs")
+    page.write(f"{version}. {WORKING_SET // MIB} MiB of {DISK // GIB} GiB, all of it in caches, {options.seconds} s a run. Ratios are within a round; p50 and "
+               "p99 are of the operations, without the flushes.", judge(results), *(details(results, row) for row in LIMITS))
+
+
+if __name__ == "__main__":
+    main()
