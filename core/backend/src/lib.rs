@@ -4,6 +4,7 @@
 //! retries and metrics are wrappers of the same trait. Not here: what the objects mean (see `ovs-format`), and any
 //! promise that rests on a conditional put: names are unique by construction.
 
+pub mod coded;
 mod counting;
 mod dir;
 mod faulty;
@@ -49,6 +50,14 @@ pub enum BackendError {
     Conflict {
         /// The name.
         object: String,
+    },
+    /// Of its parts fewer are there than it takes: a put that never ended, or more was lost than parity makes good.
+    #[error("object {object} is not complete: {reason}")]
+    Incomplete {
+        /// The name.
+        object: String,
+        /// What is there and what is needed.
+        reason: String,
     },
     /// The device is full (or down to the reserve that is kept for `Urgency::Reserve`).
     #[error("backend is full ({operation} of {object}): {reason}")]

@@ -25,7 +25,7 @@ impl<'a> Reader<'a> {
         Ok(&self.bytes[self.at - count..self.at])
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let mut field = [0; N];
         field.copy_from_slice(self.take(N)?);
         Ok(field)
@@ -79,6 +79,18 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn field(&self, field: &'static str, found: u64) -> FormatError {
         FormatError::Field { what: self.what, field, found }
+    }
+
+    /// A byte that nobody uses yet.
+    pub(crate) fn zero(&mut self, field: &'static str) -> Result<(), FormatError> {
+        match self.u8()? {
+            0 => Ok(()),
+            other => Err(self.field(field, other.into())),
+        }
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at == self.bytes.len()
     }
 
     /// Nothing may follow.

@@ -8,12 +8,14 @@
 //!  table entry       = where the clusters of an SCO are now       table.rs
 //!  map copy          = map pages on the backend                  map_copy.rs
 //!  tombstone        = a vDisk is deleted                    tombstone.rs
+//!  fragment         = a part of an object on a drive          fragment.rs
 //! ```
 //!
 //! Every decoder takes hostile bytes: lengths are checked before anything is allocated, nothing panics. Not here: I/O.
 
 mod cursor;
 mod error;
+pub mod fragment;
 pub mod journal;
 pub mod log;
 pub mod map_copy;

@@ -47,6 +47,17 @@ pub fn decode_leaf(number: u64, bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, Form
     let mut r = check_page(WHAT, LEAF, number, bytes)?;
     let present = r.take(FANOUT / 8)?;
     let mut places = Box::new([0; FANOUT]);
+    if present == [0xff; FANOUT / 8] {
+        let (words, _) = r.take(FANOUT * size_of::<u64>())?.as_chunks();
+        for (place, word) in places.iter_mut().zip(words) {
+            *place = u64::from_le_bytes(*word);
+        }
+        if places.contains(&0) {
+            return Err(r.field("place", 0));
+        }
+        r.end()?;
+        return Ok(places);
+    }
     for (index, place) in places.iter_mut().enumerate() {
         if present[index / 8] & (1 << (index % 8)) != 0 {
             *place = r.u64()?;

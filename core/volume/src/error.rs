@@ -34,7 +34,9 @@ impl From<BackendError> for VolumeError {
         let text = error.to_string();
         match error {
             BackendError::Retry { .. } => VolumeError::Retry(text),
-            BackendError::NotFound { .. } | BackendError::Conflict { .. } => VolumeError::Damaged(text),
+            BackendError::NotFound { .. }
+            | BackendError::Conflict { .. }
+            | BackendError::Incomplete { .. } => VolumeError::Damaged(text),
             BackendError::NoSpace { .. } => VolumeError::NoSpace(text),
         }
     }

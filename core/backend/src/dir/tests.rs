@@ -1,5 +1,8 @@
 use super::{open_files::OpenFile, *};
-use crate::{FaultyBackend, MemoryBackend, conformance::check_backend};
+use crate::{
+    FaultyBackend, MemoryBackend,
+    conformance::{Rules, check_backend},
+};
 use std::{fs, os::unix::fs::PermissionsExt};
 
 fn name(text: &str) -> ObjectName {
@@ -21,14 +24,14 @@ fn is_retry<T>(result: Result<T, BackendError>) -> bool {
 #[tokio::test]
 async fn folders_conform() {
     let folder = tempfile::tempdir().unwrap();
-    check_backend(&open(folder.path())).await;
+    check_backend(&open(folder.path()), Rules::ALL).await;
 }
 
 #[tokio::test]
 async fn memory_and_wrappers_conform() {
-    check_backend(&MemoryBackend::new()).await;
-    check_backend(&FaultyBackend::new(MemoryBackend::new(), |_| None)).await;
-    check_backend(&crate::CountingBackend::new(std::rc::Rc::new(MemoryBackend::new()))).await;
+    check_backend(&MemoryBackend::new(), Rules::ALL).await;
+    check_backend(&FaultyBackend::new(MemoryBackend::new(), |_| None), Rules::ALL).await;
+    check_backend(&crate::CountingBackend::new(std::rc::Rc::new(MemoryBackend::new())), Rules::ALL).await;
 }
 
 #[tokio::test]

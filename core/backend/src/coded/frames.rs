@@ -1,0 +1,161 @@
+//! Frames: what is stored of 32 KiB of an object, and the way back.
+
+use lz4_flex::block;
+use ovs_format::fragment::{Compression, FrameEntry, Header, Position, TAG_BYTES};
+use ovs_units::PutId;
+use ring::{aead, hkdf};
+use std::fmt;
+
+/// Of Zstandard's levels the one that costs least.
+const ZSTD_LEVEL: i32 = 1;
+
+/// A key of a preset: 256 bits that each object's own key is derived from.
+#[derive(Clone)]
+pub struct Key {
+    number: u32,
+    secret: hkdf::Prk,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// The key that headers name by `number`, which is not 0.
+    pub fn new(number: u32, secret: &[u8; 32]) -> Key {
+        debug_assert_ne!(number, 0, "0 is for what is not encrypted");
+        Key { number, secret: hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, secret) }
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn derive(&self, purpose: &[u8], name: &[u8; 16], put: PutId) -> [u8; 32] {
+        let info = [purpose, name, put.0.as_bytes()];
+        let mut key = [0; 32];
+        self.secret
+            .expand(&info, hkdf::HKDF_SHA256)
+            .and_then(|derived| derived.fill(&mut key))
+            .expect("32 bytes are what HKDF-SHA256 gives");
+        key
+    }
+
+    /// A hash of an object's bytes that tells nothing to who lacks the key.
+    pub(super) fn put_hasher(&self) -> blake3::Hasher {
+        blake3::Hasher::new_keyed(&self.derive(b"ovs put id", &[0; 16], PutId(uuid::Uuid::nil())))
+    }
+
+    /// What encrypts one put of one object. No two puts of other bytes have the same.
+    pub(super) fn of_put(&self, name: &[u8; 16], put: PutId) -> aead::LessSafeKey {
+        let key = self.derive(b"ovs object", name, put);
+        aead::LessSafeKey::new(aead::UnboundKey::new(&aead::AES_256_GCM, &key).expect("32 bytes"))
+    }
+}
+
+/// Never the same for two frames of one put.
+fn nonce(at: Position) -> aead::Nonce {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&at.chunk.to_le_bytes());
+    bytes[4] = at.fragment;
+    bytes[8..].copy_from_slice(&at.frame.to_le_bytes());
+    aead::Nonce::assume_unique_for_key(bytes)
+}
+
+/// Appends what is stored of a frame, and says of it what the index does.
+pub(super) fn seal(
+    header: &Header,
+    key: Option<&aead::LessSafeKey>,
+    at: Position,
+    plain: &[u8],
+    body: &mut Vec<u8>,
+) -> FrameEntry {
+    let begin = body.len();
+    let is_compressed = compress(header.compression, plain, body);
+    if !is_compressed {
+        body.extend_from_slice(plain);
+    }
+    if let Some(key) = key {
+        let associated = aead::Aad::from(header.associated_data(at.fragment));
+        let tag = key
+            .seal_in_place_separate_tag(nonce(at), associated, &mut body[begin..])
+            .expect("a frame is not longer than AES-GCM takes");
+        body.extend_from_slice(tag.as_ref());
+    }
+    let stored = &body[begin..];
+    FrameEntry {
+        offset: begin as u64,
+        stored_bytes: stored.len() as u32,
+        is_compressed,
+        checksum: header.frame_checksum(at.fragment, at.frame, stored),
+    }
+}
+
+/// Appends the bytes compressed, if that is shorter.
+fn compress(compression: Compression, plain: &[u8], body: &mut Vec<u8>) -> bool {
+    let begin = body.len();
+    let room = match compression {
+        Compression::None => return false,
+        Compression::Lz4 => block::get_maximum_output_size(plain.len()),
+        Compression::Zstd => zstd::zstd_safe::compress_bound(plain.len()),
+    };
+    body.resize(begin + room, 0);
+    let length = match compression {
+        Compression::None => None,
+        Compression::Lz4 => block::compress_into(plain, &mut body[begin..]).ok(),
+        Compression::Zstd => zstd::bulk::compress_to_buffer(plain, &mut body[begin..], ZSTD_LEVEL).ok(),
+    };
+    let length = length.filter(|length| *length < plain.len());
+    body.truncate(begin + length.unwrap_or(0));
+    length.is_some()
+}
+
+/// The reverse of [`seal`]: verified and plain, or why not.
+pub(super) fn open(
+    header: &Header,
+    key: Option<&aead::LessSafeKey>,
+    at: Position,
+    entry: &FrameEntry,
+    stored: &[u8],
+    plain: &mut Vec<u8>,
+) -> Result<(), &'static str> {
+    if stored.len() != entry.stored_bytes as usize {
+        return Err("it ends too early");
+    }
+    if header.frame_checksum(at.fragment, at.frame, stored) != entry.checksum {
+        return Err("its checksum differs");
+    }
+    let range = header.geometry.frame_range(at);
+    let length = (range.end - range.start) as usize;
+    let mut decrypted;
+    let text = match key {
+        None => stored,
+        Some(key) => {
+            debug_assert!(stored.len() >= TAG_BYTES as usize);
+            decrypted = stored.to_vec();
+            let associated = aead::Aad::from(header.associated_data(at.fragment));
+            &*key.open_in_place(nonce(at), associated, &mut decrypted).map_err(|_| "its tag differs")?
+        }
+    };
+    if !entry.is_compressed {
+        plain.extend_from_slice(text);
+        return Ok(());
+    }
+    let begin = plain.len();
+    plain.resize(begin + length, 0);
+    let written = match header.compression {
+        Compression::None => return Err("it is compressed and should not be"),
+        Compression::Lz4 => {
+            block::decompress_into(text, &mut plain[begin..]).map_err(|_| "it is no LZ4 block")
+        }
+        Compression::Zstd => zstd::bulk::decompress_to_buffer(text, &mut plain[begin..])
+            .map_err(|_| "it is no Zstandard frame"),
+    };
+    match written {
+        Ok(written) if written == length => Ok(()),
+        Ok(_) => Err("it is compressed from fewer bytes"),
+        Err(reason) => Err(reason),
+    }
+}

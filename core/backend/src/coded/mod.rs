@@ -1,0 +1,359 @@
+//! A backend of backends: objects are cut up, compressed, encrypted and erasure-coded, and their fragments put on drives.
+//!
+//! ```text
+//!  put ─▶ encode.rs: chunks, frames, parity ─▶ placement.rs: which drives ─▶ put.rs: c of k + m are stored
+//!  get ─▶ get.rs: one frame of one fragment, or what k others say of it (parity.rs) ─▶ frames.rs: verified, plain
+//! ```
+//!
+//! It keeps nothing but what it can find out again. `docs/decisions/0011-coded-backends.md` says why it is so. Not here: adding
+//! drives, repair, what an object means.
+
+mod encode;
+mod frames;
+mod get;
+mod list;
+mod name;
+mod parity;
+mod placement;
+mod put;
+#[cfg(test)]
+mod tests;
+
+pub use frames::Key;
+pub use ovs_format::fragment::Compression;
+
+use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use get::Known;
+use ovs_format::fragment::{FRAGMENTS_MAX, FRAME_BYTES_MAX};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{sync::Notify, time::Instant};
+use uuid::Uuid;
+
+/// For so long a drive that has failed is asked last.
+const SUSPECT: Duration = Duration::from_secs(10);
+/// Less is done sooner than a thread is woken up.
+const THREAD_BYTES_MIN: u64 = 64 << 10;
+
+/// Bytes of an object that are compressed, encrypted and read together.
+pub const FRAME_BYTES: u32 = 32 << 10;
+/// Bytes of a data fragment at most, unless a preset says otherwise.
+pub const FRAGMENT_BYTES_DEFAULT: u32 = 4 << 20;
+
+/// How many fragments of a chunk there are, and how many must be stored before a put is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Data fragments (k).
+    pub data: u8,
+    /// Parity fragments (m): so many may be lost.
+    pub parity: u8,
+    /// Stored before a put returns (c).
+    pub acknowledged: u8,
+    /// Of a chunk on one node, at most (x).
+    pub per_node: u32,
+}
+
+/// Why a policy or a preset was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PresetError {
+    /// No data.
+    #[error("policy {0}: k is at least 1")]
+    NoData(String),
+    /// More than erasure coding over bytes takes.
+    #[error("policy {0}: k + m is at most {FRAGMENTS_MAX}")]
+    TooMany(String),
+    /// An acknowledged put could not be read back, or would wait for more than there is.
+    #[error("policy {0}: c is from k to k + m")]
+    Acknowledged(String),
+    /// Nothing could be placed.
+    #[error("policy {0}: x is at least 1")]
+    PerNode(String),
+    /// There must be one.
+    #[error("a preset has at least one policy")]
+    NoPolicy,
+    /// Frames do not cross fragments.
+    #[error("fragments of {0} bytes: allowed are multiples of {FRAME_BYTES} from {FRAME_BYTES} to {max}", max = ovs_format::fragment::FRAGMENT_BYTES_MAX)]
+    Fragment(u32),
+}
+
+impl Policy {
+    /// k data and m parity fragments, acknowledged when c are stored, x of a chunk on one node at most.
+    pub fn new(data: u8, parity: u8, acknowledged: u8, per_node: u32) -> Result<Policy, PresetError> {
+        let policy = Policy { data, parity, acknowledged, per_node };
+        let fragments = u32::from(data) + u32::from(parity);
+        if data == 0 {
+            Err(PresetError::NoData(policy.to_string()))
+        } else if fragments > FRAGMENTS_MAX {
+            Err(PresetError::TooMany(policy.to_string()))
+        } else if acknowledged < data || u32::from(acknowledged) > fragments {
+            Err(PresetError::Acknowledged(policy.to_string()))
+        } else if per_node == 0 {
+            Err(PresetError::PerNode(policy.to_string()))
+        } else {
+            Ok(policy)
+        }
+    }
+
+    /// Fragments of a chunk.
+    pub fn fragments(&self) -> u32 {
+        u32::from(self.data) + u32::from(self.parity)
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{},{}", self.data, self.parity, self.acknowledged, self.per_node)
+    }
+}
+
+/// How objects are stored.
+#[derive(Debug, Clone)]
+pub struct Preset {
+    policies: Vec<Policy>,
+    fragment_bytes: u32,
+    compression: Compression,
+    keys: Vec<Key>,
+}
+
+impl Preset {
+    /// By the first of the policies that drives satisfy, in fragments of [`FRAGMENT_BYTES_DEFAULT`] at most, as they are.
+    pub fn new(policies: Vec<Policy>) -> Result<Preset, PresetError> {
+        if policies.is_empty() {
+            return Err(PresetError::NoPolicy);
+        }
+        let compression = Compression::None;
+        Ok(Preset { policies, fragment_bytes: FRAGMENT_BYTES_DEFAULT, compression, keys: Vec::new() })
+    }
+
+    /// The same with data fragments of so many bytes at most.
+    pub fn with_fragments_of(mut self, bytes: u32) -> Result<Preset, PresetError> {
+        let allowed = FRAME_BYTES..=ovs_format::fragment::FRAGMENT_BYTES_MAX;
+        if !allowed.contains(&bytes) || !bytes.is_multiple_of(FRAME_BYTES) {
+            return Err(PresetError::Fragment(bytes));
+        }
+        self.fragment_bytes = bytes;
+        Ok(self)
+    }
+
+    /// The same, compressed.
+    pub fn with_compression(mut self, compression: Compression) -> Preset {
+        self.compression = compression;
+        self
+    }
+
+    /// The same, encrypted under the last of the keys; the others are for what was put under them.
+    pub fn with_keys(mut self, keys: Vec<Key>) -> Preset {
+        self.keys = keys;
+        self
+    }
+
+    fn key(&self, number: u32) -> Option<&Key> {
+        self.keys.iter().find(|key| key.number() == number)
+    }
+}
+
+/// A backend among others.
+#[derive(Clone)]
+pub struct Drive {
+    /// Its name for ever: where fragments go depends on it.
+    pub id: Uuid,
+    /// What else is lost when this is: a policy bounds fragments per node.
+    pub node: String,
+    /// Where it is.
+    pub site: String,
+    /// Its share beside the others'.
+    pub weight: u32,
+    /// What stores the fragments.
+    pub backend: Rc<dyn Backend>,
+}
+
+impl fmt::Debug for Drive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Drive { id, node, site, weight, .. } = self;
+        f.debug_struct("Drive")
+            .field("id", id)
+            .field("node", node)
+            .field("site", site)
+            .field("weight", weight)
+            .finish()
+    }
+}
+
+/// Where compression, encryption and parity are worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// By the thread that asks: for tests that decide the order of everything.
+    Here,
+    /// By others.
+    OnThreads,
+}
+
+/// What was done, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CodedStats {
+    /// Fragments that were not as they should be: other bytes, too short, of another object.
+    pub bad_fragments: u64,
+    /// Reads that needed parity.
+    pub reconstructed: u64,
+    /// Fragments that went to another drive than the one that they belong on.
+    pub misplaced: u64,
+    /// Fragments that no drive took, of puts that were acknowledged all the same.
+    pub missing: u64,
+}
+
+/// A backend of backends.
+#[derive(Clone)]
+pub struct CodedBackend {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    drives: Vec<Drive>,
+    preset: Arc<Preset>,
+    threads: bool,
+    known: RefCell<Known>,
+    stats: Cell<CodedStats>,
+    /// Drives that have failed: until when others are asked first.
+    suspects: RefCell<Vec<Option<Instant>>>,
+    /// Bytes of fragments that are still on their way after their put was acknowledged.
+    late_bytes: Cell<u64>,
+    late_names: RefCell<HashMap<ObjectName, usize>>,
+    /// Whenever that is less.
+    late: Notify,
+}
+
+impl CodedBackend {
+    /// Over these drives, whatever is on them. Work that takes long is done by tokio's threads for that, or at once.
+    pub fn new(drives: Vec<Drive>, preset: Preset, work: Work) -> CodedBackend {
+        let inner = Inner {
+            suspects: RefCell::new(vec![None; drives.len()]),
+            drives,
+            preset: Arc::new(preset),
+            threads: work == Work::OnThreads,
+            known: RefCell::default(),
+            stats: Cell::default(),
+            late_bytes: Cell::new(0),
+            late_names: RefCell::default(),
+            late: Notify::new(),
+        };
+        CodedBackend { inner: Rc::new(inner) }
+    }
+
+    /// The counters now.
+    pub fn stats(&self) -> CodedStats {
+        self.inner.stats.get()
+    }
+
+    /// Returns when no fragment is on its way any more.
+    pub async fn settle(&self) {
+        while self.inner.late_bytes.get() > 0 {
+            self.inner.late.notified().await;
+        }
+    }
+}
+
+impl Inner {
+    fn count(&self, change: impl FnOnce(&mut CodedStats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// On another thread where it takes longer than to wake that up.
+    async fn compute<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        work: impl FnOnce(&Preset) -> T + Send + 'static,
+    ) -> Result<T, BackendError> {
+        if !self.threads || bytes < THREAD_BYTES_MIN {
+            return Ok(work(&self.preset));
+        }
+        let preset = Arc::clone(&self.preset);
+        tokio::task::spawn_blocking(move || work(&preset)).await.map_err(|stopped| BackendError::Retry {
+            operation: "compute",
+            object: String::new(),
+            reason: format!("a thread has ended early: {stopped}"),
+        })
+    }
+
+    /// It has failed and nobody knows that it works again.
+    fn is_suspect(&self, index: usize) -> bool {
+        self.suspects.borrow()[index].is_some_and(|until| Instant::now() < until)
+    }
+
+    fn fails(&self, index: usize, error: &BackendError) {
+        let was_suspect = self.suspects.borrow_mut()[index].replace(Instant::now() + SUSPECT);
+        if was_suspect.is_none() {
+            tracing::warn!(drive = %self.drives[index].id, %error, "a drive fails: others are asked first");
+        }
+    }
+
+    fn answers(&self, index: usize) {
+        if self.suspects.borrow_mut()[index].take().is_some() {
+            tracing::info!(drive = %self.drives[index].id, "a drive answers again");
+        }
+    }
+
+    /// So many drives may fail to answer, and whatever was acknowledged is still found on the others.
+    fn silent_max(&self) -> u32 {
+        let tolerated = |policy: &Policy| u32::from(policy.acknowledged - policy.data);
+        self.preset.policies.iter().map(tolerated).min().unwrap_or(0)
+    }
+}
+
+impl Backend for CodedBackend {
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.inner.clone().put(name, parts, urgency).await })
+    }
+
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.inner.get_range(&name, offset, length).await })
+    }
+
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.inner.get(&name).await })
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
+        let (prefix, after) = (prefix.to_owned(), after.cloned());
+        Box::pin(async move { self.inner.list(&prefix, after, limit).await })
+    }
+
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.inner.delete(&name).await })
+    }
+
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
+        Box::pin(self.inner.capacity())
+    }
+}
+
+const _: () = assert!(FRAME_BYTES <= FRAME_BYTES_MAX);

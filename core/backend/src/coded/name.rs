@@ -1,0 +1,77 @@
+//! What a fragment is called on its drive: so that a drive lists fragments in the order of their objects.
+//!
+//! The object's name, each `-` as `-.`, then `--`, the chunk and the number. `--` is below everything that may follow in a
+//! name, so of two names of which one begins with the other, the shorter one's fragments come first, too.
+
+use crate::{BackendError, ObjectName};
+
+/// The beginning of names that fragments of objects with this prefix have.
+pub(super) fn prefix_of(prefix: &str) -> String {
+    prefix.replace('-', "-.")
+}
+
+/// The beginning of the names of one object's fragments.
+pub(super) fn fragments_of(name: &ObjectName) -> String {
+    format!("{}--", prefix_of(name.as_str()))
+}
+
+/// A fragment's name on its drive. An object whose name leaves no room for it can have none.
+pub(super) fn fragment(name: &ObjectName, chunk: u32, number: u8) -> Result<ObjectName, BackendError> {
+    ObjectName::new(format!("{}{chunk:x}.{number:x}", fragments_of(name))).map_err(|error| {
+        BackendError::Retry {
+            operation: "name",
+            object: name.to_string(),
+            reason: format!("a fragment of it: {error}"),
+        }
+    })
+}
+
+/// Behind all fragments of an object and before those of the next.
+pub(super) fn behind(name: &ObjectName) -> Option<ObjectName> {
+    ObjectName::new(format!("{}zz", fragments_of(name))).ok()
+}
+
+/// The reverse of [`fragment`]; `None` for what is no fragment of ours.
+pub(super) fn parse(found: &ObjectName) -> Option<(ObjectName, u32, u8)> {
+    let (escaped, place) = found.as_str().rsplit_once("--")?;
+    let (chunk, number) = place.split_once('.')?;
+    let name = ObjectName::new(escaped.replace("-.", "-")).ok()?;
+    let parsed = (name, u32::from_str_radix(chunk, 16).ok()?, u8::from_str_radix(number, 16).ok()?);
+    (fragment(&parsed.0, parsed.1, parsed.2).ok()? == *found).then_some(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn object() -> impl Strategy<Value = ObjectName> {
+        "[a0-][a0_.-]{0,6}(/[a0-][a0.-]{0,4}){0,2}"
+            .prop_map(|text| ObjectName::new(text).expect("a good name"))
+    }
+
+    proptest! {
+        #[test]
+        fn fragments_are_in_the_order_of_their_objects(
+            (a, b) in (object(), object()), (chunk, number, other) in (0..300u32, any::<u8>(), 0..300u32)
+        ) {
+            let of_a = fragment(&a, chunk, number).expect("short");
+            let of_b = fragment(&b, other, 255 - number).expect("short");
+            if a != b {
+                prop_assert_eq!(a.cmp(&b), of_a.cmp(&of_b));
+            }
+            prop_assert_eq!(parse(&of_a), Some((a.clone(), chunk, number)));
+            let behind = behind(&a).expect("short");
+            prop_assert!(of_a < behind && (b <= a || behind < of_b), "{behind} {of_b}");
+            prop_assert!(of_a.as_str().starts_with(&prefix_of(&a.as_str()[..a.as_str().len() / 2])));
+        }
+
+        #[test]
+        fn what_is_no_fragment_is_none(text in "[a0-]([a0_.-]{0,6})--[0-9a-g.]{0,4}") {
+            let found = ObjectName::new(text).expect("a good name");
+            if let Some((name, chunk, number)) = parse(&found) {
+                prop_assert_eq!(fragment(&name, chunk, number).expect("it was"), found);
+            }
+        }
+    }
+}

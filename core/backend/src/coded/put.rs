@@ -1,0 +1,238 @@
+//! Putting: every fragment on its drive, or on another that keeps to the policy; acknowledged when c of each chunk are stored.
+
+use super::encode::{self, Fragment};
+use super::get::Object;
+use super::placement::{self, Choice};
+use super::{Inner, Policy, name};
+use crate::{BackendError, ObjectName, Urgency};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::timeout};
+
+/// A drive that takes longer for one fragment is passed over.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Fragments on their way after their puts were acknowledged. Above that a put waits for all of its own.
+const LATE_BYTES_MAX: u64 = 64 << 20;
+
+impl Inner {
+    pub(super) async fn put(
+        self: Rc<Self>,
+        name: ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> Result<(), BackendError> {
+        let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
+        let policy = self.policy_now(&name)?;
+        let hash = encode::name_hash(&name);
+        let preset = Arc::clone(&self.preset);
+        let (put, parts) =
+            self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
+        let mut template = encode::template(&preset, hash, put, policy, object_bytes);
+        let mut rest = parts.into_iter();
+        let mut left = Bytes::new();
+        for chunk in 0..template.geometry.chunks() {
+            template.chunk = chunk;
+            let range = template.geometry.chunk_range(chunk);
+            let plain = take(&mut left, &mut rest, (range.end - range.start) as usize);
+            let bytes = plain.len() as u64;
+            let fragments = self
+                .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
+                .await?;
+            let needed = u32::from(template.geometry.data_stored(chunk))
+                + u32::from(policy.acknowledged - policy.data);
+            self.store(&name, chunk, policy, fragments, needed as usize, urgency).await?;
+        }
+        self.known.borrow_mut().learn(Object::new(&name, template));
+        Ok(())
+    }
+
+    /// The first policy that the drives which answer satisfy, or else the first that all of them would.
+    fn policy_now(&self, name: &ObjectName) -> Result<Policy, BackendError> {
+        let policies = &self.preset.policies;
+        let by_live = placement::choose(policies, &self.drives, |index| !self.is_suspect(index));
+        let chosen = by_live.or_else(|| placement::choose(policies, &self.drives, |_| true));
+        chosen.ok_or_else(|| BackendError::Retry {
+            operation: "put",
+            object: name.to_string(),
+            reason: format!("{} drives satisfy no policy of the preset", self.drives.len()),
+        })
+    }
+
+    /// Returns when enough fragments are stored, or cannot be. The others go on.
+    async fn store(
+        self: &Rc<Self>,
+        name: &ObjectName,
+        chunk: u32,
+        policy: Policy,
+        fragments: Vec<Fragment>,
+        needed: usize,
+        urgency: Urgency,
+    ) -> Result<(), BackendError> {
+        let (sender, receiver) = oneshot::channel();
+        let (inner, name) = (Rc::clone(self), name.clone());
+        let late = Late::new(&inner, &name, fragments.iter().map(Fragment::bytes).sum());
+        tokio::task::spawn_local(async move {
+            let late = late;
+            let mut sender = Some(sender);
+            let order = placement::order(&inner.drives, &name, chunk);
+            let choice = RefCell::new(Choice::new(&inner.drives, &order, policy));
+            let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
+            let placed = fragments.iter().zip(homes);
+            let mut puts: FuturesUnordered<_> = placed
+                .map(|(fragment, home)| inner.place(&name, chunk, fragment, home, &choice, urgency))
+                .collect();
+            let (mut stored, mut failure) = (0, None);
+            while let Some(done) = puts.next().await {
+                match done {
+                    Ok(()) => stored += 1,
+                    // Another's bytes are there. Whatever else happens, ours are not what this name means.
+                    Err(error @ BackendError::Conflict { .. }) => failure = Some(error),
+                    Err(error) => {
+                        inner.count(|stats| stats.missing += 1);
+                        failure = Some(match failure {
+                            Some(conflict @ BackendError::Conflict { .. }) => conflict,
+                            _ => error,
+                        });
+                    }
+                }
+                let is_conflict = matches!(failure, Some(BackendError::Conflict { .. }));
+                let may_return = stored >= needed && !is_conflict && late.has_room();
+                if may_return && let Some(sender) = sender.take() {
+                    let _gone = sender.send(Ok(()));
+                }
+            }
+            let result = match failure {
+                Some(failure @ BackendError::Conflict { .. }) => Err(conflict_of(&name, failure)),
+                Some(failure) if stored < needed => Err(failure),
+                _ => Ok(()),
+            };
+            if let Some(sender) = sender.take() {
+                let _gone = sender.send(result);
+            }
+        });
+        receiver.await.unwrap_or_else(|_| {
+            let reason = "the task that stores fragments has ended early".to_owned();
+            Err(BackendError::Retry { operation: "put", object: String::new(), reason })
+        })
+    }
+
+    /// Puts one fragment where it belongs, or on the next drive that may have it and takes it.
+    async fn place(
+        &self,
+        name: &ObjectName,
+        chunk: u32,
+        fragment: &Fragment,
+        home: Option<usize>,
+        choice: &RefCell<Choice<'_>>,
+        urgency: Urgency,
+    ) -> Result<(), BackendError> {
+        let own = name::fragment(name, chunk, fragment.number)?;
+        let spare = || choice.borrow_mut().next(|index| !self.is_suspect(index));
+        let mut at = home;
+        if let Some(home) = home.filter(|home| self.is_suspect(*home)) {
+            choice.borrow_mut().give_back(home);
+            // If nobody else may have it, it is tried all the same.
+            at = spare().or(Some(home));
+        }
+        let mut failure = None;
+        while let Some(index) = at {
+            let put = self.drives[index].backend.put(&own, fragment.parts.clone(), urgency);
+            let error = match timeout(PATIENCE, put).await {
+                Ok(Ok(())) => {
+                    self.answers(index);
+                    if at != home {
+                        self.count(|stats| stats.misplaced += 1);
+                    }
+                    return Ok(());
+                }
+                Ok(Err(conflict @ BackendError::Conflict { .. })) => return Err(conflict),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let reason = format!("drive {} takes longer than {PATIENCE:?}", self.drives[index].id);
+                    BackendError::Retry { operation: "put", object: own.to_string(), reason }
+                }
+            };
+            // A full drive answers all the same.
+            if !matches!(error, BackendError::NoSpace { .. }) {
+                self.fails(index, &error);
+            }
+            failure = Some(error);
+            choice.borrow_mut().give_back(index);
+            at = spare();
+        }
+        Err(failure.unwrap_or_else(|| BackendError::Retry {
+            operation: "put",
+            object: own.to_string(),
+            reason: "no drive is left for it".to_owned(),
+        }))
+    }
+}
+
+/// The drives know fragments; who asked knows the object.
+fn conflict_of(name: &ObjectName, failure: BackendError) -> BackendError {
+    match failure {
+        BackendError::Conflict { .. } => BackendError::Conflict { object: name.to_string() },
+        other => other,
+    }
+}
+
+impl Fragment {
+    fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+/// Counts what is on its way, for as long as it is.
+struct Late {
+    inner: Rc<Inner>,
+    name: ObjectName,
+    bytes: u64,
+}
+
+impl Late {
+    fn new(inner: &Rc<Inner>, name: &ObjectName, bytes: u64) -> Late {
+        inner.late_bytes.set(inner.late_bytes.get() + bytes);
+        *inner.late_names.borrow_mut().entry(name.clone()).or_default() += 1;
+        Late { inner: Rc::clone(inner), name: name.clone(), bytes }
+    }
+
+    /// May what is left of a put go on alone?
+    fn has_room(&self) -> bool {
+        self.inner.late_bytes.get() <= LATE_BYTES_MAX
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        inner.late_bytes.set(inner.late_bytes.get() - self.bytes);
+        let mut names = inner.late_names.borrow_mut();
+        if let Some(count) = names.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                names.remove(&self.name);
+            }
+        }
+        inner.late.notify_waiters();
+    }
+}
+
+/// The next bytes of the parts; copied only where they are in several.
+fn take(left: &mut Bytes, rest: &mut impl Iterator<Item = Bytes>, length: usize) -> Bytes {
+    if left.len() >= length {
+        return left.split_to(length);
+    }
+    let mut taken = BytesMut::with_capacity(length);
+    loop {
+        let part = left.split_to(left.len().min(length - taken.len()));
+        taken.extend_from_slice(&part);
+        if taken.len() == length {
+            return taken.freeze();
+        }
+        match rest.next() {
+            Some(next) => *left = next,
+            None => return taken.freeze(),
+        }
+    }
+}
