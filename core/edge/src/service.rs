@@ -17,14 +17,15 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
+    thread::available_parallelism,
 };
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
 };
 
-/// The threads that requests are worked on in: two keep two cores busy, and they never block.
-const WORKER_COUNT: usize = 2;
+/// Threads that requests are worked on in, at most; they never block.
+const WORKER_COUNT_MAX: usize = 4;
 
 /// Runs ovsd-edge until SIGTERM or SIGINT. Call it before there is any thread.
 pub fn run(options: Options) -> anyhow::Result<()> {
@@ -34,7 +35,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!("going on without {shortcoming}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKER_COUNT)
+        .worker_threads(worker_count())
         .thread_name("ovs-edge")
         .enable_all()
         .build()
@@ -52,6 +53,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         edge.watcher.stop().await;
         Ok(())
     })
+}
+
+/// Half of the processors: FUSE's threads and the programs that wait for an answer have work too, and a thread more than there is room for
+/// costs a change of threads for each request (12.3 µs of CPU for a read and not 15.1, on two processors).
+fn worker_count() -> usize {
+    available_parallelism().map_or(1, |count| count.get() / 2).clamp(1, WORKER_COUNT_MAX)
 }
 
 /// Everything of one ovsd-edge.

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn ovsd(arguments: Arguments) -> anyhow::Result<()> {
+    process::bound_arenas();
     // Per thread and inherited: before there is any other thread.
     let io_flusher = process::become_io_flusher();
     let paths = Paths::new(arguments.root.as_deref());

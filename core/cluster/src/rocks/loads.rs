@@ -13,11 +13,14 @@ use tokio::sync::oneshot;
 
 /// Threads that read at most.
 const READERS_MAX: usize = 8;
+/// Answers that are given together: whoever waits for them is woken up once, and does not take the reader's processor after each.
+const ANSWERS_MAX: usize = 16;
 /// A read that takes longer has waited for a disk.
 const SLOW_READ: Duration = Duration::from_micros(200);
 
 type Answer = Result<Option<Bytes>, VolumeError>;
 type Read = fn(&Database, PageId) -> Answer;
+type Answers = Vec<(oneshot::Sender<Answer>, Answer)>;
 
 /// Who waits for which page.
 #[derive(Debug, Default)]
@@ -71,6 +74,12 @@ impl Loads {
     }
 }
 
+fn give(answers: &mut Answers) {
+    for (sender, answer) in answers.drain(..) {
+        let _gone = sender.send(answer);
+    }
+}
+
 /// One who reads. Whatever ends the last of them, another may begin, and nobody waits for it any more.
 struct Reader {
     loads: Arc<Loads>,
@@ -80,7 +89,8 @@ struct Reader {
 impl Reader {
     #[expect(clippy::disallowed_methods, reason = "how long a disk takes is no matter of the engine's time")]
     fn read_all(mut self, read: Read) {
-        while let Some(Wanted { page, database, sender }) = self.next() {
+        let mut answers = Vec::with_capacity(ANSWERS_MAX);
+        while let Some(Wanted { page, database, sender }) = self.next(&mut answers) {
             // Who has gone meanwhile needs no answer.
             if sender.is_closed() {
                 continue;
@@ -89,16 +99,26 @@ impl Reader {
             let answer = read(&database, page);
             // Before the answer: whoever closes the database after the last one finds it closed.
             drop(database);
-            let _gone = sender.send(answer);
-            if begun.elapsed() >= SLOW_READ {
+            answers.push((sender, answer));
+            let is_slow = begun.elapsed() >= SLOW_READ;
+            if is_slow || answers.len() == ANSWERS_MAX {
+                give(&mut answers);
+            }
+            if is_slow {
                 self.loads.read_beside(read);
             }
         }
     }
 
-    /// In one step with leaving: whoever asks from then on begins anew.
-    fn next(&mut self) -> Option<Wanted> {
+    /// In one step with leaving: whoever asks from then on begins anew. Nobody waits for an answer that is there while nothing
+    /// else is read.
+    fn next(&mut self, answers: &mut Answers) -> Option<Wanted> {
         let mut queue = lock(&self.loads.queue);
+        if queue.waiting.is_empty() && !answers.is_empty() {
+            drop(queue);
+            give(answers);
+            queue = lock(&self.loads.queue);
+        }
         let next = queue.waiting.pop_front();
         if next.is_none() {
             queue.readers -= 1;

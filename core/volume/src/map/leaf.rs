@@ -31,21 +31,21 @@ pub(super) struct Entries {
 impl Packed {
     /// `None` when that would not be smaller.
     pub(super) fn new(places: &[u64; FANOUT]) -> Option<Packed> {
-        let runs = runs(places);
+        // Twice through them, and no list: whoever loads pages that lie nowhere together does this for each.
+        let (run_count, highest) =
+            runs(places).fold((0, 0), |(count, highest), (_, place)| (count + 1, place.max(highest)));
+        if run_count == 1 {
+            return Some(Packed::Run(places[0]));
+        }
         let entries = Entries::layout(places);
         let entries_bytes = entries.map_or(usize::MAX, |(.., bits)| bytes_of(bits));
-        let runs_bytes = match runs.iter().all(|(_, place)| *place < 1 << RUN_PLACE_BITS) {
-            true => runs.len() * size_of::<u64>(),
-            false => usize::MAX,
-        };
-        if let [(_, place)] = runs[..] {
-            return Some(Packed::Run(place));
-        }
+        let runs_bytes =
+            if highest < 1 << RUN_PLACE_BITS { run_count * size_of::<u64>() } else { usize::MAX };
         if runs_bytes.min(entries_bytes) >= size_of_val(places) {
             return None;
         }
         if runs_bytes <= entries_bytes {
-            let words = runs.iter().map(|(index, place)| (*index as u64) << RUN_PLACE_BITS | place);
+            let words = runs(places).map(|(index, place)| (index as u64) << RUN_PLACE_BITS | place);
             return Some(Packed::Runs(words.collect()));
         }
         entries.map(|layout| Packed::Entries(Box::new(Entries::new(places, layout))))
@@ -101,18 +101,12 @@ impl Packed {
 }
 
 /// As long as possible; the first begins at 0.
-fn runs(places: &[u64; FANOUT]) -> Vec<(usize, u64)> {
-    let mut runs = vec![(0, places[0])];
-    for index in 1..FANOUT {
-        let expected = match places[index - 1] {
-            0 => 0,
-            before => before + 1,
-        };
-        if places[index] != expected {
-            runs.push((index, places[index]));
-        }
-    }
-    runs
+fn runs(places: &[u64; FANOUT]) -> impl Iterator<Item = (usize, u64)> {
+    let follows = |index: usize| {
+        let before = places[index - 1];
+        places[index] == before + u64::from(before != 0)
+    };
+    (0..FANOUT).filter(move |index| *index == 0 || !follows(*index)).map(|index| (index, places[index]))
 }
 
 fn bytes_of(bits: u32) -> usize {
@@ -126,10 +120,16 @@ fn bits_for(largest: u64) -> u32 {
 impl Entries {
     /// First SCO, bits of an offset, bits of an entry.
     fn layout(places: &[u64; FANOUT]) -> Option<(u64, u32, u32)> {
-        let mapped = || places.iter().filter_map(|place| Place::unpack(*place));
-        let first_sco = mapped().map(|place| place.sco).min()?;
-        let last_sco = mapped().map(|place| place.sco).max()?;
-        let offset_bits = bits_for(mapped().map(|place| place.offset.into()).max()?);
+        let (mut first_sco, mut last_sco, mut offsets) = (u64::MAX, 0, 0);
+        for place in places.iter().filter_map(|place| Place::unpack(*place)) {
+            first_sco = first_sco.min(place.sco);
+            last_sco = last_sco.max(place.sco);
+            offsets |= u64::from(place.offset);
+        }
+        if first_sco == u64::MAX {
+            return None;
+        }
+        let offset_bits = bits_for(offsets);
         // 0 is nowhere.
         let bits = bits_for(last_sco - first_sco + 1) + offset_bits;
         (bits <= ENTRY_BITS_MAX).then_some((first_sco, offset_bits, bits))

@@ -4,7 +4,7 @@
 //! checkpoint has stored it, so that vDisks are checkpointed when changed pages take half of the budget. What goes is
 //! found by CLOCK: in the order in which pages came, those that were used since they were last looked at excepted.
 
-use super::tree::Page;
+use super::tree::{ON_CLOCK, Page};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -73,7 +73,7 @@ impl MapMemory {
 
     /// A page is in memory from now on, or stored from now on as it is.
     pub(super) fn keep(&self, page: &Rc<Page>) {
-        if !page.on_clock.replace(true) {
+        if !page.set(ON_CLOCK, true) {
             let mut clock = self.clock.borrow_mut();
             // Those of pages that are no more take memory too.
             if clock.len() == clock.capacity() {
@@ -122,11 +122,11 @@ impl MapMemory {
             let Some(oldest) = self.clock.borrow_mut().pop_front() else { return };
             let Some(page) = oldest.upgrade() else { continue };
             if page.is_changed() {
-                page.on_clock.set(false); // it comes back when it is stored
+                page.set(ON_CLOCK, false); // it comes back when it is stored
             } else if page.is_wanted() {
                 self.clock.borrow_mut().push_back(oldest);
             } else {
-                page.on_clock.set(false);
+                page.set(ON_CLOCK, false);
                 page.let_go();
             }
         }

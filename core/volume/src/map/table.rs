@@ -10,7 +10,7 @@ use ovs_format::table::{Moved, TableEntry};
 use ovs_units::{Epoch, PutId, ScoNumber, VdiskId, planted};
 use std::{
     cell::Cell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     rc::Rc,
 };
 
@@ -85,6 +85,24 @@ impl Table {
             scos.entry((sco.epoch, sco.number, sco.put)).or_insert((*sco, Vec::new())).1.push(index);
         }
         scos.into_values().collect()
+    }
+
+    /// Bytes of the objects of [`Table::scos_of`], without a list of all.
+    pub(crate) fn bytes_of(&self, vdisk: VdiskId) -> u64 {
+        // An SCO that was put once has one entry; several may have been moved into the same.
+        let mut moved_to: HashSet<(Epoch, ScoNumber, PutId)> = HashSet::new();
+        let mut bytes = 0;
+        for (_, entry) in self.entries_of(vdisk) {
+            bytes += match entry {
+                TableEntry::Put(sco) => sco.object_bytes(),
+                TableEntry::Moved(moved) => {
+                    let ScoRef { epoch, number, put, .. } = moved.sco;
+                    if moved_to.insert((epoch, number, put)) { moved.sco.object_bytes() } else { 0 }
+                }
+                TableEntry::Gone => 0,
+            };
+        }
+        bytes
     }
 
     /// What a journal record says of the vDisk's own SCOs. Nothing is changed when it cannot be.

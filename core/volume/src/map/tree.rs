@@ -61,17 +61,24 @@ pub(super) struct Page {
     id: Cell<u64>,
     /// Its contents, while they are in memory.
     node: RefCell<Option<Rc<Node>>>,
-    /// Not stored as it is: it stays in memory.
-    is_changed: Cell<bool>,
-    /// Since it was last looked at whether it is.
-    is_used: Cell<bool>,
-    pub(super) on_clock: Cell<bool>,
     /// Who has prepared to change it or what is below.
     pins: Cell<u32>,
-    /// Bytes of memory that it counts for.
-    bytes: Cell<u32>,
+    /// Memory that it counts for, in words of 8 bytes.
+    words: Cell<u16>,
+    flags: Cell<u8>,
     memory: Rc<MapMemory>,
 }
+
+/// Of [`Page::flags`]: there are as many pages as there are places for 512 clusters, and each byte of one counts.
+mod flag {
+    /// Not stored as it is: it stays in memory.
+    pub(in crate::map) const CHANGED: u8 = 1;
+    /// Since it was last looked at whether it is.
+    pub(in crate::map) const USED: u8 = 2;
+    /// The clock has it.
+    pub(in crate::map) const ON_CLOCK: u8 = 4;
+}
+pub(super) use flag::ON_CLOCK;
 
 #[derive(Clone)]
 pub(super) enum Node {
@@ -351,7 +358,7 @@ impl Child {
         if let Node::Packed(packed) = &*node {
             *node = Node::Leaf(packed.places());
         }
-        if !page.is_changed.get() {
+        if !page.has(flag::CHANGED) {
             page.charge(&node, true);
         }
         node
@@ -363,14 +370,12 @@ impl Page {
         let page = Page {
             id: Cell::new(id),
             node: RefCell::new(None),
-            is_changed: Cell::new(false),
-            is_used: Cell::new(false),
-            on_clock: Cell::new(false),
             pins: Cell::new(0),
-            bytes: Cell::new(PAGE_BYTES),
+            words: Cell::new(PAGE_WORDS),
+            flags: Cell::new(0),
             memory: memory.clone(),
         };
-        memory.charge(PAGE_BYTES.into(), false);
+        memory.charge(bytes_of(PAGE_WORDS), false);
         Rc::new(page)
     }
 
@@ -388,18 +393,27 @@ impl Page {
         self.pins.set(self.pins.get() - 1);
     }
 
+    fn has(&self, flag: u8) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    /// Whether it had it before.
+    pub(super) fn set(&self, flag: u8, is_set: bool) -> bool {
+        let flags = self.flags.get();
+        self.flags.set(if is_set { flags | flag } else { flags & !flag });
+        flags & flag != 0
+    }
+
     /// It counts for what it takes from now on.
     fn charge(&self, node: &Node, is_changed: bool) {
-        self.memory.discharge(self.bytes.get().into(), self.is_changed.get());
-        let bytes = PAGE_BYTES + node.bytes();
-        self.bytes.set(bytes);
-        self.is_changed.set(is_changed);
-        self.memory.charge(bytes.into(), is_changed);
+        let words = PAGE_WORDS + node.words();
+        self.memory.discharge(bytes_of(self.words.replace(words)), self.set(flag::CHANGED, is_changed));
+        self.memory.charge(bytes_of(words), is_changed);
     }
 
     /// The contents, loaded if need be; read once more if they are not what they should be.
     async fn node(self: &Rc<Self>, store: &dyn PageStore, level: u32) -> Result<Rc<Node>, VolumeError> {
-        self.is_used.set(true);
+        self.set(flag::USED, true);
         if let Some(node) = &*self.node.borrow() {
             return Ok(node.clone());
         }
@@ -461,13 +475,13 @@ impl Page {
 
     /// It cannot be loaded again.
     pub(super) fn is_changed(&self) -> bool {
-        self.is_changed.get() && !planted("map: what was changed may go")
+        self.has(flag::CHANGED) && !planted("map: what was changed may go")
     }
 
     /// It was used since this was last asked, or will be, or others that are in memory are below it.
     pub(super) fn is_wanted(&self) -> bool {
         let is_pinned = self.pins.get() > 0 && !planted("map: what is about to be changed may go");
-        self.is_used.replace(false) || is_pinned || self.has_resident_children()
+        self.set(flag::USED, false) || is_pinned || self.has_resident_children()
     }
 
     fn has_resident_children(&self) -> bool {
@@ -479,8 +493,8 @@ impl Page {
     }
 
     pub(super) fn let_go(&self) {
-        self.memory.discharge(self.bytes.replace(PAGE_BYTES).into(), self.is_changed.replace(false));
-        self.memory.charge(PAGE_BYTES.into(), false);
+        self.memory.discharge(bytes_of(self.words.replace(PAGE_WORDS)), self.set(flag::CHANGED, false));
+        self.memory.charge(bytes_of(PAGE_WORDS), false);
         // What is known of pages below goes with it.
         let node = self.node.take();
         drop(node);
@@ -489,7 +503,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.memory.discharge(self.bytes.get().into(), self.is_changed.get());
+        self.memory.discharge(bytes_of(self.words.get()), self.has(flag::CHANGED));
     }
 }
 
@@ -500,14 +514,14 @@ impl Node {
     }
 
     /// Of memory, pages below excepted.
-    fn bytes(&self) -> u32 {
+    fn words(&self) -> u16 {
         let behind = match self {
             Node::Leaf(places) => size_of_val(&**places),
             Node::Packed(packed) => packed.bytes(),
             Node::Inner(children) => size_of_val(&**children),
         };
         let behind = if behind > 0 { behind + ALLOCATION_BYTES } else { 0 };
-        (RC_BYTES + size_of::<Node>() + ALLOCATION_BYTES + behind) as u32
+        (RC_BYTES + size_of::<Node>() + ALLOCATION_BYTES + behind).div_ceil(WORD_BYTES) as u16
     }
 }
 
@@ -515,8 +529,14 @@ impl Node {
 const RC_BYTES: usize = 16;
 /// What an allocation costs the allocator.
 const ALLOCATION_BYTES: usize = 8;
+/// Memory is counted in these.
+const WORD_BYTES: usize = 8;
 /// Of a page whose contents are not in memory.
-const PAGE_BYTES: u32 = (RC_BYTES + size_of::<Page>() + ALLOCATION_BYTES) as u32;
+const PAGE_WORDS: u16 = (RC_BYTES + size_of::<Page>() + ALLOCATION_BYTES).div_ceil(WORD_BYTES) as u16;
+
+fn bytes_of(words: u16) -> u64 {
+    u64::from(words) * WORD_BYTES as u64
+}
 
 #[cfg(test)]
 mod tests;

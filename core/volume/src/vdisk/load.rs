@@ -47,7 +47,7 @@ impl Vdisk {
         source: CloneSource,
     ) -> Vdisk {
         let CloneSource { tree, table, pending, .. } = source;
-        let scrub = scrub::Scrub::new(scrub::stored_bytes(&table, id));
+        let scrub = scrub::Scrub::new(table.bytes_of(id));
         scrub.begin_with(tree.mapped().bytes(), &table, id);
         let limiter = Limiter::new(context.clock.clone());
         let cached = Handle::new(context.cache.clone(), head.head.vpool);

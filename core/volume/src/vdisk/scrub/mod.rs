@@ -162,11 +162,6 @@ impl Scrub {
     }
 }
 
-/// Bytes of all own SCOs in a table.
-pub(super) fn stored_bytes(table: &Table, vdisk: VdiskId) -> u64 {
-    table.scos_of(vdisk).iter().map(|(sco, _)| sco.object_bytes()).sum()
-}
-
 impl Vdisk {
     /// Gives back what nobody needs any more, until at most a fifth of what is stored is such (whole SCOs that nobody needs all go),
     /// and removes what crashes have left. Slow on purpose while the guest is busy. What clones may read stays where it is,
