@@ -152,7 +152,7 @@ clean-demo: ## stop and remove what `make demo DEMO_ARGS=--keep` left (5 s)
 	@packaging/demo.sh --clean
 
 .PHONY: bench
-bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min); the other rows: bench-rows
+bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (20 min); the other rows: bench-rows
 	@/usr/bin/python3 -B tests/bench/bench.py
 
 # The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
