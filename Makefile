@@ -161,7 +161,7 @@ bench-memory bench-restart: large-map
 bench-objects: setup-ceph
 
 .PHONY: bench-rows
-bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, RBD; 16 GiB of disk (30 min)
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects; 20 GiB of disk (35 min)
 
 .PHONY: $(addprefix bench-,$(ROWS))
 bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
@@ -170,7 +170,7 @@ bench-restart: ## kill -9 to serving: replay, a vDisk of 1 TiB, 100 vDisks (4 mi
 bench-many: ## 64 vDisks beside one, and beside qemu-storage-daemon (5 min)
 bench-edge: ## a file of ovsd-edge, a loop device on it (5 min)
 bench-thousand: ## 1,000 vDisks, 100 of them busy (6 min)
-bench-objects: ## beside Ceph's RBD; installs ceph-mon, ceph-osd (6 min)
+bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mon, ceph-osd; 20 GiB of disk (10 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 
