@@ -156,12 +156,12 @@ bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into
 	@/usr/bin/python3 -B tests/bench/bench.py
 
 # The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
-ROWS := snapshots memory restart many edge thousand objects
+ROWS := snapshots memory restart many edge thousand objects cache
 bench-memory bench-restart: large-map
 bench-objects: setup-ceph
 
 .PHONY: bench-rows
-bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects; 20 GiB of disk (35 min)
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache; 20 GiB of disk (40 min)
 
 .PHONY: $(addprefix bench-,$(ROWS))
 bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
@@ -171,6 +171,7 @@ bench-many: ## 64 vDisks beside one, and beside qemu-storage-daemon (5 min)
 bench-edge: ## a file of ovsd-edge, a loop device on it (5 min)
 bench-thousand: ## 1,000 vDisks, 100 of them busy (6 min)
 bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mon, ceph-osd; 20 GiB of disk (10 min)
+bench-cache: ## random reads with a read cache in memory, on an SSD, too small, and without (3 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 

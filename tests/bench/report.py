@@ -51,7 +51,8 @@ class Goal(NamedTuple):
         return "-" if value is None else f"{'≥' if self.more_is_better else '≤'} {value:,.{digits_of(value)}f} {self.unit}".strip()
 
     def cells(self):
-        return [self.what, self.limit(self.must), self.limit(self.aim), f"{spread(self.values, self.digits)} {self.unit}".strip(), self.reached()]
+        must = "no figure given" if self.must is None and self.aim is None else self.limit(self.must)
+        return [self.what, must, self.limit(self.aim), f"{spread(self.values, self.digits)} {self.unit}".strip(), self.reached()]
 
 
 def digits_of(value):
