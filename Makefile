@@ -152,16 +152,16 @@ clean-demo: ## stop and remove what `make demo DEMO_ARGS=--keep` left (5 s)
 	@packaging/demo.sh --clean
 
 .PHONY: bench
-bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (15 min); the other rows: bench-rows
+bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into docs/benchmarks (20 min); the other rows: bench-rows
 	@/usr/bin/python3 -B tests/bench/bench.py
 
 # The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
-ROWS := snapshots memory restart many edge thousand objects
+ROWS := snapshots memory restart many edge thousand objects cache
 bench-memory bench-restart: large-map
 bench-objects: setup-ceph
 
 .PHONY: bench-rows
-bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, RBD; 16 GiB of disk (30 min)
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache; 20 GiB of disk (40 min)
 
 .PHONY: $(addprefix bench-,$(ROWS))
 bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
@@ -170,7 +170,8 @@ bench-restart: ## kill -9 to serving: replay, a vDisk of 1 TiB, 100 vDisks (4 mi
 bench-many: ## 64 vDisks beside one, and beside qemu-storage-daemon (5 min)
 bench-edge: ## a file of ovsd-edge, a loop device on it (5 min)
 bench-thousand: ## 1,000 vDisks, 100 of them busy (6 min)
-bench-objects: ## beside Ceph's RBD; installs ceph-mon, ceph-osd (6 min)
+bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mon, ceph-osd; 20 GiB of disk (10 min)
+bench-cache: ## random reads with a read cache in memory, on an SSD, too small, and without (3 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 

@@ -7,32 +7,29 @@ In every round each target has its turn with a fresh server process; odd rounds 
 that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are within a round. On a busy
 machine the server's CPU time per operation is the number to compare: it moves far less than IOPS do.
 
-Writes go to a thin disk made for the run, or to a fresh clone of 1 GiB written before (file and raw: preallocated, their
-best case; qcow2 as it comes: a new image, or an overlay); reads to 1 GiB written before. Disk bytes per client byte: what the
+Writes go to a thin disk made for the run, or to a fresh clone of 1 GiB written before; reads to 1 GiB written before. Of the others,
+file and raw are written before, their best case; qcow2 is there twice: as it comes (thin: a new image for each run, or an
+overlay of one), and allocated (all of that 1 GiB written before). Disk bytes per client byte: what the
 server's threads gave to block devices, with everything buffered sent on at the end. The chart beside the table shows IOPS
 as shares of qemu-nbd's with a raw file. --gate: exit code 1 where a read or write costs more CPU than with qemu-nbd on the machine
 that the limits were measured on; nothing else is the same on a machine that others use.
 """
 
-import argparse
 import contextlib
-import datetime
 import json
 import os
 import pathlib
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "integration"))
-sys.dont_write_bytecode = True
-from chart import svg  # noqa: E402
-from stack import BIN, GIB, MIB, Stack, run, wait_until  # noqa: E402
+from chart import svg
+from report import PAGES, Goal, Page, goals, spread, table  # which finds the integration tests' modules
+from stack import GIB, MIB, Stack, run, wait_until
 
 DISK, WORKING_SET = 4 * GIB, 1 * GIB
 
@@ -53,9 +50,38 @@ ROWS = {  # name: what it is, fio's options
     "read-1m": ("1 MiB sequential reads, 4 deep", ["--rw=read", "--bs=1M", "--iodepth=4"]),
 }
 QUICK_ROWS = ["write-4k-qd32", "read-4k-qd32"]
-# Server CPU per operation at most, µs.
-GATES = {"write-4k-qd32": 33, "read-4k-qd32": 18}
 QUICK_TARGETS = ["nbdkit-null", "qemu-nbd-raw", "ovs"]
+
+
+class Limit(NamedTuple):
+    """What ovs has to reach in a row, and what we want: IOPS of a target's or of one of its own rows, or a cost per operation."""
+
+    row: str
+    of: str
+    must: float | None
+    aim: float | None
+
+
+LIMITS = [
+    Limit("write-4k-qd32", "qcow2-thin", 1.5, 3),
+    Limit("write-4k-qd32", "qcow2-allocated", None, 2),
+    Limit("write-4k-clone", "qcow2-thin", 2, 4),
+    Limit("write-4k-clone", "write-4k-qd32", 0.85, 0.95),
+    Limit("write-4k-flush", "qemu-nbd-raw", 0.9, 1.3),
+    Limit("write-4k-flush", "qcow2-thin", 1.8, None),
+    Limit("write-4k-flush32", "qcow2-allocated", 1, 2),
+    Limit("write-4k-16conn", "qemu-nbd-raw", 1, 2),
+    Limit("read-4k-qd1", "qemu-nbd-raw", 0.9, 1.2),
+    Limit("read-4k-qd32", "qemu-nbd-raw", 0.9, 1.5),
+    Limit("write-1m", "qemu-nbd-raw", 0.4, 0.8),
+    Limit("read-1m", "qemu-nbd-raw", 0.8, 1),
+    # What qemu-nbd took on the machine that the limits were measured on.
+    Limit("write-4k-qd32", "cpu_us", 33, 15),
+    Limit("read-4k-qd32", "cpu_us", 18, 8),
+    Limit("write-4k-flush", "disk_bytes", 3.5, 3.1),
+    Limit("write-4k-qd32", "disk_bytes", 2.3, 2.1),
+]
+COSTS = {"cpu_us": ("server CPU per operation", "µs", 1), "disk_bytes": ("disk bytes per client byte", "", 2)}
 
 
 class Target:
@@ -64,6 +90,11 @@ class Target:
     def __init__(self, folder):
         self.folder = folder
         self.socket = folder / "bench.sock"
+
+    @staticmethod
+    def has(row):
+        """Whether it takes part in this row."""
+        return True
 
     @contextlib.contextmanager
     def server(self, *argv, uri=None):
@@ -129,30 +160,51 @@ class QemuRaw(Target):
                            "--aio=io_uring", self.raw_file())
 
 
-class QemuThin(Target):
-    title = "qemu-nbd qcow2"
+class Qcow2(Target):
+    """Subclasses say which image, and in which rows they take part."""
 
-    def filled(self):
+    options = ["-o", "cluster_size=64k,lazy_refcounts=on"]
+
+    def allocated(self):
         """An image with the raw file's data, made once."""
-        image = self.folder / "filled.qcow2"
+        image = self.folder / "allocated.qcow2"
         if not image.exists():
-            part = self.folder / "filled.part"
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", part, DISK)
+            part = self.folder / "allocated.part"
+            run("qemu-img", "create", "-q", "-f", "qcow2", *self.options, part, DISK)
             run("qemu-img", "convert", "-n", "-S", "0", "-f", "raw", "-O", "qcow2", "-t", "none", "-T", "none", self.raw_file(), part,
                 timeout=300)
             part.rename(image)
         return image
 
     def open(self, row):
-        if row.startswith("read"):
-            image = self.filled()
-        else:
-            image = self.folder / "thin.qcow2"
-            image.unlink(missing_ok=True)
-            overlay = ["-b", self.filled(), "-F", "qcow2"] if row == "write-4k-clone" else []
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k,lazy_refcounts=on", *overlay, image, DISK)
         return self.server("qemu-nbd", "-f", "qcow2", "-k", self.socket, "-t", "-e", "16", "--discard=unmap", "--cache=none",
-                           "--aio=io_uring", image)
+                           "--aio=io_uring", self.image(row))
+
+
+class Qcow2Thin(Qcow2):
+    title = "qemu-nbd qcow2 (thin)"
+
+    @staticmethod
+    def has(row):
+        return row.startswith("write")
+
+    def image(self, row):
+        image = self.folder / "thin.qcow2"
+        image.unlink(missing_ok=True)
+        overlay = ["-b", self.allocated(), "-F", "qcow2"] if row == "write-4k-clone" else []
+        run("qemu-img", "create", "-q", "-f", "qcow2", *self.options, *overlay, image, DISK)
+        return image
+
+
+class Qcow2Allocated(Qcow2):
+    title = "qemu-nbd qcow2 (allocated)"
+
+    @staticmethod
+    def has(row):
+        return row != "write-4k-clone"
+
+    def image(self, row):
+        return self.allocated()
 
 
 class Ovs(Target):
@@ -202,7 +254,8 @@ class Ovs(Target):
             self.stack.close(expect_clean=False)
 
 
-TARGETS = {"file": File, "nbdkit-null": NbdkitNull, "nbdkit-file": NbdkitFile, "qemu-nbd-raw": QemuRaw, "qcow2-thin": QemuThin, "ovs": Ovs}
+TARGETS = {"file": File, "nbdkit-null": NbdkitNull, "nbdkit-file": NbdkitFile, "qemu-nbd-raw": QemuRaw, "qcow2-thin": Qcow2Thin,
+           "qcow2-allocated": Qcow2Allocated, "ovs": Ovs}
 
 
 def cpu_seconds(pid):
@@ -252,37 +305,46 @@ def measure(target, row, seconds):
     }
 
 
-def spread(values, digits=0):
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    form = lambda value: f"{value:,.{digits}f}"  # noqa: E731
-    return f"{form(statistics.median(values))} [{form(min(values))}-{form(max(values))}]"
+def judge(results):
+    """The limits of those rows and targets that took part."""
+    rows = []
+    for row, of, must, aim in LIMITS:
+        ours, title = results.get(row, {}).get("ovs", []), ROWS[row][0]
+        if not ours:
+            continue
+        if of in COSTS:
+            what, unit, digits = COSTS[of]
+            rows.append(Goal(f"{title}: {what}", [one[of] for one in ours], unit, must, aim, digits=digits))
+            continue
+        if of in ROWS:
+            theirs, whose = results.get(of, {}).get("ovs", []), "of those to a thin disk"
+        else:
+            theirs, whose = results[row].get(of, []), f"of {TARGETS[of].title}"
+        if theirs:
+            rows.append(Goal(f"{title}: {whose}", [one["iops"] / other["iops"] for one, other in zip(ours, theirs)], "x", must, aim,
+                             more_is_better=True, digits=2))
+    return goals(rows)
 
 
-def table(results, rows, targets):
+def details(results, row, targets):
+    is_large = row.endswith("1m")
+    heads = ["", "MB/s" if is_large else "IOPS", "of the file's", "of qemu-nbd raw's", "p50 µs", "p99 µs", "server CPU µs per op"]
+    heads += ["disk bytes per client byte"] if row.startswith("write") else []
+    heads += ["memory MiB"]
     lines = []
-    for row in rows:
-        is_large = row.endswith("1m")
-        heads = ["", "MB/s" if is_large else "IOPS", "of the file's", "of qemu-nbd raw's", "p50 µs", "p99 µs", "server CPU µs per op"]
-        heads += ["disk bytes per client byte"] if row.startswith("write") else []
-        heads += ["memory MiB"]
-        lines += [f"### {ROWS[row][0]}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for name in targets:
-            found = results[row].get(name, [])
-            if not found:
-                continue
-            cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found])]
-            for base in ("file", "qemu-nbd-raw"):
-                ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get(base, []))]
-                cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
-            cells += [spread([one["p50_us"] for one in found]), spread([one["p99_us"] for one in found]),
-                      spread([one["cpu_us"] for one in found], 1)]
-            cells += [spread([one["disk_bytes"] for one in found], 2)] if row.startswith("write") else []
-            cells.append(spread([one["memory_mib"] for one in found]))
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    for name in targets:
+        found = results[row].get(name, [])
+        if not found:
+            continue
+        cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found], 0)]
+        for base in ("file", "qemu-nbd-raw"):
+            ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get(base, []))]
+            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+        cells += [spread([one["p50_us"] for one in found], 0), spread([one["p99_us"] for one in found], 0), spread([one["cpu_us"] for one in found])]
+        cells += [spread([one["disk_bytes"] for one in found], 2)] if row.startswith("write") else []
+        cells.append(spread([one["memory_mib"] for one in found], 0))
+        lines.append(cells)
+    return f"## {ROWS[row][0]}\n\n" + table(heads, lines)
 
 
 def chart(results, rows, targets):
@@ -299,64 +361,60 @@ def chart(results, rows, targets):
 
 def check_gates(results):
     """Names the rows that cost too much."""
-    costs = {row: statistics.median(one["cpu_us"] for one in results[row]["ovs"]) for row in GATES if results.get(row, {}).get("ovs")}
-    for row, cost in costs.items():
-        print(f"gate: {row}: {cost:.1f} µs CPU per operation, {GATES[row]} at most")
-    return [row for row, cost in costs.items() if cost > GATES[row]]
+    exceeded = []
+    for row, of, must, _ in LIMITS:
+        if of == "cpu_us" and results.get(row, {}).get("ovs"):
+            cost = statistics.median(one[of] for one in results[row]["ovs"])
+            print(f"gate: {row}: {cost:.1f} µs CPU per operation, {must} at most")
+            exceeded += [row] if cost > must else []
+    return exceeded
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two rows, three targets, two rounds; to the screen only")
-    parser.add_argument("--gate", action="store_true", help="fail where ovs takes more CPU per operation than it may")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=int)
-    parser.add_argument("--targets")
-    parser.add_argument("--rows")
-    parser.add_argument("--out", type=pathlib.Path)
-    args = parser.parse_args()
-    rounds = args.rounds or (2 if args.quick else 5)
-    seconds = args.seconds or (2 if args.quick else 3)
-    names = args.targets.split(",") if args.targets else QUICK_TARGETS if args.quick else list(TARGETS)
-    rows = args.rows.split(",") if args.rows else QUICK_ROWS if args.quick else list(ROWS)
+    page = Page("nbd", "NBD beside the usual choices", __doc__, disk_gib=7, rounds=5, seconds=3)
+    page.parser.set_defaults(rounds=None, seconds=None, out=None)  # --quick has its own
+    page.parser.add_argument("--quick", action="store_true", help="two rows, three targets, two rounds of 2 s; to the screen only")
+    page.parser.add_argument("--gate", action="store_true", help="fail where ovs takes more CPU per operation than it may")
+    page.parser.add_argument("--targets", help=", ".join(TARGETS))
+    page.parser.add_argument("--rows", help=", ".join(ROWS))
+    options = page.options()
+    to_screen = options.quick and not options.out
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.seconds = options.seconds or (2 if options.quick else 3)
+    options.out = options.out or PAGES / "nbd.md"
+    names = options.targets.split(",") if options.targets else QUICK_TARGETS if options.quick else list(TARGETS)
+    rows = options.rows.split(",") if options.rows else QUICK_ROWS if options.quick else list(ROWS)
 
     folder = pathlib.Path(tempfile.mkdtemp(prefix="ovs-bench-", dir="/var/tmp"))
     targets = {name: TARGETS[name](folder) for name in names}
     results = {row: {name: [] for name in names} for row in rows}
-    load = []
     try:
-        for round_ in range(rounds):
+        for number in range(options.rounds):
             for row in rows:
-                for name in names if round_ % 2 == 0 else names[::-1]:
-                    load.append(os.getloadavg()[0])
-                    one = measure(targets[name], row, seconds)
+                for name in names if number % 2 == 0 else names[::-1]:
+                    if not targets[name].has(row):
+                        continue
+                    one = measure(targets[name], row, options.seconds)
                     results[row][name].append(one)
                     cpu = "" if one["cpu_us"] is None else f", CPU {one['cpu_us']:.1f} µs/op"
-                    print(f"round {round_ + 1}/{rounds} {row:15} {name:13} {one['iops']:9,.0f} IOPS, p50 {one['p50_us']:,.0f} µs{cpu}", flush=True)
+                    page.note(f"round {number + 1}/{options.rounds} {row:16} {name:15} {one['iops']:9,.0f} IOPS, p50 {one['p50_us']:,.0f} µs{cpu}")
     finally:
         for target in targets.values():
             getattr(target, "close", lambda: None)()
         shutil.rmtree(folder, ignore_errors=True)
 
-    revision = run("git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD", check=False).stdout.strip()
-    text = "\n".join([
-        "# NBD beside the usual choices", "",
-        f"{datetime.date.today().isoformat()}, revision {revision}; {os.cpu_count()} CPUs, kernel {platform.release()}; {rounds} rounds of {seconds} s in alternation; "
-        f"load average {min(load):.1f} to {max(load):.1f} meanwhile. Median [min-max]. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in "
-        "caches. `tests/bench/bench.py` says how.", "", *([] if args.quick else ["![operations per second as shares of qemu-nbd raw's](nbd.svg)", ""]),
-        table(results, rows, names)])
-    if args.quick and not args.out:
-        print("\n" + text)
-        if args.gate and check_gates(results):
-            sys.exit(1)
-        return
-    out = args.out or REPOSITORY / "docs/benchmarks/nbd.md"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
-    out.with_suffix(".svg").write_text(chart(results, rows, names))
-    print(f"\n{text}\nwritten to {out}")
+    sections = [f"{options.seconds} s a run. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in caches. Ratios are within a round; p50 and p99 are "
+                "of an operation and its flush where each has one. qcow2: thin is a new image for each run, or an overlay where ovs has a clone; "
+                "allocated is one that was written before.", judge(results), *(details(results, row, names) for row in rows)]
+    if to_screen:
+        print("\n" + page.text(*sections))
+    else:
+        sections.insert(1, "![operations per second as shares of qemu-nbd raw's](nbd.svg)")
+        page.write(*sections)
+        options.out.with_suffix(".svg").write_text(chart(results, rows, names))
+    if options.gate and check_gates(results):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    assert BIN.exists(), f"{BIN} is not there: make build"
     main()

@@ -3,7 +3,7 @@
 import html
 
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 860, 300, 90, 13, 16, 70
-COLOURS = ["#9aa5b1", "#c3cbd4", "#7f9fbf", "#b58a6a", "#8fae8b", "#c0392b"]
+COLOURS = ["#9aa5b1", "#c3cbd4", "#7f9fbf", "#b58a6a", "#8fae8b", "#5f8a7a", "#c0392b"]
 
 
 def svg(title, note, rows, targets):
@@ -26,14 +26,14 @@ def svg(title, note, rows, targets):
         y += GAP
     one = LEFT + scale
     lines.append(f'<line x1="{one:.1f}" y1="{TOP - 6}" x2="{one:.1f}" y2="{y - GAP + 4}" stroke="#333" stroke-dasharray="3 3"/>')
-    legend, x = [], LEFT
+    legend, x = [], 12
     for index, name in enumerate(targets.values()):
         legend.append(f'<rect x="{x}" y="{TOP - 30}" width="10" height="10" fill="{COLOURS[index % len(COLOURS)]}"/>')
         legend.append(f'<text class="small" x="{x + 14}" y="{TOP - 21}">{html.escape(name)}</text>')
-        x += 24 + 7 * len(name)
+        x += 24 + 5 * len(name)
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img">',
         "<style>text{font:13px sans-serif;fill:#222}.small{font-size:10px}.head{font-size:16px;font-weight:bold}</style>",
         f'<rect width="{WIDTH}" height="{y}" fill="#fff"/>',
-        f'<text class="head" x="12" y="22">{html.escape(title)}</text><text class="small" x="12" y="{TOP - 21}">{html.escape(note)}</text>',
+        f'<text class="head" x="12" y="22">{html.escape(title)}</text><text class="small" x="{LEFT + 160}" y="22">{html.escape(note)}</text>',
         *legend, *lines, "</svg>", ""])

@@ -1,11 +1,19 @@
 #!/usr/bin/python3
-"""ovs beside a disk that a storage cluster keeps as objects: Ceph's RBD on the same device.
+"""ovs beside disks that are kept as objects: RBD of a Ceph, and ZeroFS, on the same device. It runs with those that are here.
 
-The cluster is the smallest and quickest there is: one monitor, one OSD (BlueStore in a file), one copy, no signatures, all on loopback. It is
-started once and lives through all runs; fio's own rbd engine goes to it without NBD between. Its image was written before: its best
-case. Without its cache (`rbd_cache = false`) RBD acknowledges a write when it is on stable storage; with it, as it comes, when it
-is in the memory of the client's process, and after a kill of that it is lost. An acknowledged write of ovs survives that, not a power cut, unless it was
-flushed. ovs is as in bench.py: NBD, a thin vDisk for writes, a fresh ovsd for each run.
+RBD: the smallest and quickest cluster there is: one monitor, one OSD (BlueStore in a file), one copy, no signatures, all on loopback. It is
+started once and lives through all runs; fio's own rbd engine goes to it without NBD between. Without its cache (`rbd_cache = false`) RBD
+acknowledges a write when it is on stable storage; with it, as it comes, when it is in the memory of the client's process, and after a kill of that
+it is lost. An acknowledged write of ovs survives that, not a power cut, unless it was flushed. An image has one writer, so there is no row with
+16 connections. Debian has it: packaging/setup.sh ceph.
+
+ZeroFS (tests/bench/zerofs.py): a store of files on the file system that the backend of ovs is on, NBD, a fresh server for each run. It has no
+package in Debian, and `make` does not install it (it is under the AGPL). --zerofs says where its program is, if not where this puts it
+(9 minutes of processor time, 14 at idle priority on 2 busy cores; the packages of `packaging/setup.sh build` are enough):
+
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install zerofs --version 0.19.1 --locked --root /var/cache/ovs-build/tools
+
+Of both the disk was written before: their best case. ovs is as in bench.py: NBD, a thin vDisk for writes, a fresh ovsd for each run.
 """
 
 import contextlib
@@ -13,20 +21,23 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
 
 import load
+import zerofs
 from bench import DISK, WORKING_SET, Ovs
 from bench import ROWS as ALL_ROWS
 from report import Goal, Page, alternate, goals, spread, table
-from stack import GIB, MIB, run, wait_until
+from stack import GIB, MIB, ROOTS, run, wait_until
 
-TARGETS = {"ovs": "ovs", "rbd": "RBD, no cache", "rbd-cache": "RBD, its cache"}
-PEERS = ("rbd", "rbd-cache")
+TARGETS = {"ovs": "ovs", "rbd": "RBD, no cache", "rbd-cache": "RBD, its cache", "zerofs": "ZeroFS, file:// store"}
+CEPH_PROGRAMS = ("monmaptool", "ceph-mon", "ceph-osd", "ceph", "rbd")
 # Of what each of those reaches: must, aim.
-LIMITS = {"write-4k-flush": (5, 10), "write-4k-qd32": (5, 100), "read-4k-qd1": (5, 20), "read-4k-qd32": (5, 20), "write-1m": (5, None), "read-1m": (5, 20)}
+LIMITS = {"write-4k-flush": (5, 10), "write-4k-flush32": (5, 10), "write-4k-16conn": (5, 10), "write-4k-qd32": (5, 100), "read-4k-qd1": (5, 20),
+          "read-4k-qd32": (5, 20), "write-1m": (5, None), "read-1m": (5, 20)}
 
 CONFIGURATION = """
 [global]
@@ -118,9 +129,6 @@ class Ceph:
     def place():
         return ["--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=disk"]
 
-    def pids(self):
-        return {name: program.pid for name, program in self.programs.items()}
-
     def close(self):
         for program in reversed(self.programs.values()):
             program.terminate()
@@ -132,22 +140,62 @@ class Ceph:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def measure(ovs, ceph, target, row, seconds):
-    options = ALL_ROWS[row][1]
+class Peers:
+    """Those that are here, and why others are not."""
+
+    def __init__(self, wanted, zerofs_path):
+        self.ends, self.ceph, self.zerofs = contextlib.ExitStack(), None, None
+        self.versions, self.missing = [], []
+        lacking = [name for name in CEPH_PROGRAMS if not shutil.which(name)]
+        program = pathlib.Path(zerofs_path or zerofs.PROGRAM)
+        if "rbd" in wanted and lacking:
+            self.missing.append(f"RBD, for want of {', '.join(lacking)} (packaging/setup.sh ceph)")
+        if "zerofs" in wanted and not program.exists():
+            self.missing.append(f"ZeroFS, for want of {program} (the head of tests/bench/objects.py says how to build it)")
+        try:
+            if "rbd" in wanted and not lacking:
+                self.ceph = Ceph()
+                self.ends.callback(self.ceph.close)
+                self.versions.append(self.ceph.do("ceph", "--version").split("(")[0].strip())
+            if "zerofs" in wanted and program.exists():
+                self.zerofs = zerofs.ZeroFs(program, DISK, WORKING_SET)
+                self.ends.callback(self.zerofs.close)
+                self.versions.append(self.zerofs.version)
+        except BaseException:
+            self.ends.close()
+            raise
+
+    def of(self, row):
+        """Who takes part in a row, beside ovs."""
+        return [*(["rbd", "rbd-cache"] if self.ceph and row != "write-4k-16conn" else []), *(["zerofs"] if self.zerofs else [])]
+
+    def close(self):
+        self.ends.close()
+
+
+def measure(ovs, peers, target, row, seconds):
+    # Of jobs that are reported as one nobody says how long each took.
+    options = [option for option in ALL_ROWS[row][1] if option != "--group_reporting"]
     if target == "ovs":
         with ovs.open(row) as (place, pid):
             return load.fio([place], options, WORKING_SET, seconds, {"server": pid})
-    one = load.fio([ceph.place()], options, WORKING_SET, seconds, ceph.pids(), env=ceph.env(target))
+    if target == "zerofs":
+        with peers.zerofs.server() as pid:
+            return load.fio([peers.zerofs.place()], options, WORKING_SET, seconds, {"server": pid})
+    ceph = peers.ceph
+    pids = {name: program.pid for name, program in ceph.programs.items()}
+    one = load.fio([ceph.place()], options, WORKING_SET, seconds, pids, env=ceph.env(target))
     time.sleep(1)
-    return one._replace(cpu_us={**one.cpu_us, "server": sum(one.cpu_us[name] for name in ceph.programs)})
+    return one._replace(cpu_us={**one.cpu_us, "server": sum(one.cpu_us[name] for name in pids)})
 
 
 def judge(results):
     rows = []
-    for peer in PEERS:
+    for peer in list(TARGETS)[1:]:
         for row, (must, aim) in LIMITS.items():
-            ratios = [one.total / other.total for one, other in zip(results[row, "ovs"], results[row, peer])]
-            rows.append(Goal(f"{ALL_ROWS[row][0]}: of {TARGETS[peer]}", ratios, "x", must, aim, more_is_better=True, digits=1))
+            ratios = [one.total / other.total for one, other in zip(results[row].get("ovs", []), results[row].get(peer, []))]
+            if ratios:
+                rows.append(Goal(f"{ALL_ROWS[row][0]}: of {TARGETS[peer]}", ratios, "x", must, aim, more_is_better=True))
     return goals(rows)
 
 
@@ -155,30 +203,37 @@ def details(results, row):
     is_large = row.endswith("1m")
     heads = ["", "MB/s" if is_large else "IOPS", "p50 µs", "p99 µs", "server CPU µs per op", "fio CPU µs per op"]
     lines = []
-    for target, title in TARGETS.items():
-        runs = results[row, target]
-        lines.append([title, spread([one.mb_s if is_large else one.total for one in runs], 0), spread([one.percentile(0.5) for one in runs], 0),
+    for target, runs in results[row].items():
+        lines.append([TARGETS[target], spread([one.mb_s if is_large else one.total for one in runs], 0), spread([one.percentile(0.5) for one in runs], 0),
                       spread([one.percentile(0.99) for one in runs], 0), *(spread([one.cpu_us[who] for one in runs]) for who in ("server", "fio"))])
     return f"## {ALL_ROWS[row][0]}\n\n" + table(heads, lines)
 
 
 def main():
-    page = Page("objects", "Beside a disk kept as objects", __doc__, disk_gib=8, rounds=3, seconds=3)
+    page = Page("objects", "Beside disks kept as objects", __doc__, disk_gib=20, rounds=3, seconds=3)
+    page.parser.add_argument("--zerofs", metavar="PATH", help="its program")
+    page.parser.add_argument("--peers", default="rbd,zerofs", help="those that are to take part if they are here")
     options = page.options()
-    results = {(row, target): [] for row in LIMITS for target in TARGETS}
     with contextlib.ExitStack() as cleanups:
-        ceph = Ceph()
-        cleanups.callback(ceph.close)
-        ovs = Ovs(ceph.folder)
+        peers = Peers(options.peers.split(","), options.zerofs)
+        cleanups.callback(peers.close)
+        for line in peers.missing:
+            print(f"not here: {line}")
+        rows = [row for row in LIMITS if peers.of(row)]
+        if not rows:
+            sys.exit("there is nothing here to measure against")
+        ovs = Ovs(ROOTS)
         cleanups.callback(ovs.close)
-        version = ceph.do("ceph", "--version").split("(")[0].strip()
-        for row in LIMITS:
-            for number, target in alternate(options.rounds, TARGETS):
-                one = measure(ovs, ceph, target, row, options.seconds)
-                results[row, target].append(one)
-                page.note(f"round {number + 1}/{options.rounds} {row:14} {target:9} {one.total:9,.0f} IOPS, p50 {one.percentile(0.5):,.0f} µs")
-    page.write(f"{version}. {WORKING_SET // MIB} MiB of {DISK // GIB} GiB, all of it in caches, {options.seconds} s a run. Ratios are within a round; p50 and "
-               "p99 are of the operations, without the flushes.", judge(results), *(details(results, row) for row in LIMITS))
+        results = {row: {target: [] for target in ("ovs", *peers.of(row))} for row in LIMITS}
+        for row in rows:
+            for number, target in alternate(options.rounds, results[row]):
+                one = measure(ovs, peers, target, row, options.seconds)
+                results[row][target].append(one)
+                page.note(f"round {number + 1}/{options.rounds} {row:16} {target:9} {one.total:9,.0f} IOPS, p50 {one.percentile(0.5):,.0f} µs")
+        stored = f" Of what ZeroFS flushes nothing is synced; its store had {peers.zerofs.stored_mib():,.0f} MiB in the end." if peers.zerofs else ""
+    page.write(f"{'; '.join(peers.versions)}.{''.join(f' Not here: {line}.' for line in peers.missing)} {WORKING_SET // MIB} MiB of {DISK // GIB} GiB, all of it in "
+               f"caches, {options.seconds} s a run. Ratios are within a round; p50 and p99 are of the operations, without the flushes.{stored}", judge(results),
+               *(details(results, row) for row in rows))
 
 
 if __name__ == "__main__":

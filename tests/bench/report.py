@@ -11,8 +11,10 @@ import statistics
 import sys
 from typing import NamedTuple
 
-from bench import REPOSITORY  # which finds the integration tests' modules
-from stack import BIN, GIB, ROOTS, run
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "integration"))
+sys.dont_write_bytecode = True
+from stack import BIN, GIB, ROOTS, run  # noqa: E402
 
 PAGES = REPOSITORY / "docs/benchmarks"
 # Of a processor, before the first run: below it nobody else works.
@@ -35,19 +37,22 @@ class Goal(NamedTuple):
         return value >= limit if self.more_is_better else value <= limit
 
     def reached(self):
-        if self.must is None:
+        if self.must is None and self.aim is None:
             return "-"
         if not self.values:
             return "not measured"
         if self.aim is not None and self.reaches(self.aim):
             return "aim"
+        if self.must is None:
+            return "not the aim"
         return "must" if self.reaches(self.must) else "**missed**"
 
     def limit(self, value):
         return "-" if value is None else f"{'≥' if self.more_is_better else '≤'} {value:,.{digits_of(value)}f} {self.unit}".strip()
 
     def cells(self):
-        return [self.what, self.limit(self.must), self.limit(self.aim), f"{spread(self.values, self.digits)} {self.unit}".strip(), self.reached()]
+        must = "no figure given" if self.must is None and self.aim is None else self.limit(self.must)
+        return [self.what, must, self.limit(self.aim), f"{spread(self.values, self.digits)} {self.unit}".strip(), self.reached()]
 
 
 def digits_of(value):
@@ -101,12 +106,12 @@ class Page:
         self.loads = []
 
     def options(self):
+        self.arguments = self.parser.parse_args()
         assert BIN.exists(), f"{BIN} is not there: make build"
         free_gib = shutil.disk_usage(ROOTS).free / GIB
         assert free_gib > self.disk_gib, f"{ROOTS} has {free_gib:.0f} GiB free, {self.disk_gib} are needed"
         # So that what was started is stopped, and what was made is removed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-        self.arguments = self.parser.parse_args()
         self.begin_load = os.getloadavg()[0]
         return self.arguments
 
@@ -126,15 +131,18 @@ class Page:
         return (f"Load average {self.begin_load:.1f} before the first run ({word}: up to {limit:.1f} counts as quiet), "
                 f"{min(self.loads):.1f} to {max(self.loads):.1f} meanwhile, these runs among it.")
 
-    def write(self, *sections):
+    def text(self, *sections):
         revision = run("git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD", check=False).stdout.strip()
         command = " ".join(["python3", f"tests/bench/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
         rounds = self.arguments.rounds
-        text = "\n\n".join([
+        return "\n\n".join([
             f"# {self.title}",
             f"{datetime.date.today().isoformat()}, revision {revision}, `{command}`: {rounds} round{'s' * (rounds != 1)}. {self.machine()}. {self.how_quiet()}",
             "*Must* is what each row has to reach, *aim* what we want; *reached* compares the median with both.",
             *sections]) + "\n"
+
+    def write(self, *sections):
+        text = self.text(*sections)
         self.arguments.out.parent.mkdir(parents=True, exist_ok=True)
         self.arguments.out.write_text(text)
         print(f"\n{text}\nwritten to {self.arguments.out}")
