@@ -32,11 +32,15 @@ pub const FRAME_BYTES_MAX: u32 = 1 << 20;
 pub const FRAGMENT_BYTES_MAX: u32 = 128 << 20;
 /// Data and parity fragments of a chunk together, at most: Reed-Solomon over bytes.
 pub const FRAGMENTS_MAX: u32 = 255;
-/// What encryption adds to a frame.
-pub const TAG_BYTES: u32 = 16;
+/// Of an encrypted frame, before it, …
+pub const NONCE_BYTES: usize = 12;
+/// … and what encryption adds to it: the nonce and a tag of 16 bytes.
+pub const SEAL_BYTES: u32 = NONCE_BYTES as u32 + 16;
+/// The largest object: so that lengths of whatever a header says can be added up.
+pub const OBJECT_BYTES_MAX: u64 = 1 << 40;
 
 /// How an object is cut up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Geometry {
     /// Bytes of the object.
     pub object_bytes: u64,
@@ -71,7 +75,7 @@ impl Geometry {
             && frame_bytes.is_multiple_of(FRAME_BYTES_MIN)
             && (frame_bytes..=FRAGMENT_BYTES_MAX).contains(&fragment_bytes)
             && fragment_bytes.is_multiple_of(frame_bytes)
-            && object_bytes.div_ceil(self.full_chunk_bytes()) <= u64::from(u32::MAX)
+            && object_bytes <= OBJECT_BYTES_MAX
     }
 
     fn full_chunk_bytes(&self) -> u64 {
@@ -140,7 +144,7 @@ impl Geometry {
 }
 
 /// How frames are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Compression {
     /// Not at all.
     None,
@@ -150,8 +154,18 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    fn code(self) -> u8 {
+        match self {
+            Compression::None => 0,
+            Compression::Lz4 => 1,
+            Compression::Zstd => 2,
+        }
+    }
+}
+
 /// What a header says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Header {
     /// A hash of the object's name.
     pub name: [u8; 16],
@@ -179,11 +193,7 @@ impl Header {
         let mut w = Writer(Vec::with_capacity(HEADER_BYTES));
         w.u64(MAGIC);
         w.u16(VERSION);
-        w.u8(match self.compression {
-            Compression::None => 0,
-            Compression::Lz4 => 1,
-            Compression::Zstd => 2,
-        });
+        w.u8(self.compression.code());
         w.u8(0);
         w.u32(0);
         w.0.extend_from_slice(&self.name);
@@ -256,6 +266,13 @@ impl Header {
         w.uuid(self.put.0);
         w.u32(self.chunk);
         w.u8(fragment);
+        w.u64(self.geometry.object_bytes);
+        w.u8(self.geometry.data);
+        w.u8(self.geometry.parity);
+        w.u32(self.geometry.frame_bytes);
+        w.u32(self.geometry.fragment_bytes);
+        w.u8(self.compression.code());
+        w.u32(self.key);
         crate::checksum(&w.0)
     }
 
@@ -266,8 +283,11 @@ impl Header {
     }
 
     /// What encryption binds a frame to, beside its place.
-    pub fn associated_data(&self, fragment: u8) -> Vec<u8> {
-        let mut w = Writer(Vec::with_capacity(64));
+    pub fn associated_data(&self, fragment: u8, is_compressed: bool) -> Vec<u8> {
+        let mut w = Writer(Vec::with_capacity(80));
+        w.u8(self.compression.code());
+        w.u8(is_compressed.into());
+        w.u32(self.key);
         w.0.extend_from_slice(&self.name);
         w.uuid(self.put.0);
         w.u64(self.geometry.object_bytes);
@@ -312,7 +332,7 @@ impl Header {
             let at = Position { chunk: self.chunk, fragment, frame: number };
             let plain = self.geometry.frame_range(at);
             let plain_bytes = (plain.end - plain.start) as u32;
-            let added = if self.key == 0 { 0 } else { TAG_BYTES };
+            let added = if self.key == 0 { 0 } else { SEAL_BYTES };
             let is_possible = match is_compressed {
                 true => {
                     self.compression != Compression::None

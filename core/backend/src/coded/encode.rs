@@ -63,6 +63,15 @@ pub(super) fn template(
     }
 }
 
+/// What names of fragments know of how their object was cut up, compressed and encrypted.
+pub(super) fn layout(header: &Header) -> u32 {
+    let object_bytes = 0;
+    let geometry = Geometry { object_bytes, ..header.geometry };
+    let common =
+        Header { name: [0; 16], put: PutId(Uuid::nil()), geometry, chunk: 0, fragment: 0, ..*header };
+    ovs_format::checksum(&Header { body_bytes: 0, body_checksum: 0, ..common }.encode())
+}
+
 /// The fragments of the chunk that `template` names, whose bytes these are: data that is not empty, then parity.
 pub(super) fn chunk(template: &Header, key: Option<&frames::Key>, plain: &[u8]) -> Vec<Fragment> {
     let Header { geometry, chunk, .. } = *template;

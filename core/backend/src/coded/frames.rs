@@ -1,10 +1,10 @@
 //! Frames: what is stored of 32 KiB of an object, and the way back.
 
 use lz4_flex::block;
-use ovs_format::fragment::{Compression, FrameEntry, Header, Position, TAG_BYTES};
+use ovs_format::fragment::{Compression, FrameEntry, Header, NONCE_BYTES, Position};
 use ovs_units::PutId;
 use ring::{aead, hkdf};
-use std::fmt;
+use std::{fmt, num::NonZeroU32};
 
 /// Of Zstandard's levels the one that costs least.
 const ZSTD_LEVEL: i32 = 1;
@@ -23,10 +23,9 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key that headers name by `number`, which is not 0.
-    pub fn new(number: u32, secret: &[u8; 32]) -> Key {
-        debug_assert_ne!(number, 0, "0 is for what is not encrypted");
-        Key { number, secret: hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, secret) }
+    /// The key that headers name by this number.
+    pub fn new(number: NonZeroU32, secret: &[u8; 32]) -> Key {
+        Key { number: number.get(), secret: hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, secret) }
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -49,38 +48,58 @@ impl Key {
     }
 
     /// What encrypts one put of one object. No two puts of other bytes have the same.
-    pub(super) fn of_put(&self, name: &[u8; 16], put: PutId) -> aead::LessSafeKey {
+    pub(super) fn of_put(&self, name: &[u8; 16], put: PutId) -> Cipher {
         let key = self.derive(b"ovs object", name, put);
-        aead::LessSafeKey::new(aead::UnboundKey::new(&aead::AES_256_GCM, &key).expect("32 bytes"))
+        Cipher {
+            key: aead::LessSafeKey::new(aead::UnboundKey::new(&aead::AES_256_GCM, &key).expect("32 bytes")),
+            nonces: blake3::Hasher::new_keyed(&self.derive(b"ovs nonces", name, put)),
+        }
     }
 }
 
-/// Never the same for two frames of one put.
-fn nonce(at: Position) -> aead::Nonce {
-    let mut bytes = [0; 12];
-    bytes[..4].copy_from_slice(&at.chunk.to_le_bytes());
-    bytes[4] = at.fragment;
-    bytes[8..].copy_from_slice(&at.frame.to_le_bytes());
-    aead::Nonce::assume_unique_for_key(bytes)
+/// What one put of one object is encrypted with.
+pub(super) struct Cipher {
+    key: aead::LessSafeKey,
+    nonces: blake3::Hasher,
+}
+
+impl Cipher {
+    /// The same for the same bytes at the same place, and for no others: an object that is put again may be cut up or
+    /// compressed in another way.
+    fn nonce(&self, associated: &[u8], frame: u32, text: &[u8]) -> [u8; NONCE_BYTES] {
+        let mut hasher = self.nonces.clone();
+        hasher.update(associated).update(&frame.to_le_bytes()).update(text);
+        let mut nonce = [0; NONCE_BYTES];
+        nonce.copy_from_slice(&hasher.finalize().as_bytes()[..NONCE_BYTES]);
+        nonce
+    }
 }
 
 /// Appends what is stored of a frame, and says of it what the index does.
 pub(super) fn seal(
     header: &Header,
-    key: Option<&aead::LessSafeKey>,
+    cipher: Option<&Cipher>,
     at: Position,
     plain: &[u8],
     body: &mut Vec<u8>,
 ) -> FrameEntry {
     let begin = body.len();
+    if cipher.is_some() {
+        body.extend_from_slice(&[0; NONCE_BYTES]);
+    }
+    let text = body.len();
     let is_compressed = compress(header.compression, plain, body);
     if !is_compressed {
         body.extend_from_slice(plain);
     }
-    if let Some(key) = key {
-        let associated = aead::Aad::from(header.associated_data(at.fragment));
-        let tag = key
-            .seal_in_place_separate_tag(nonce(at), associated, &mut body[begin..])
+    if let Some(cipher) = cipher {
+        let associated = header.associated_data(at.fragment, is_compressed);
+        let nonce = cipher.nonce(&associated, at.frame, &body[text..]);
+        body[begin..text].copy_from_slice(&nonce);
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let tag = cipher
+            .key
+            .seal_in_place_separate_tag(nonce, aead::Aad::from(associated), &mut body[text..])
             .expect("a frame is not longer than AES-GCM takes");
         body.extend_from_slice(tag.as_ref());
     }
@@ -115,7 +134,7 @@ fn compress(compression: Compression, plain: &[u8], body: &mut Vec<u8>) -> bool 
 /// The reverse of [`seal`]: verified and plain, or why not.
 pub(super) fn open(
     header: &Header,
-    key: Option<&aead::LessSafeKey>,
+    cipher: Option<&Cipher>,
     at: Position,
     entry: &FrameEntry,
     stored: &[u8],
@@ -130,13 +149,19 @@ pub(super) fn open(
     let range = header.geometry.frame_range(at);
     let length = (range.end - range.start) as usize;
     let mut decrypted;
-    let text = match key {
+    let text = match cipher {
         None => stored,
-        Some(key) => {
-            debug_assert!(stored.len() >= TAG_BYTES as usize);
-            decrypted = stored.to_vec();
-            let associated = aead::Aad::from(header.associated_data(at.fragment));
-            &*key.open_in_place(nonce(at), associated, &mut decrypted).map_err(|_| "its tag differs")?
+        Some(cipher) => {
+            let (nonce, sealed) = stored.split_first_chunk::<NONCE_BYTES>().ok_or("it has no nonce")?;
+            decrypted = sealed.to_vec();
+            let associated = header.associated_data(at.fragment, entry.is_compressed);
+            let nonce = aead::Nonce::assume_unique_for_key(*nonce);
+            let opened = cipher.key.open_in_place(nonce, aead::Aad::from(&associated), &mut decrypted);
+            let text = &*opened.map_err(|_| "its tag differs")?;
+            if cipher.nonce(&associated, at.frame, text) != stored[..NONCE_BYTES] {
+                return Err("its nonce is another's");
+            }
+            text
         }
     };
     if !entry.is_compressed {

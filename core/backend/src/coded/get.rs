@@ -1,18 +1,21 @@
 //! Reading: one range of one fragment where all is well; the same range of k others where it is not.
 
-use super::encode::name_hash;
+use super::encode::{self, name_hash};
+use super::name::Place;
 use super::placement::{self, Choice};
-use super::{FRAME_BYTES, Inner, Policy, frames, name, parity};
+use super::{FRAME_BYTES, Inner, Policy, frames, name, parity, timed};
 use crate::{BackendError, ObjectName};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use ovs_format::fragment::{FrameEntry, Geometry, HEADER_BYTES, Header, Position};
+use ovs_units::PutId;
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
     rc::Rc,
 };
+use uuid::Uuid;
 
 /// Objects that are known without asking, at most.
 const KNOWN_MAX: usize = 4096;
@@ -32,6 +35,7 @@ pub(super) struct Object {
     name: ObjectName,
     /// What every fragment's header says, chunk and number apart.
     template: Header,
+    layout: u32,
     indexes: RefCell<HashMap<(u32, u8), Rc<[FrameEntry]>>>,
     /// Drives of fragments that are not where they belong, once somebody has looked.
     elsewhere: RefCell<Option<Rc<Found>>>,
@@ -40,7 +44,7 @@ pub(super) struct Object {
 /// Which drives have which fragments.
 #[derive(Default)]
 struct Found {
-    fragments: HashMap<(u32, u8), Vec<usize>>,
+    fragments: BTreeMap<Place, Vec<usize>>,
     /// Drives that did not answer.
     silent: u32,
     /// What one of them said.
@@ -71,7 +75,18 @@ impl Known {
 
 impl Object {
     pub(super) fn new(name: &ObjectName, template: Header) -> Object {
-        Object { name: name.clone(), template, indexes: RefCell::default(), elsewhere: RefCell::default() }
+        let layout = encode::layout(&template);
+        Object {
+            name: name.clone(),
+            template,
+            layout,
+            indexes: RefCell::default(),
+            elsewhere: RefCell::default(),
+        }
+    }
+
+    fn place(&self, chunk: u32, number: u8) -> Place {
+        Place { layout: self.layout, chunk, number }
     }
 
     fn geometry(&self) -> &Geometry {
@@ -153,9 +168,9 @@ impl Inner {
         let from = HEADER_BYTES as u64 + first.offset;
         let length = last.offset + u64::from(last.stored_bytes) - first.offset;
         // The first read of a small fragment has brought all of it.
-        let stored = match begun.get(from as usize..(from + length) as usize) {
-            Some(stored) => Bytes::copy_from_slice(stored),
-            None => self.read_somewhere(object, chunk, fragment, at, from, length).await?,
+        let stored = match (from + length) as usize <= begun.len() {
+            true => begun.slice(from as usize..(from + length) as usize),
+            false => self.read_somewhere(object, chunk, fragment, at, from, length).await?,
         };
         let header = object.header(chunk, fragment);
         let opened = self.open(header, piece.clone(), entries.to_vec(), stored).await;
@@ -202,9 +217,12 @@ impl Inner {
         fragment: u8,
     ) -> Result<(Rc<[FrameEntry]>, Option<usize>, Bytes), String> {
         let mut reasons = Vec::new();
-        for index in self.places(object, chunk, fragment).await {
+        for index in self.places(object, chunk, fragment, false).await {
             let length = (HEADER_BYTES + object.geometry().index_bytes(chunk, fragment)) as u64;
-            match self.read_from(index, &object.name, chunk, fragment, 0, length.max(FIRST_BYTES)).await {
+            match self
+                .read_from(index, &object.name, object.place(chunk, fragment), 0, length.max(FIRST_BYTES))
+                .await
+            {
                 Ok(bytes) => match self.check_index(object, chunk, fragment, &bytes) {
                     Ok(entries) => {
                         let entries: Rc<[FrameEntry]> = entries.into();
@@ -248,11 +266,11 @@ impl Inner {
     ) -> Result<Bytes, String> {
         let places = match at {
             Some(index) => vec![index],
-            None => self.places(object, chunk, fragment).await,
+            None => self.places(object, chunk, fragment, false).await,
         };
         let mut reasons = Vec::new();
         for index in places {
-            match self.read_from(index, &object.name, chunk, fragment, offset, length).await {
+            match self.read_from(index, &object.name, object.place(chunk, fragment), offset, length).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => reasons.push(error.to_string()),
             }
@@ -264,13 +282,13 @@ impl Inner {
         &self,
         index: usize,
         name: &ObjectName,
-        chunk: u32,
-        fragment: u8,
+        Place { layout, chunk, number }: Place,
         offset: u64,
         length: u64,
     ) -> Result<Bytes, BackendError> {
-        let own = name::fragment(name, chunk, fragment)?;
-        let read = self.drives[index].backend.get_range(&own, offset, length).await;
+        let own = name::fragment(name, layout, chunk, number)?;
+        let read =
+            timed("get", own.as_str(), self.drives[index].backend.get_range(&own, offset, length)).await;
         match &read {
             Ok(_) | Err(BackendError::NotFound { .. }) => self.answers(index),
             Err(error) => self.fails(index, error),
@@ -278,13 +296,18 @@ impl Inner {
         read
     }
 
-    /// The drives to ask for a fragment: where it belongs, or where somebody has seen it.
-    async fn places(&self, object: &Object, chunk: u32, fragment: u8) -> Vec<usize> {
+    /// The drives to ask for a fragment: where somebody has seen it, or where it belongs. Those that fail are left out where
+    /// parity tells the same.
+    async fn places(&self, object: &Object, chunk: u32, fragment: u8, asks_all: bool) -> Vec<usize> {
         let elsewhere = object.elsewhere.borrow().clone();
-        match elsewhere {
-            Some(found) => found.fragments.get(&(chunk, fragment)).cloned().unwrap_or_default(),
-            None => self.home(object, chunk, fragment).into_iter().collect(),
+        let seen = elsewhere.and_then(|found| {
+            found.fragments.get(&Place { layout: object.layout, chunk, number: fragment }).cloned()
+        });
+        let mut places = seen.unwrap_or_else(|| self.home(object, chunk, fragment).into_iter().collect());
+        if !asks_all && object.geometry().parity > 0 {
+            places.retain(|index| !self.is_suspect(*index));
         }
+        places
     }
 
     /// The drive that a fragment belongs on.
@@ -309,7 +332,8 @@ impl Inner {
     /// somebody has brought back), or from whatever there is of it.
     async fn find(&self, name: &ObjectName) -> Result<Rc<Object>, BackendError> {
         if let Some(first) = placement::order(&self.drives, name, 0).first().copied()
-            && let Ok(bytes) = self.read_from(first, name, 0, 0, 0, FIRST_BYTES).await
+            && !self.is_suspect(first)
+            && let Ok(bytes) = self.read_from(first, name, self.first_place(), 0, FIRST_BYTES).await
         {
             match self.check_first(name, 0, 0, &bytes) {
                 Ok(header) => {
@@ -327,12 +351,26 @@ impl Inner {
         self.find_anywhere(name).await
     }
 
+    /// Where what was put under the first policy begins.
+    fn first_place(&self) -> Place {
+        let layout = encode::layout(&encode::template(
+            &self.preset,
+            [0; 16],
+            PutId(Uuid::nil()),
+            self.preset.policies[0],
+            0,
+        ));
+        Place { layout, chunk: 0, number: 0 }
+    }
+
     /// Do m others say the same? Then it takes more than parity makes good to lie about it.
     async fn is_confirmed(&self, object: &Object) -> bool {
         let Geometry { data, parity, .. } = *object.geometry();
         let headers = join_all((data..data + parity).map(async |number| {
-            let Some(home) = self.home(object, 0, number) else { return false };
-            let header = self.read_from(home, &object.name, 0, number, 0, HEADER_BYTES as u64).await;
+            let home = self.home(object, 0, number).filter(|home| !self.is_suspect(*home));
+            let Some(home) = home else { return false };
+            let header =
+                self.read_from(home, &object.name, object.place(0, number), 0, HEADER_BYTES as u64).await;
             header.is_ok_and(|bytes| {
                 Header::decode(&bytes).is_ok_and(|header| object.is_own(&header, 0, number))
             })
@@ -348,21 +386,24 @@ impl Inner {
         bytes: &[u8],
     ) -> Result<Header, String> {
         let header = Header::decode(bytes).map_err(|error| error.to_string())?;
-        let is_it = header.name == name_hash(name) && header.chunk == chunk && header.fragment == fragment;
+        let is_it = header.name == name_hash(name)
+            && header.chunk == chunk
+            && header.fragment == fragment
+            && (header.key == 0) == self.preset.keys.is_empty();
         is_it.then_some(header).ok_or_else(|| "it is another object's".to_owned())
     }
 
     /// Asks all drives.
     async fn find_anywhere(&self, name: &ObjectName) -> Result<Rc<Object>, BackendError> {
         let found = self.look(name).await;
-        let first_chunk = found.fragments.iter().filter(|((chunk, _), _)| *chunk == 0);
-        let wanted =
-            first_chunk.flat_map(|((_, fragment), drives)| drives.iter().map(|drive| (*fragment, *drive)));
-        let headers = join_all(wanted.map(async |(fragment, drive)| {
-            let bytes = self.read_from(drive, name, 0, fragment, 0, HEADER_BYTES as u64).await?;
-            Ok::<_, BackendError>(self.check_first(name, 0, fragment, &bytes).ok())
+        let first_chunk = found.fragments.iter().filter(|(place, _)| place.chunk == 0);
+        let wanted = first_chunk.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
+        let headers = join_all(wanted.map(async |(place, drive)| {
+            let bytes = self.read_from(drive, name, place, 0, HEADER_BYTES as u64).await?;
+            let header = self.check_first(name, 0, place.number, &bytes).ok();
+            Ok::<_, BackendError>(header.filter(|header| encode::layout(header) == place.layout))
         }));
-        let mut puts: HashMap<Header, HashSet<u8>> = HashMap::new();
+        let mut puts: BTreeMap<Header, BTreeSet<u8>> = BTreeMap::new();
         let mut silent = found.silent;
         let mut failure = found.failure.clone();
         for header in headers.await {
@@ -379,15 +420,17 @@ impl Inner {
                 }
             }
         }
-        let most = puts.into_iter().max_by_key(|(header, fragments)| (fragments.len(), header.put));
-        if let Some((header, fragments)) = &most
-            && fragments.len() >= header.geometry.data_stored(0).into()
-        {
+        let is_enough = |(header, fragments): &(Header, BTreeSet<u8>)| {
+            fragments.len() >= header.geometry.data_stored(0).into()
+        };
+        // Of those that can be read, if any can; several can where a put was tried again under another policy.
+        let most = puts.into_iter().max_by_key(|put| (is_enough(put), put.1.len()));
+        if let Some((header, _)) = most.as_ref().filter(|put| is_enough(put)) {
             let object = self.known.borrow_mut().learn(Object::new(name, *header));
             *object.elsewhere.borrow_mut() = Some(Rc::new(found));
             return Ok(object);
         }
-        if silent > self.silent_max() || (silent > 0 && most.is_some()) {
+        if silent > self.silent_max() || (silent > 0 && !found.fragments.is_empty()) {
             let reason = failure.map_or_else(String::new, |error| error.to_string());
             return Err(BackendError::Retry {
                 operation: "get",
@@ -408,13 +451,24 @@ impl Inner {
         })
     }
 
+    fn away(&self, index: usize, name: &ObjectName) -> BackendError {
+        let reason = format!("drive {} has failed", self.drives[index].id);
+        BackendError::Retry { operation: "get", object: name.to_string(), reason }
+    }
+
     fn incomplete(&self, name: &ObjectName, reason: String) -> BackendError {
         BackendError::Incomplete { object: name.to_string(), reason }
     }
 
-    /// Which drives have fragments of the object: as they list them.
+    /// Which drives have fragments of the object: as they list them. Nobody waits for those that fail.
     async fn look(&self, name: &ObjectName) -> Found {
-        let lists = join_all((0..self.drives.len()).map(|index| self.fragments_on(index, name))).await;
+        let is_alone = (0..self.drives.len()).all(|index| self.is_suspect(index));
+        let lists =
+            join_all((0..self.drives.len()).map(async |index| match self.is_suspect(index) && !is_alone {
+                true => Err(self.away(index, name)),
+                false => self.fragments_on(index, name).await,
+            }));
+        let lists = lists.await;
         let mut found = Found::default();
         for (index, listed) in lists.into_iter().enumerate() {
             match listed {
@@ -437,22 +491,21 @@ impl Inner {
         &self,
         index: usize,
         name: &ObjectName,
-    ) -> Result<Vec<(u32, u8)>, BackendError> {
-        const PAGE: usize = 1000;
+    ) -> Result<Vec<Place>, BackendError> {
         let prefix = name::fragments_of(name);
         let (mut fragments, mut after) = (Vec::new(), None);
         loop {
-            let listed = self.drives[index].backend.list(&prefix, after.as_ref(), PAGE).await;
+            let page = self.drives[index].backend.list(&prefix, after.as_ref(), self.page);
+            let listed = timed("list", &prefix, page).await;
             match &listed {
                 Ok(_) => self.answers(index),
                 Err(error) => self.fails(index, error),
             }
             let listed = listed?;
             after = listed.last().map(|info| info.name.clone());
-            let is_last = listed.len() < PAGE;
+            let is_last = listed.len() < self.page;
             let parsed = listed.into_iter().filter_map(|info| name::parse(&info.name));
-            fragments
-                .extend(parsed.filter(|(of, ..)| of == name).map(|(_, chunk, fragment)| (chunk, fragment)));
+            fragments.extend(parsed.filter(|(of, _)| of == name).map(|(_, place)| place));
             if is_last {
                 return Ok(fragments);
             }
@@ -538,15 +591,16 @@ impl Inner {
         is_whole: bool,
     ) -> Result<Source, String> {
         let mut reasons = Vec::new();
-        for drive in self.places(object, chunk, number).await {
+        for drive in self.places(object, chunk, number, is_whole).await {
             let length = if is_whole { u64::MAX } else { HEADER_BYTES as u64 };
-            let bytes = match self.read_from(drive, &object.name, chunk, number, 0, length).await {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    reasons.push(error.to_string());
-                    continue;
-                }
-            };
+            let bytes =
+                match self.read_from(drive, &object.name, object.place(chunk, number), 0, length).await {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        reasons.push(error.to_string());
+                        continue;
+                    }
+                };
             let header = Header::decode(&bytes);
             let is_good = |header: &Header| {
                 object.is_own(header, chunk, number)
@@ -588,8 +642,7 @@ impl Inner {
                     let read = self.read_from(
                         source.drive,
                         &object.name,
-                        chunk,
-                        source.number,
+                        object.place(chunk, source.number),
                         from,
                         end - range.start,
                     );

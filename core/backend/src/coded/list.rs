@@ -1,12 +1,16 @@
 //! Listing, deleting, measuring: all drives together.
 
-use super::{Inner, name};
+use super::name::Place;
+use super::{Inner, name, timed};
 use crate::{BackendError, Capacity, ObjectInfo, ObjectName};
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
 
-/// Fragments asked of a drive at once.
-const PAGE: usize = 1000;
+/// How far a drive has told what it has.
+struct Listing {
+    from: Option<ObjectName>,
+    is_over: bool,
+}
 
 impl Inner {
     /// Objects of which any fragment is there. Their length is what their fragments take.
@@ -17,84 +21,103 @@ impl Inner {
         limit: usize,
     ) -> Result<Vec<ObjectInfo>, BackendError> {
         let prefix_on_drives = name::prefix_of(prefix);
-        let (mut objects, mut after) = (Vec::new(), after);
+        let mut objects: Vec<ObjectInfo> = Vec::new();
+        let mut drives: Vec<Listing> = self
+            .drives
+            .iter()
+            .map(|_| Listing { from: after.as_ref().and_then(name::behind), is_over: false })
+            .collect();
+        // What drives have told of objects that another may have more of.
+        let mut found: BTreeMap<ObjectName, u64> = BTreeMap::new();
+        let mut silent = 0;
         while objects.len() < limit {
-            let from = after.as_ref().and_then(name::behind);
-            let pages = join_all(
-                self.drives.iter().map(|drive| drive.backend.list(&prefix_on_drives, from.as_ref(), PAGE)),
-            );
-            let mut found: BTreeMap<ObjectName, u64> = BTreeMap::new();
-            // Of what lies behind the end of a drive's page, nobody knows yet whether that drive has it, too.
-            let mut known_to: Option<ObjectName> = None;
-            let (mut silent, mut failure) = (0, None);
+            let pages =
+                join_all(self.drives.iter().zip(&drives).map(
+                    async |(drive, listing)| match listing.is_over {
+                        true => Ok(Vec::new()),
+                        false => {
+                            let page =
+                                drive.backend.list(&prefix_on_drives, listing.from.as_ref(), self.page);
+                            timed("list", prefix, page).await
+                        }
+                    },
+                ));
             for (index, page) in pages.await.into_iter().enumerate() {
-                let page = match page {
-                    Ok(page) => page,
+                let listing = &mut drives[index];
+                if listing.is_over {
+                    continue;
+                }
+                match page {
+                    Ok(page) => {
+                        self.answers(index);
+                        listing.is_over = page.len() < self.page;
+                        listing.from = page.last().map(|info| info.name.clone()).or(listing.from.take());
+                        let fragments = page
+                            .into_iter()
+                            .filter_map(|info| Some((name::parse(&info.name)?.0, info.length_bytes)));
+                        let last = objects.last().map(|info| &info.name).or(after.as_ref());
+                        for (object, bytes) in
+                            fragments.filter(|(object, _)| last.is_none_or(|last| object > last))
+                        {
+                            *found.entry(object).or_default() += bytes;
+                        }
+                    }
                     Err(error) => {
                         self.fails(index, &error);
+                        listing.is_over = true;
                         silent += 1;
-                        failure = Some(error);
-                        continue;
-                    }
-                };
-                self.answers(index);
-                if page.len() >= PAGE
-                    && let Some((last, ..)) = page.iter().rev().find_map(|info| name::parse(&info.name))
-                {
-                    known_to = Some(known_to.map_or(last.clone(), |known| known.min(last)));
-                }
-                for info in page {
-                    if let Some((object, ..)) = name::parse(&info.name) {
-                        *found.entry(object).or_default() += info.length_bytes;
+                        if silent > self.silent_max() {
+                            let drives = self.drives.len();
+                            return Err(BackendError::Retry {
+                                operation: "list",
+                                object: prefix.to_owned(),
+                                reason: format!("{silent} of {drives} drives do not answer: {error}"),
+                            });
+                        }
                     }
                 }
             }
-            if let Some(error) = failure.filter(|_| silent > self.silent_max()) {
-                return Err(BackendError::Retry {
-                    operation: "list",
-                    object: prefix.to_owned(),
-                    reason: format!("{silent} of {} drives do not answer: {error}", self.drives.len()),
-                });
+            // Up to where every drive has told all that it has.
+            let open = drives.iter().filter(|listing| !listing.is_over);
+            let told_to = open.filter_map(|listing| listing.from.clone()).min();
+            while objects.len() < limit
+                && let Some(first) = found.first_entry()
+                && told_to
+                    .as_ref()
+                    .is_none_or(|told| name::behind(first.key()).is_some_and(|behind| behind <= *told))
+            {
+                let (name, length_bytes) = first.remove_entry();
+                objects.push(ObjectInfo { name, length_bytes });
             }
-            // Fragments of the last object of a full page may be on the next one: it is left for that, unless there is no other.
-            let only_one = known_to.as_ref().is_some_and(|last| found.keys().next() == Some(last));
-            let is_known = |object: &ObjectName| match &known_to {
-                Some(last) => object < last || (only_one && object == last),
-                None => true,
-            };
-            let known = found.into_iter().filter(|(object, _)| is_known(object));
-            for (object, length_bytes) in known.take(limit - objects.len()) {
-                after = Some(object.clone());
-                objects.push(ObjectInfo { name: object, length_bytes });
-            }
-            if known_to.is_none() {
+            if told_to.is_none() {
                 break;
             }
         }
         Ok(objects)
     }
 
-    /// Every fragment that is there. Of drives that do not answer, so few may keep theirs that nobody could read the object.
+    /// Every fragment that is there. One that a silent drive keeps may be all of a short object: then it is not deleted.
     pub(super) async fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
         while self.late_names.borrow().contains_key(name) {
             self.late.notified().await;
         }
         self.known.borrow_mut().forget(name);
         let deleted = join_all((0..self.drives.len()).map(|index| self.delete_on(index, name))).await;
-        let silent = deleted.iter().filter(|done| done.is_err()).count() as u32;
+        let silent = deleted.iter().filter(|done| done.is_err()).count();
         match deleted.into_iter().find_map(Result::err) {
-            Some(error) if silent > self.silent_max() => Err(BackendError::Retry {
+            Some(error) => Err(BackendError::Retry {
                 operation: "delete",
                 object: name.to_string(),
                 reason: format!("{silent} of {} drives do not answer: {error}", self.drives.len()),
             }),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
     async fn delete_on(&self, index: usize, name: &ObjectName) -> Result<(), BackendError> {
-        for (chunk, fragment) in self.fragments_on(index, name).await? {
-            let deleted = self.drives[index].backend.delete(&name::fragment(name, chunk, fragment)?).await;
+        for Place { layout, chunk, number } in self.fragments_on(index, name).await? {
+            let own = name::fragment(name, layout, chunk, number)?;
+            let deleted = timed("delete", own.as_str(), self.drives[index].backend.delete(&own)).await;
             if let Err(error) = &deleted {
                 self.fails(index, error);
             }
@@ -106,7 +129,8 @@ impl Inner {
     /// What the drives have together, less what parity takes under the first policy.
     pub(super) async fn capacity(&self) -> Result<Option<Capacity>, BackendError> {
         let Some(policy) = self.preset.policies.first() else { return Ok(None) };
-        let of_drives = join_all(self.drives.iter().map(|drive| drive.backend.capacity())).await;
+        let of_drives =
+            join_all(self.drives.iter().map(|drive| timed("capacity", "", drive.backend.capacity()))).await;
         let mut sum = Capacity::default();
         for (index, capacity) in of_drives.into_iter().enumerate() {
             match capacity {

@@ -26,21 +26,28 @@ use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use get::Known;
-use ovs_format::fragment::{FRAGMENTS_MAX, FRAME_BYTES_MAX};
+use ovs_format::fragment::FRAGMENTS_MAX;
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 use thiserror::Error;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
-/// For so long a drive that has failed is asked last.
+/// A drive that takes longer for anything but a put has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For so long a drive that has failed is asked last, …
 const SUSPECT: Duration = Duration::from_secs(10);
+/// … and twice as long each time that it fails again, at most this.
+const SUSPECT_MAX: Duration = Duration::from_secs(300);
 /// Less is done sooner than a thread is woken up.
 const THREAD_BYTES_MIN: u64 = 64 << 10;
 
@@ -80,6 +87,19 @@ pub enum PresetError {
     /// There must be one.
     #[error("a preset has at least one policy")]
     NoPolicy,
+    /// Two disks, or two keys, that nobody could tell apart.
+    #[error("{0} is there twice")]
+    Twice(String),
+    /// No put could be acknowledged.
+    #[error("{drives} drives: policy {policy} takes at least {least}")]
+    TooFewDrives {
+        /// How many there are.
+        drives: usize,
+        /// The policy that takes least.
+        policy: String,
+        /// As many.
+        least: u8,
+    },
     /// Frames do not cross fragments.
     #[error("fragments of {0} bytes: allowed are multiples of {FRAME_BYTES} from {FRAME_BYTES} to {max}", max = ovs_format::fragment::FRAGMENT_BYTES_MAX)]
     Fragment(u32),
@@ -151,9 +171,15 @@ impl Preset {
     }
 
     /// The same, encrypted under the last of the keys; the others are for what was put under them.
-    pub fn with_keys(mut self, keys: Vec<Key>) -> Preset {
-        self.keys = keys;
-        self
+    pub fn with_keys(mut self, keys: Vec<Key>) -> Result<Preset, PresetError> {
+        let mut numbers = HashSet::new();
+        match keys.iter().find(|key| !numbers.insert(key.number())) {
+            Some(key) => Err(PresetError::Twice(format!("key {}", key.number()))),
+            None => {
+                self.keys = keys;
+                Ok(self)
+            }
+        }
     }
 
     fn key(&self, number: u32) -> Option<&Key> {
@@ -220,10 +246,12 @@ struct Inner {
     drives: Vec<Drive>,
     preset: Arc<Preset>,
     threads: bool,
+    /// Fragments asked of a drive at once.
+    page: usize,
     known: RefCell<Known>,
     stats: Cell<CodedStats>,
-    /// Drives that have failed: until when others are asked first.
-    suspects: RefCell<Vec<Option<Instant>>>,
+    /// Drives that have failed: until when others are asked first, and for how long that is.
+    suspects: RefCell<Vec<Option<(Instant, Duration)>>>,
     /// Bytes of fragments that are still on their way after their put was acknowledged.
     late_bytes: Cell<u64>,
     late_names: RefCell<HashMap<ObjectName, usize>>,
@@ -233,19 +261,36 @@ struct Inner {
 
 impl CodedBackend {
     /// Over these drives, whatever is on them. Work that takes long is done by tokio's threads for that, or at once.
-    pub fn new(drives: Vec<Drive>, preset: Preset, work: Work) -> CodedBackend {
+    pub fn new(drives: Vec<Drive>, preset: Preset, work: Work) -> Result<CodedBackend, PresetError> {
+        let mut ids = HashSet::new();
+        if let Some(drive) = drives.iter().find(|drive| !ids.insert(drive.id)) {
+            return Err(PresetError::Twice(format!("drive {}", drive.id)));
+        }
+        let least = preset.policies.iter().min_by_key(|policy| policy.acknowledged);
+        if let Some(policy) = least
+            && drives.len() < policy.acknowledged.into()
+        {
+            let least = policy.acknowledged;
+            return Err(PresetError::TooFewDrives {
+                drives: drives.len(),
+                policy: policy.to_string(),
+                least,
+            });
+        }
         let inner = Inner {
             suspects: RefCell::new(vec![None; drives.len()]),
             drives,
             preset: Arc::new(preset),
             threads: work == Work::OnThreads,
+            // Few enough that a test comes to the end of some.
+            page: if cfg!(test) { 7 } else { 1000 },
             known: RefCell::default(),
             stats: Cell::default(),
             late_bytes: Cell::new(0),
             late_names: RefCell::default(),
             late: Notify::new(),
         };
-        CodedBackend { inner: Rc::new(inner) }
+        Ok(CodedBackend { inner: Rc::new(inner) })
     }
 
     /// The counters now.
@@ -259,6 +304,18 @@ impl CodedBackend {
             self.inner.late.notified().await;
         }
     }
+}
+
+/// A drive's answer, for which nobody waits for ever.
+async fn timed<T>(
+    operation: &'static str,
+    object: &str,
+    answer: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
+        let reason = format!("a drive takes longer than {PATIENCE:?}");
+        Err(BackendError::Retry { operation, object: object.to_owned(), reason })
+    })
 }
 
 impl Inner {
@@ -287,12 +344,19 @@ impl Inner {
 
     /// It has failed and nobody knows that it works again.
     fn is_suspect(&self, index: usize) -> bool {
-        self.suspects.borrow()[index].is_some_and(|until| Instant::now() < until)
+        self.suspects.borrow()[index].is_some_and(|(until, _)| Instant::now() < until)
     }
 
     fn fails(&self, index: usize, error: &BackendError) {
-        let was_suspect = self.suspects.borrow_mut()[index].replace(Instant::now() + SUSPECT);
-        if was_suspect.is_none() {
+        let (now, mut suspects) = (Instant::now(), self.suspects.borrow_mut());
+        let before = suspects[index];
+        let lasts = match before {
+            Some((until, _)) if now < until => return,
+            Some((_, lasts)) => (lasts * 2).min(SUSPECT_MAX),
+            None => SUSPECT,
+        };
+        suspects[index] = Some((now + lasts, lasts));
+        if before.is_none() {
             tracing::warn!(drive = %self.drives[index].id, %error, "a drive fails: others are asked first");
         }
     }
@@ -355,5 +419,3 @@ impl Backend for CodedBackend {
         Box::pin(self.inner.capacity())
     }
 }
-
-const _: () = assert!(FRAME_BYTES <= FRAME_BYTES_MAX);

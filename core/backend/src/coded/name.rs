@@ -1,6 +1,7 @@
 //! What a fragment is called on its drive: so that a drive lists fragments in the order of their objects.
 //!
-//! The object's name, each `-` as `-.`, then `--`, the chunk and the number. `--` is below everything that may follow in a
+//! The object's name, each `-` as `-.`, then `--`, how it was cut up, the chunk and the number. What is put again under another
+//! policy lies beside what there is. `--` is below everything that may follow in a
 //! name, so of two names of which one begins with the other, the shorter one's fragments come first, too.
 
 use crate::{BackendError, ObjectName};
@@ -16,8 +17,13 @@ pub(super) fn fragments_of(name: &ObjectName) -> String {
 }
 
 /// A fragment's name on its drive. An object whose name leaves no room for it can have none.
-pub(super) fn fragment(name: &ObjectName, chunk: u32, number: u8) -> Result<ObjectName, BackendError> {
-    ObjectName::new(format!("{}{chunk:x}.{number:x}", fragments_of(name))).map_err(|error| {
+pub(super) fn fragment(
+    name: &ObjectName,
+    layout: u32,
+    chunk: u32,
+    number: u8,
+) -> Result<ObjectName, BackendError> {
+    ObjectName::new(format!("{}{layout:x}.{chunk:x}.{number:x}", fragments_of(name))).map_err(|error| {
         BackendError::Retry {
             operation: "name",
             object: name.to_string(),
@@ -26,18 +32,32 @@ pub(super) fn fragment(name: &ObjectName, chunk: u32, number: u8) -> Result<Obje
     })
 }
 
-/// Behind all fragments of an object and before those of the next.
+/// Behind all fragments of an object and before those of the next; where that is longer than a name may be, before the
+/// object's own: whoever lists from there leaves out what comes first.
 pub(super) fn behind(name: &ObjectName) -> Option<ObjectName> {
-    ObjectName::new(format!("{}zz", fragments_of(name))).ok()
+    let exact = format!("{}zz", fragments_of(name));
+    let escaped = prefix_of(name.as_str());
+    let shorter = (1..escaped.len()).rev().filter_map(|end| ObjectName::new(&escaped[..end]).ok());
+    ObjectName::new(exact).ok().or_else(|| shorter.into_iter().next())
 }
 
 /// The reverse of [`fragment`]; `None` for what is no fragment of ours.
-pub(super) fn parse(found: &ObjectName) -> Option<(ObjectName, u32, u8)> {
+pub(super) fn parse(found: &ObjectName) -> Option<(ObjectName, Place)> {
     let (escaped, place) = found.as_str().rsplit_once("--")?;
-    let (chunk, number) = place.split_once('.')?;
+    let mut numbers = place.split('.').map(|text| u32::from_str_radix(text, 16).ok());
+    let (layout, chunk, number) = (numbers.next()??, numbers.next()??, numbers.next()??);
+    let place = Place { layout, chunk, number: number.try_into().ok()? };
     let name = ObjectName::new(escaped.replace("-.", "-")).ok()?;
-    let parsed = (name, u32::from_str_radix(chunk, 16).ok()?, u8::from_str_radix(number, 16).ok()?);
-    (fragment(&parsed.0, parsed.1, parsed.2).ok()? == *found).then_some(parsed)
+    (fragment(&name, layout, chunk, place.number).ok()? == *found).then_some((name, place))
+}
+
+/// Which of an object's fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Place {
+    /// How the object was cut up.
+    pub(super) layout: u32,
+    pub(super) chunk: u32,
+    pub(super) number: u8,
 }
 
 #[cfg(test)]
@@ -55,22 +75,22 @@ mod tests {
         fn fragments_are_in_the_order_of_their_objects(
             (a, b) in (object(), object()), (chunk, number, other) in (0..300u32, any::<u8>(), 0..300u32)
         ) {
-            let of_a = fragment(&a, chunk, number).expect("short");
-            let of_b = fragment(&b, other, 255 - number).expect("short");
+            let of_a = fragment(&a, other, chunk, number).expect("short");
+            let of_b = fragment(&b, chunk, other, 255 - number).expect("short");
             if a != b {
                 prop_assert_eq!(a.cmp(&b), of_a.cmp(&of_b));
             }
-            prop_assert_eq!(parse(&of_a), Some((a.clone(), chunk, number)));
+            prop_assert_eq!(parse(&of_a), Some((a.clone(), Place { layout: other, chunk, number })));
             let behind = behind(&a).expect("short");
             prop_assert!(of_a < behind && (b <= a || behind < of_b), "{behind} {of_b}");
             prop_assert!(of_a.as_str().starts_with(&prefix_of(&a.as_str()[..a.as_str().len() / 2])));
         }
 
         #[test]
-        fn what_is_no_fragment_is_none(text in "[a0-]([a0_.-]{0,6})--[0-9a-g.]{0,4}") {
+        fn what_is_no_fragment_is_none(text in "[a0-]([a0_.-]{0,6})--[0-9a-g.]{0,7}") {
             let found = ObjectName::new(text).expect("a good name");
-            if let Some((name, chunk, number)) = parse(&found) {
-                prop_assert_eq!(fragment(&name, chunk, number).expect("it was"), found);
+            if let Some((name, Place { layout, chunk, number })) = parse(&found) {
+                prop_assert_eq!(fragment(&name, layout, chunk, number).expect("it was"), found);
             }
         }
     }

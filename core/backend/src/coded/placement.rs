@@ -53,11 +53,21 @@ impl<'a> Choice<'a> {
         Some(index)
     }
 
-    /// A drive that did not take what it was to take: its node has room for another.
-    pub(super) fn give_back(&mut self, index: usize) {
-        if let Some(taken) = self.taken.get_mut(self.drives[index].node.as_str()) {
-            *taken -= 1;
+    /// The next drive that may take a fragment in place of one that did not: that one's node has room for another, unless there
+    /// is none.
+    pub(super) fn instead_of(&mut self, index: usize, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let node = self.drives[index].node.as_str();
+        let change = |taken: &mut HashMap<&str, u32>, by: i32| {
+            if let Some(count) = taken.get_mut(node) {
+                *count = count.saturating_add_signed(by);
+            }
+        };
+        change(&mut self.taken, -1);
+        let next = self.next(may);
+        if next.is_none() {
+            change(&mut self.taken, 1);
         }
+        next
     }
 }
 
@@ -128,9 +138,11 @@ mod tests {
             for node in 0..3 {
                 assert_eq!(taken.iter().filter(|index| **index % 3 == node).count(), 2);
             }
-            choice.give_back(taken[0]);
-            let spare = choice.next(|_| true).expect("the node has a third drive");
+            assert_eq!(choice.instead_of(taken[0], |_| false), None);
+            let spare = choice.instead_of(taken[0], |_| true).expect("the node has a third drive");
             assert_eq!(spare % 3, taken[0] % 3);
+            assert_eq!(choice.next(|_| true), None);
+            assert_eq!(choice.instead_of(spare, |_| true), None);
         }
     }
 

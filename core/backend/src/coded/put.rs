@@ -29,6 +29,11 @@ impl Inner {
         let (put, parts) =
             self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
         let mut template = encode::template(&preset, hash, put, policy, object_bytes);
+        let layout = encode::layout(&template);
+        let last = template.geometry.chunks() - 1;
+        let highest = (policy.fragments() - 1) as u8;
+        // Whoever could not store the last of them would have stored the others for nothing.
+        name::fragment(&name, layout, last, highest)?;
         let mut rest = parts.into_iter();
         let mut left = Bytes::new();
         for chunk in 0..template.geometry.chunks() {
@@ -41,7 +46,7 @@ impl Inner {
                 .await?;
             let needed = u32::from(template.geometry.data_stored(chunk))
                 + u32::from(policy.acknowledged - policy.data);
-            self.store(&name, chunk, policy, fragments, needed as usize, urgency).await?;
+            self.store(&name, layout, chunk, policy, fragments, needed as usize, urgency).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -63,6 +68,7 @@ impl Inner {
     async fn store(
         self: &Rc<Self>,
         name: &ObjectName,
+        layout: u32,
         chunk: u32,
         policy: Policy,
         fragments: Vec<Fragment>,
@@ -80,7 +86,7 @@ impl Inner {
             let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
             let placed = fragments.iter().zip(homes);
             let mut puts: FuturesUnordered<_> = placed
-                .map(|(fragment, home)| inner.place(&name, chunk, fragment, home, &choice, urgency))
+                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, urgency))
                 .collect();
             let (mut stored, mut failure) = (0, None);
             while let Some(done) = puts.next().await {
@@ -120,21 +126,17 @@ impl Inner {
     /// Puts one fragment where it belongs, or on the next drive that may have it and takes it.
     async fn place(
         &self,
-        name: &ObjectName,
-        chunk: u32,
+        (name, layout, chunk): (&ObjectName, u32, u32),
         fragment: &Fragment,
         home: Option<usize>,
         choice: &RefCell<Choice<'_>>,
         urgency: Urgency,
     ) -> Result<(), BackendError> {
-        let own = name::fragment(name, chunk, fragment.number)?;
-        let spare = || choice.borrow_mut().next(|index| !self.is_suspect(index));
-        let mut at = home;
-        if let Some(home) = home.filter(|home| self.is_suspect(*home)) {
-            choice.borrow_mut().give_back(home);
-            // If nobody else may have it, it is tried all the same.
-            at = spare().or(Some(home));
-        }
+        let own = name::fragment(name, layout, chunk, fragment.number)?;
+        let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
+        // If nobody else may have it, it is tried all the same.
+        let is_away = |home: &usize| self.is_suspect(*home);
+        let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
             let put = self.drives[index].backend.put(&own, fragment.parts.clone(), urgency);
@@ -158,8 +160,7 @@ impl Inner {
                 self.fails(index, &error);
             }
             failure = Some(error);
-            choice.borrow_mut().give_back(index);
-            at = spare();
+            at = instead_of(index);
         }
         Err(failure.unwrap_or_else(|| BackendError::Retry {
             operation: "put",
