@@ -5,6 +5,7 @@
 mod cache;
 mod limits;
 mod maps;
+mod pages;
 mod recovery;
 mod scrub;
 mod world;

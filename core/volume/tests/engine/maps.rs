@@ -185,6 +185,47 @@ fn pages_that_are_being_read_stay() {
     });
 }
 
+/// What waits to be stored is the map as it was, whose pages nothing else may lead to any more.
+#[test]
+fn pages_of_a_checkpoint_that_waits_stay() {
+    run(async {
+        let mut world = World::new().await;
+        world.shrink_maps(4 * MIB, 1000).await;
+        let disk = world.create(64 * MIB).await;
+        spread(&disk, 8, 1).await;
+        // A clone has stored all of the map, and is gone: no record leads to those pages.
+        let snapshot = world.snapshot(&disk, "s").await;
+        let clone = world.clone_of(&disk, snapshot, 64 * MIB).await;
+        clone.set_properties("{}".into()).await.unwrap();
+        clone.scrub().await.unwrap();
+        assert_eq!(world.engine().stats().maps.changed_bytes, 0);
+        world.delete(&clone).await;
+        drop(clone);
+        disk.delete_snapshot(snapshot).await.unwrap();
+        let gate = world.hold_next_sweep();
+        let engine = world.engine();
+        let sweeping = tokio::task::spawn_local(async move { engine.sweep_pages().await });
+        world.until_held().await;
+        let scrubbing = tokio::task::spawn_local({
+            let disk = disk.clone();
+            async move { disk.scrub().await }
+        });
+        world.wait_ms(200).await;
+        // Every page of the map is another from here on.
+        spread(&disk, 8, 2).await;
+        assert!(!scrubbing.is_finished());
+        drop(gate);
+        sweeping.await.unwrap().unwrap();
+        scrubbing.await.unwrap().unwrap();
+        check(&disk, 8, 2).await;
+        world.crash_and_reopen().await;
+        let disk = world.open(disk.id()).await;
+        check(&disk, 8, 2).await;
+        let maps = world.engine().stats().maps;
+        assert!(maps.loads > 0, "the checkpoint was of no use: {maps:?}");
+    });
+}
+
 /// Somebody reads for longer than a sweep waits: the next one will do.
 #[test]
 fn a_sweep_gives_way_to_who_reads_on_and_on() {

@@ -1,10 +1,11 @@
 //! One host with one vPool, in memory but for the write buffer; it can crash and lose its local state.
 
+use crate::pages::Pages;
 use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, Name, SnapshotId, VdiskId, VpoolId};
 use ovs_volume::{
     CacheParts, Chance, CreateVdisk, Engine, EngineConfig, EngineParts, Entry, FileDevice, FoundVdisk,
-    MemoryPages, MemoryRegistry, OnFull, Registry, SystemClock, Transaction, Vdisk,
+    MemoryRegistry, OnFull, Registry, SystemClock, Transaction, Vdisk,
 };
 use std::{cell::Cell, path::PathBuf, rc::Rc, time::Duration};
 use tokio::sync::oneshot;
@@ -42,12 +43,19 @@ impl Chance for Counting {
 /// A call of this kind waits for that.
 type Held = (Operation, oneshot::Receiver<()>);
 
+fn is_taken<T>(held: &Cell<Option<T>>) -> bool {
+    let waiting = held.take();
+    let is_taken = waiting.is_none();
+    held.set(waiting);
+    is_taken
+}
+
 pub struct World {
     directory: tempfile::TempDir,
     lives: u32,
     chance: Rc<Counting>,
     registry: Rc<MemoryRegistry>,
-    pages: Rc<MemoryPages>,
+    pages: Rc<Pages>,
     backend: Rc<FaultyBackend<Rc<MemoryBackend>>>,
     takes_data: Rc<Cell<bool>>,
     takes_deletions: Rc<Cell<bool>>,
@@ -386,12 +394,18 @@ impl World {
         sender
     }
 
+    /// The next sweep of map pages looks only when what this returns is used or dropped; until then no checkpoint is stored.
+    pub fn hold_next_sweep(&self) -> oneshot::Sender<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.pages.held.set(Some(receiver));
+        sender
+    }
+
     /// Comes back when one waits for that.
     pub async fn until_held(&self) {
         for _ in 0..100_000 {
-            match self.held.take() {
-                None => return,
-                waiting => self.held.set(waiting),
+            if is_taken(&self.held) && is_taken(&self.pages.held) {
+                return;
             }
             tokio::task::yield_now().await;
         }
@@ -400,11 +414,11 @@ impl World {
 
     /// The store of map pages has room for so many more, or for all again.
     pub fn limit_page_store(&self, room: Option<usize>) {
-        self.pages.limit(room);
+        self.pages.memory.limit(room);
     }
 
     pub fn stored_pages(&self) -> usize {
-        self.pages.all().len()
+        self.pages.memory.all().len()
     }
 
     pub fn backend_takes_deletions(&self, takes: bool) {

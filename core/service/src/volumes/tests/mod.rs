@@ -4,6 +4,7 @@
 mod attachments;
 mod cache;
 mod crash;
+mod opening;
 mod recovery;
 mod vdisks;
 mod vpools;
@@ -16,8 +17,11 @@ use ovs_volume::{
     CacheParts, EngineConfig, EngineParts, Entry, FileDevice, MemoryPages, MemoryRegistry, Revision,
     SystemChance, Transaction, VolumeError,
 };
-use std::{cell::Cell, path::Path};
-use tokio::sync::Notify;
+use std::{
+    cell::{Cell, RefCell},
+    path::Path,
+};
+use tokio::sync::{Notify, oneshot};
 
 type LocalBoxFuture<'a, T> = futures_util::future::LocalBoxFuture<'a, T>;
 
@@ -29,13 +33,14 @@ pub(super) struct World {
     registry: Rc<MemoryRegistry>,
     pages: Rc<MemoryPages>,
     wall_ms: Rc<Cell<u64>>,
+    gates: Rc<Gates>,
 }
 
 impl World {
     pub(super) fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let wall_ms = Rc::new(Cell::new(1_800_000_000_000));
-        World { dir, registry: Rc::default(), pages: Rc::default(), wall_ms }
+        World { dir, registry: Rc::default(), pages: Rc::default(), wall_ms, gates: Rc::default() }
     }
 
     pub(super) fn paths(&self) -> Paths {
@@ -106,6 +111,7 @@ impl World {
             commits: Cell::new(0),
             death,
             died: Notify::new(),
+            gates: self.gates.clone(),
         })
     }
 
@@ -177,11 +183,51 @@ struct MortalRegistry {
     commits: Cell<u64>,
     death: Death,
     died: Notify,
+    gates: Rc<Gates>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Get,
+    Commit,
+}
+
+/// Calls of the registry that wait for somebody.
+#[derive(Default)]
+pub(super) struct Gates(RefCell<Vec<(Call, String, oneshot::Receiver<()>)>>);
+
+impl Gates {
+    /// The next such call of this key begins only when what this returns is used or dropped.
+    pub(super) fn hold(&self, call: Call, key: &str) -> oneshot::Sender<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.borrow_mut().push((call, key.to_owned(), receiver));
+        sender
+    }
+
+    /// Comes back when all wait that are to be held.
+    pub(super) async fn until_held(&self) {
+        while !self.0.borrow().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn pass(&self, call: Call, keys: &[&str]) {
+        let is_held = |(held, key, _): &(Call, String, _)| *held == call && keys.contains(&key.as_str());
+        let held = self.0.borrow().iter().position(is_held);
+        if let Some(held) = held {
+            let (.., gate) = self.0.borrow_mut().remove(held);
+            gate.await.ok();
+        }
+    }
 }
 
 impl Registry for MortalRegistry {
     fn get(&self, key: &str) -> LocalBoxFuture<'_, Result<Option<Entry>, VolumeError>> {
-        self.registry.get(key)
+        let key = key.to_owned();
+        Box::pin(async move {
+            self.gates.pass(Call::Get, &[&key]).await;
+            self.registry.get(&key).await
+        })
     }
 
     fn scan(&self, prefix: &str) -> LocalBoxFuture<'_, Result<Vec<Entry>, VolumeError>> {
@@ -190,6 +236,8 @@ impl Registry for MortalRegistry {
 
     fn commit(&self, transaction: Transaction) -> LocalBoxFuture<'_, Result<Option<Revision>, VolumeError>> {
         Box::pin(async move {
+            let keys: Vec<&str> = transaction.puts.iter().map(|(key, _)| key.as_str()).collect();
+            self.gates.pass(Call::Commit, &keys).await;
             self.commits.set(self.commits.get() + 1);
             let left = self.commits_left.get();
             self.commits_left.set(left.saturating_sub(1));
