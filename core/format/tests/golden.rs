@@ -3,6 +3,7 @@
 //! A change of a format gets a new version and new constants beside these. The checksum in each name is of the whole
 //! encoding; the first bytes are spelled out so that a difference can be seen.
 
+use ovs_format::fragment::{Compression, FrameEntry, Geometry, Header};
 use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
@@ -185,6 +186,32 @@ fn map_pages() {
     assert_eq!(CheckpointRecord::decode(VDISK, &record.encode(VDISK)), Ok(record));
 }
 
+#[test]
+fn fragment() {
+    let geometry =
+        Geometry { object_bytes: 100_000, data: 3, parity: 2, frame_bytes: 32_768, fragment_bytes: 65_536 };
+    let header = Header {
+        name: [3; 16],
+        put: PutId(Uuid::from_u128(42)),
+        geometry,
+        chunk: 0,
+        fragment: 1,
+        compression: Compression::Zstd,
+        key: 6,
+        body_bytes: 1234,
+        body_checksum: 5,
+    };
+    check("fragment", &header.encode(), 128, FRAGMENT, "4f56534652473031010002");
+    assert_eq!(Header::decode(&header.encode()), Ok(header));
+    let entry = FrameEntry { offset: 20, stored_bytes: 700, is_compressed: true, checksum: 8 };
+    let second = FrameEntry { offset: 720, checksum: header.frame_checksum(1, 1, b"x"), ..entry };
+    let index = header.encode_index(1, &[entry, second]);
+    check("index", &index, 20, INDEX, "bc02008008000000");
+    assert_eq!(header.decode_index(1, &index), Ok(vec![entry, second]));
+}
+
+const FRAGMENT: u32 = 0xb0f7_9c50;
+const INDEX: u32 = 0xf234_8c7a;
 const TOMBSTONE: u32 = 0x1beb_87a9;
 const SEGMENT: u32 = 0xc0e1_49bf;
 const BATCH: u32 = 0xf4f3_cc2a;

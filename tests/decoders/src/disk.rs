@@ -3,6 +3,7 @@
 use crate::Family;
 use ovs_format::{
     FormatError, checksum,
+    fragment::{Compression, FrameEntry, Geometry, HEADER_BYTES, Header},
     journal::{Move, Position, Record, Target, TlogEntry},
     log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange},
     map_copy::{MapCopy, PartWriter, decode_part, relabel},
@@ -70,6 +71,79 @@ pub(crate) const SCO: Family = Family {
     memory_bytes: 64 << 10,
     memory_per_byte: 4,
 };
+
+/// Fragments of objects on drives: a header, and the index behind it.
+pub(crate) const FRAGMENT: Family = Family {
+    name: "fragment",
+    check: |bytes| {
+        let sealed =
+            with_right_checksum(bytes, 12, 12).filter(|_| bytes.len() <= HEADER_BYTES).or_else(|| {
+                let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
+                Some([&with_right_checksum(header, 12, 12)?, rest].concat())
+            });
+        [Some(bytes.to_vec()), sealed].into_iter().flatten().any(|bytes| {
+            let encode = |header: &Header| header.encode().to_vec();
+            if !round_trip(Header::decode(&bytes), encode, Header::decode) {
+                return false;
+            }
+            let Ok(header) = Header::decode(&bytes) else { return false };
+            index_of(&header, &bytes[HEADER_BYTES..]);
+            true
+        })
+    },
+    seeds: || {
+        let header = fragment_header();
+        let entry = |number: u32| FrameEntry {
+            offset: 0,
+            stored_bytes: 4096 - number,
+            is_compressed: number > 0,
+            checksum: 7 * number,
+        };
+        let index = header.encode_index(0, &[entry(0), entry(1), entry(2)]);
+        vec![header.encode().to_vec(), [&header.encode()[..], &index].concat()]
+    },
+    memory_bytes: 64 << 10,
+    memory_per_byte: 8,
+};
+
+fn fragment_header() -> Header {
+    Header {
+        name: [9; 16],
+        put: PutId(Uuid::from_u128(42)),
+        geometry: Geometry {
+            object_bytes: 20_000,
+            data: 2,
+            parity: 1,
+            frame_bytes: 4096,
+            fragment_bytes: 1 << 20,
+        },
+        chunk: 0,
+        fragment: 0,
+        compression: Compression::Lz4,
+        key: 0,
+        body_bytes: 12_000,
+        body_checksum: 5,
+    }
+}
+
+/// The index as it stands, and one of the same entries that is sealed as it should be.
+fn index_of(header: &Header, bytes: &[u8]) {
+    if header.fragment >= header.geometry.data {
+        return;
+    }
+    let decode = |bytes: &[u8]| header.decode_index(header.fragment, bytes);
+    let encode = |entries: &Vec<FrameEntry>| header.encode_index(header.fragment, entries);
+    round_trip(decode(bytes), encode, decode);
+    let entries = bytes.chunks_exact(8).take(header.geometry.frames(header.chunk, header.fragment) as usize);
+    let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let entry = |entry: &[u8]| FrameEntry {
+        offset: 0,
+        stored_bytes: word(entry) & !(1 << 31),
+        is_compressed: word(entry) >> 31 == 1,
+        checksum: word(&entry[4..]),
+    };
+    round_trip(decode(&encode(&entries.map(entry).collect())), encode, decode);
+}
 
 /// Journal records.
 pub(crate) const JOURNAL: Family = Family {

@@ -39,9 +39,10 @@ pub struct Family {
 }
 
 /// All of them.
-pub static FAMILIES: [Family; 16] = [
+pub static FAMILIES: [Family; 17] = [
     disk::BUFFER,
     disk::SCO,
+    disk::FRAGMENT,
     disk::JOURNAL,
     disk::MAP,
     disk::MAP_COPY,
