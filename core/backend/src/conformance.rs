@@ -5,10 +5,16 @@ use bytes::Bytes;
 
 /// Runs the whole suite. The backend must be empty, and is not afterwards. Panics at the first thing that is wrong.
 pub async fn check_backend(backend: &dyn Backend) {
+    check_object_store(backend).await;
+    no_name_is_a_folder_of_another(backend).await;
+}
+
+/// All but that no name is a folder of another: an object store has no folders, and to look for one would cost a listing
+/// for each put. Nobody relies on that conflict: names are made so that it does not arise, whatever stores them.
+pub async fn check_object_store(backend: &dyn Backend) {
     puts_are_read_back(backend).await;
     ranges_end_where_the_object_does(backend).await;
     names_are_written_once(backend).await;
-    no_name_is_a_folder_of_another(backend).await;
     deletes_are_idempotent(backend).await;
     hostile_prefixes_find_nothing(backend).await;
     listings_are_sorted_and_paged(backend).await;
