@@ -36,6 +36,7 @@ async fn main() -> anyhow::Result<()> {
     let work = async {
         match rest[..] {
             ["suite"] => conformance::check_object_store(&backend).await,
+            ["probe"] => println!("{}", serde_json::to_string(&backend.probe().await?)?),
             ["load", seconds] => load(&backend, Duration::from_secs(seconds.parse()?)).await?,
             _ => bail!("what? {rest:?}"),
         }
@@ -137,8 +138,9 @@ async fn load(backend: &RemoteBackend, time: Duration) -> anyhow::Result<()> {
                 load.totals.lists += 1;
             }
             let first = *stored.first().expect("there is one");
+            // Whatever is answered: it may be gone from here on.
+            stored.remove(&first);
             if load.ask(load.backend.delete(&name_of(first))).await?.is_some() {
-                stored.remove(&first);
                 load.totals.deletes += 1;
                 let gone = load.backend.get(&name_of(first)).await;
                 ensure!(gone.is_err(), "object {first} was deleted and is read");

@@ -238,7 +238,7 @@ impl Shared {
         format!("{}/{name}", self.prefix)
     }
 
-    async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
+    pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
         self.persist(|operator| {
             let (path, bytes) = (path.clone(), bytes.clone());
             async move {
@@ -258,6 +258,19 @@ impl Shared {
             }
         })
         .await
+    }
+
+    /// For the probe: once, and whether it succeeded; `false` is a store that says it was there.
+    pub(crate) async fn put_if_absent(&self, path: String, bytes: Bytes) -> Result<bool, Failure> {
+        let operator = self.operators.current().await?.operator;
+        if !operator.info().capability().write_with_if_not_exists {
+            return Err(Failure::Unsupported);
+        }
+        match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
+            Ok(_) => Ok(true),
+            Err(Failure::Exists) => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 
     pub(crate) async fn read(&self, path: String, range: Option<(u64, u64)>) -> Result<Bytes, Failure> {
@@ -283,7 +296,7 @@ impl Shared {
     }
 
     /// One page after the other, each tried again by itself.
-    async fn list(
+    pub(crate) async fn list(
         &self,
         prefix: &str,
         after: Option<ObjectName>,
@@ -332,7 +345,7 @@ impl Shared {
         Ok(page)
     }
 
-    async fn delete(&self, path: String) -> Result<(), Failure> {
+    pub(crate) async fn delete(&self, path: String) -> Result<(), Failure> {
         let delete = |operator: Operator| {
             let path = path.clone();
             async move { operator.delete(&path).await.map_err(Failure::from) }

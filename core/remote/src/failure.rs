@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Ended(Bytes),
     /// It exists, and was to be made.
     Exists,
+    /// OpenDAL has no such request for this store.
+    Unsupported,
     /// It exists with other bytes.
     Conflict,
     /// The token is not taken any more.
@@ -60,6 +62,7 @@ impl From<opendal::Error> for Failure {
             ErrorKind::NotFound => Failure::Absent,
             ErrorKind::RangeNotSatisfied => Failure::Ended(Bytes::new()),
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => Failure::Exists,
+            ErrorKind::Unsupported => Failure::Unsupported,
             ErrorKind::RateLimited => Failure::Busy(text),
             _ if error.is_temporary() => Failure::Busy(text),
             _ => Failure::Refused(text),
@@ -89,6 +92,7 @@ impl Failure {
                 BackendError::NoSpace { operation, object, reason: format!("{address}: {reason}") }
             }
             Failure::Exists => retry(object, "it exists, and did not a moment before"),
+            Failure::Unsupported => retry(object, "no such request"),
             Failure::Ended(_) => retry(object, "no such range"),
             Failure::Expired(reason) | Failure::Busy(reason) | Failure::Refused(reason) => {
                 retry(object, &reason)

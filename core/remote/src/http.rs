@@ -120,6 +120,7 @@ impl Http {
             if check_range(asked, status, &headers, body.len() as u64)? == Told::Ended {
                 return Err(HttpError::Ended(body));
             }
+            check_listing(head.uri.query().unwrap_or(""), &body)?;
         }
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -221,6 +222,19 @@ fn check_framing(headers: &HeaderMap) -> Result<(), HttpError> {
     match headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
         true => Ok(()),
         false => Err(wrong("a body without a length")),
+    }
+}
+
+/// Any XML at all is a listing of nothing to OpenDAL: a page of a proxy's, an error that comes with 200.
+fn check_listing(query: &str, body: &[u8]) -> Result<(), HttpError> {
+    let root = match query {
+        query if query.contains("list-type=2") => "<ListBucketResult",
+        query if query.contains("comp=list") => "<EnumerationResults",
+        _ => return Ok(()),
+    };
+    match body.windows(root.len()).any(|found| found == root.as_bytes()) {
+        true => Ok(()),
+        false => Err(wrong(format!("no listing: {}", plain_text(body)))),
     }
 }
 

@@ -18,10 +18,12 @@ mod failure;
 mod http;
 mod operators;
 mod pace;
+mod probe;
 mod secret;
 mod store;
 mod swift;
 
 pub use backend::{OpenError, RemoteBackend, RemoteOptions};
+pub use probe::{Probe, PutIfAbsent};
 pub use secret::{Credentials, Secret, SecretError, SecretReference};
 pub use store::{KeystoneProject, RemoteKind, RemoteStore};
