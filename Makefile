@@ -60,7 +60,7 @@ check: setup-build ## the quick loop: format, lints, tests without root or netwo
 	if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; fi
 
 .PHONY: integration
-integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx against the release build (13 min)
+integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx, Ceph, Swift against the release build (15 min)
 	@$(PYTEST) integration 2>&1 | tee $(TARGET_DIR)/integration.log
 	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
 
@@ -80,6 +80,14 @@ test: ## every test there is: check, planted defects, threads, integration; prin
 .PHONY: test-full
 test-full: ## as test, with larger data (4 GiB where test writes 1) (40 min)
 	@OVS_TEST_SCALE=4 $(MAKE) test
+
+# Real object stores, and the client that asks them.
+integration test-engines: engines-client
+
+.PHONY: engines-client
+engines-client: setup-build
+	@packaging/setup.sh engines
+	cargo build -q --release --locked -p ovs-remote --example conformance
 
 test-%: setup build ## one area of the integration tests, e.g. make test-nbd (1 to 3 min)
 	@$(PYTEST) integration/test_$*.py
