@@ -60,8 +60,8 @@ check: setup-build ## the quick loop: format, lints, tests without root or netwo
 	if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; fi
 
 .PHONY: integration
-integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx against the release build (13 min)
-	@$(PYTEST) integration 2>&1 | tee $(TARGET_DIR)/integration.log
+integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx against the release build; not test-engines (13 min)
+	@$(PYTEST) integration --ignore integration/test_engines.py 2>&1 | tee $(TARGET_DIR)/integration.log
 	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
 
 .PHONY: test
@@ -80,6 +80,14 @@ test: ## every test there is: check, planted defects, threads, integration; prin
 .PHONY: test-full
 test-full: ## as test, with larger data (4 GiB where test writes 1) (40 min)
 	@OVS_TEST_SCALE=4 $(MAKE) test
+
+# Real object stores (Ceph, Swift; 255 MB of packages), and the client that asks them.
+test-engines: engines-client
+
+.PHONY: engines-client
+engines-client: setup-build
+	@packaging/setup.sh engines
+	cargo build -q --release --locked -p ovs-remote --example conformance
 
 test-%: setup build ## one area of the integration tests, e.g. make test-nbd (1 to 3 min)
 	@$(PYTEST) integration/test_$*.py

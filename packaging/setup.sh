@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what this repository needs from Debian 12's own package sources.
 #
-#   packaging/setup.sh [build] [demo] [test] [vm] [ceph] [fuzz] [coverage] [mutants]     (the first three when none is named)
+#   packaging/setup.sh [build] [demo] [test] [vm] [ceph] [engines] [fuzz] [coverage] [mutants]     (the first three when none is named)
 #
 # Every make target calls it. With nothing to do it asks dpkg once (20 ms) and says nothing. No service is started by an
 # installation, and none that runs is touched; a version already there is never downgraded.
@@ -20,6 +20,9 @@ declare -A packages=(
     [vm]="cpio kmod busybox-static curl e2fsprogs"
     # A peer for tests/bench/objects.py: a one-node cluster on loopback.
     [ceph]="ceph-mon ceph-osd ceph-common"
+    # Object stores for integration/test_engines.py, on loopback.
+    [engines]="ceph-mon ceph-osd ceph-common radosgw
+               swift-proxy swift-account swift-container swift-object memcached attr curl python3 python3-pytest python3-pytest-timeout"
     [fuzz]=g++
     [coverage]="gcc jq"
     [mutants]="gcc jq"
@@ -156,7 +159,7 @@ install_mutants() {
 [ $# -gt 0 ] || set -- build demo test
 names=()
 for set in "$@"; do
-    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, ceph, fuzz, coverage, mutants)"
+    [ -n "${packages[$set]:-}" ] || fail "no such set: $set (build, demo, test, vm, ceph, engines, fuzz, coverage, mutants)"
     # shellcheck disable=SC2206  # words
     names+=(${packages[$set]})
 done

@@ -6,7 +6,8 @@ use bytes::Bytes;
 /// What not every store gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// No name is a folder of another. Nobody relies on it: names of ours never are.
+    /// No name is a folder of another. An object store has no folders, and to look for one would cost a listing for each put.
+    /// Nobody relies on that conflict: names are made so that it does not arise, whatever stores them.
     pub folders: bool,
     /// A listing tells the length of an object, and not what it takes.
     pub lengths: bool,
@@ -15,6 +16,8 @@ pub struct Rules {
 impl Rules {
     /// All of it.
     pub const ALL: Rules = Rules { folders: true, lengths: true };
+    /// What an object store gives.
+    pub const OBJECTS: Rules = Rules { folders: false, lengths: true };
 }
 
 /// Runs the whole suite. The backend must be empty, and is not afterwards. Panics at the first thing that is wrong.

@@ -7,7 +7,7 @@ use thiserror::Error;
 /// a dot; 256 bytes at most. Every store takes such names as they are (file systems stop at 255 bytes per segment,
 /// and encrypted ones at 143).
 ///
-/// No name may be a folder of another: of `a` and `a/b`, the one put later is a `Conflict`.
+/// No name may be a folder of another: of `a` and `a/b`, the one put later is a `Conflict` wherever there are folders.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(String);
 

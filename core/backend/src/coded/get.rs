@@ -30,13 +30,16 @@ pub(super) struct Known {
     order: VecDeque<ObjectName>,
 }
 
+/// The frames of a data fragment.
+type Index = Rc<[FrameEntry]>;
+
 /// One object.
 pub(super) struct Object {
     name: ObjectName,
     /// What every fragment's header says, chunk and number apart.
     template: Header,
     layout: u32,
-    indexes: RefCell<HashMap<(u32, u8), Rc<[FrameEntry]>>>,
+    indexes: RefCell<HashMap<(u32, u8), Index>>,
     /// Drives of fragments that are not where they belong, once somebody has looked.
     elsewhere: RefCell<Option<Rc<Found>>>,
 }

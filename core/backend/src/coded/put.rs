@@ -46,7 +46,7 @@ impl Inner {
                 .await?;
             let needed = u32::from(template.geometry.data_stored(chunk))
                 + u32::from(policy.acknowledged - policy.data);
-            self.store(&name, layout, chunk, policy, fragments, needed as usize, urgency).await?;
+            self.store((&name, layout, chunk), policy, fragments, needed as usize, urgency).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -67,9 +67,7 @@ impl Inner {
     /// Returns when enough fragments are stored, or cannot be. The others go on.
     async fn store(
         self: &Rc<Self>,
-        name: &ObjectName,
-        layout: u32,
-        chunk: u32,
+        (name, layout, chunk): (&ObjectName, u32, u32),
         policy: Policy,
         fragments: Vec<Fragment>,
         needed: usize,

@@ -1,0 +1,416 @@
+//! The adapter: [`Backend`]'s rules over an operator, and what is tried again.
+//!
+//! ```text
+//!  engine thread: a call ──▶ task on the runtime: attempt ─▶ busy: again, later, until RETRY is over ─▶ Retry
+//!                 ◀── its JoinHandle                     └▶ token expired: another one, once ─▶ attempt
+//! ```
+//!
+//! Invariants
+//! * A put looks before it writes, in each attempt: no safety rests on a conditional put, and an attempt of which nobody knows
+//!   what became is told from a conflict by the object's bytes.
+//! * Who gives a call up ends its task.
+//! * Names are the prefix, `/`, and the object's name; nothing else is ever asked for, and what a listing has beside is left out.
+
+use crate::{Credentials, RemoteStore, failure::Failure, http::Http, operators::Operators};
+use bytes::Bytes;
+use futures_util::{TryStreamExt, future::LocalBoxFuture};
+use opendal::{Buffer, Operator, options};
+use ovs_backend::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+
+/// What one page of a listing has at most; S3 has no more.
+const PAGE_OBJECTS_MAX: usize = 1000;
+/// Ranges that go as far as this are asked for without an end: stores differ in what they make of more than 2^63.
+const RANGE_END_MAX: u64 = 1 << 62;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// How a store is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// No attempt begins so long after the operation did.
+    pub retry: Duration,
+    /// A request ends when nothing of it has moved for so long. `retry` and this bound an operation.
+    pub patience: Duration,
+    /// At most so many operations are under way; the others wait.
+    pub operations_max: usize,
+    /// Bounds what is sent.
+    pub up_bytes_per_s: Option<u64>,
+    /// Bounds what is received.
+    pub down_bytes_per_s: Option<u64>,
+    /// Of the times between attempts, and of the names a probe uses.
+    pub seed: u64,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> RemoteOptions {
+        RemoteOptions {
+            retry: Duration::from_secs(20),
+            patience: Duration::from_secs(10),
+            operations_max: 32,
+            up_bytes_per_s: None,
+            down_bytes_per_s: None,
+            seed: 0,
+        }
+    }
+}
+
+/// Why a store cannot be used as it is described.
+#[derive(Debug, Error)]
+#[error("{store}: {reason}")]
+pub struct OpenError {
+    store: String,
+    reason: String,
+}
+
+/// Objects in a remote store.
+#[derive(Clone)]
+pub struct RemoteBackend {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+/// What tasks have of it.
+pub(crate) struct Shared {
+    address: String,
+    prefix: String,
+    operators: Operators,
+    options: RemoteOptions,
+    operations: Semaphore,
+    chance: AtomicU64,
+}
+
+impl RemoteBackend {
+    /// Checks the description and asks nobody yet. All I/O will be on `runtime`.
+    pub fn open(
+        store: RemoteStore,
+        credentials: Credentials,
+        options: RemoteOptions,
+        runtime: Handle,
+    ) -> Result<RemoteBackend, OpenError> {
+        let error = |reason: String| OpenError { store: store.to_string(), reason };
+        if ObjectName::new(store.prefix.as_str()).is_err() {
+            return Err(error("the prefix is no object name".to_owned()));
+        }
+        let urls = store.urls();
+        if let Some(bad) = urls.iter().find(|url| !is_plain_url(url)) {
+            return Err(error(format!(
+                "{bad:?} is no http:// or https:// URL without user, query and fragment"
+            )));
+        }
+        let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
+        let http = Http::new(is_tls, options.patience, options.up_bytes_per_s, options.down_bytes_per_s);
+        let operators = Operators::new(store.clone(), credentials, http.map_err(error)?).map_err(error)?;
+        let shared = Shared {
+            address: store.address(),
+            prefix: store.prefix.clone(),
+            operators,
+            operations: Semaphore::new(options.operations_max.clamp(1, Semaphore::MAX_PERMITS)),
+            chance: AtomicU64::new(options.seed),
+            options,
+        };
+        Ok(RemoteBackend { shared: Arc::new(shared), runtime })
+    }
+
+    /// Runs on the runtime what the engine thread waits for.
+    pub(crate) fn run<T: Send + 'static, F: Future<Output = Result<T, Failure>> + Send + 'static>(
+        &self,
+        operation: &'static str,
+        object: String,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) -> LocalBoxFuture<'static, Result<T, BackendError>> {
+        let shared = self.shared.clone();
+        let work = work(shared.clone());
+        let task = Task(self.runtime.spawn(async move {
+            match work.await {
+                Ok(done) => Ok(done),
+                Err(Failure::Busy(reason)) => Err(Failure::Busy(shared.operators.redact(reason).await)),
+                Err(Failure::Refused(reason)) => Err(Failure::Refused(shared.operators.redact(reason).await)),
+                Err(Failure::Expired(reason)) => Err(Failure::Expired(shared.operators.redact(reason).await)),
+                Err(Failure::Full(reason)) => Err(Failure::Full(shared.operators.redact(reason).await)),
+                Err(failure) => Err(failure),
+            }
+        }));
+        let address = self.shared.address.clone();
+        Box::pin(async move {
+            let mut task = task;
+            // A panic of OpenDAL's over an answer is one more way not to answer.
+            let done = (&mut task.0).await.unwrap_or_else(|error| Err(Failure::Refused(error.to_string())));
+            done.map_err(|failure| failure.into_backend_error(operation, &object, &address))
+        })
+    }
+}
+
+/// Ends with the one who waits for it.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn is_plain_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.contains(|c: char| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control())
+    })
+}
+
+impl Shared {
+    /// `attempt` until it does not come back `Busy`, or the time is over.
+    pub(crate) async fn persist<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        mut attempt: impl FnMut(Operator) -> F,
+    ) -> Result<T, Failure> {
+        let deadline = Instant::now() + self.options.retry;
+        let mut renewals = 0;
+        for attempts in 0u32.. {
+            let outcome = match self.begin(deadline).await {
+                Ok((_permit, current)) => match attempt(current.operator).await {
+                    Err(Failure::Expired(_))
+                        if renewals < 2 && self.operators.expire(current.number).await =>
+                    {
+                        renewals += 1;
+                        continue;
+                    }
+                    outcome => outcome,
+                },
+                Err(failure) => Err(failure),
+            };
+            let Err(Failure::Busy(reason)) = outcome else { return outcome };
+            let wait = self.backoff(attempts);
+            if Instant::now() + wait >= deadline {
+                return Err(Failure::Busy(reason));
+            }
+            tracing::debug!(store = self.address, attempts, "the store does not answer; trying again");
+            sleep(wait).await;
+        }
+        unreachable!("attempts do not end")
+    }
+
+    /// A turn, and a token if there has to be one.
+    async fn begin(
+        &self,
+        deadline: Instant,
+    ) -> Result<(tokio::sync::SemaphorePermit<'_>, crate::operators::Numbered), Failure> {
+        let begun = timeout_at(deadline, async {
+            let permit =
+                self.operations.acquire().await.map_err(|_| Failure::Refused("closed".to_owned()))?;
+            Ok((permit, self.operators.current().await?))
+        });
+        begun
+            .await
+            .unwrap_or_else(|_| Err(Failure::Busy("no turn in time: too much is under way".to_owned())))
+    }
+
+    /// Twice as long each time, of which between half and all is waited.
+    fn backoff(&self, attempts: u32) -> Duration {
+        let all = BACKOFF_MIN.saturating_mul(1 << attempts.min(10)).min(BACKOFF_MAX);
+        all.mul_f64(0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
+    }
+
+    /// SplitMix64.
+    pub(crate) fn random(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.chance.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn path(&self, name: &ObjectName) -> String {
+        format!("{}/{name}", self.prefix)
+    }
+
+    pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
+        self.persist(|operator| {
+            let (path, bytes) = (path.clone(), bytes.clone());
+            async move {
+                match operator.stat(&path).await.map_err(Failure::from) {
+                    Ok(found) if found.content_length() != bytes.len() as u64 => Err(Failure::Conflict),
+                    Ok(_) => match operator.read(&path).await.map_err(Failure::from) {
+                        Ok(found) if found.to_bytes() == bytes.to_bytes() => Ok(()),
+                        Ok(_) => Err(Failure::Conflict),
+                        Err(Failure::Absent) => Err(Failure::Busy("it is there, and is not".to_owned())),
+                        Err(failure) => Err(failure),
+                    },
+                    Err(Failure::Absent) => {
+                        operator.write(&path, bytes).await.map(drop).map_err(Failure::from)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+        })
+        .await
+    }
+
+    /// For the probe: once, and whether it succeeded; `false` is a store that says it was there.
+    pub(crate) async fn put_if_absent(&self, path: String, bytes: Bytes) -> Result<bool, Failure> {
+        let operator = self.operators.current().await?.operator;
+        if !operator.info().capability().write_with_if_not_exists {
+            return Err(Failure::Unsupported);
+        }
+        match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
+            Ok(_) => Ok(true),
+            Err(Failure::Exists) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    pub(crate) async fn read(&self, path: String, range: Option<(u64, u64)>) -> Result<Bytes, Failure> {
+        let read = self
+            .persist(|operator| {
+                let path = path.clone();
+                async move {
+                    let bytes = match range {
+                        None => operator.read(&path).await,
+                        Some((first, end)) if end >= RANGE_END_MAX => {
+                            operator.read_with(&path).range(first..).await
+                        }
+                        Some((first, end)) => operator.read_with(&path).range(first..end).await,
+                    };
+                    Ok(bytes.map_err(Failure::from)?.to_bytes())
+                }
+            })
+            .await;
+        match (read, range) {
+            (Err(Failure::Ended(bytes)), Some(_)) => Ok(bytes),
+            (read, _) => read,
+        }
+    }
+
+    /// One page after the other, each tried again by itself.
+    pub(crate) async fn list(
+        &self,
+        prefix: &str,
+        after: Option<ObjectName>,
+        limit: usize,
+    ) -> Result<Vec<ObjectInfo>, Failure> {
+        let mut found: Vec<ObjectInfo> = Vec::new();
+        let mut after = after;
+        loop {
+            let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
+            let page = self.persist(|operator| self.page(operator, prefix, after.as_ref(), wanted)).await?;
+            let is_last = page.len() < wanted;
+            found.extend(page);
+            if is_last || found.len() >= limit {
+                return Ok(found);
+            }
+            after = found.last().map(|info| info.name.clone());
+        }
+    }
+
+    /// At most `wanted` (not 0) objects; fewer are the last.
+    async fn page(
+        &self,
+        operator: Operator,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        wanted: usize,
+    ) -> Result<Vec<ObjectInfo>, Failure> {
+        let mut asked = options::ListOptions { recursive: true, limit: Some(wanted), ..Default::default() };
+        if operator.info().capability().list_with_start_after {
+            asked.start_after = after.map(|after| self.path(after));
+        }
+        let mut entries = operator.lister_options(&format!("{}/{prefix}", self.prefix), asked).await?;
+        let mut page: Vec<ObjectInfo> = Vec::new();
+        while page.len() < wanted {
+            let Some(entry) = entries.try_next().await? else { break };
+            let name = entry.path().strip_prefix(&self.prefix).and_then(|path| path.strip_prefix('/'));
+            let Some(name) = name.and_then(|name| ObjectName::new(name).ok()) else { continue };
+            if !name.as_str().starts_with(prefix) || after.is_some_and(|after| name <= *after) {
+                continue;
+            }
+            if page.last().is_some_and(|last| last.name >= name) {
+                return Err(Failure::Refused("a listing that is not sorted".to_owned()));
+            }
+            page.push(ObjectInfo { name, length_bytes: entry.metadata().content_length() });
+        }
+        Ok(page)
+    }
+
+    pub(crate) async fn delete(&self, path: String) -> Result<(), Failure> {
+        let delete = |operator: Operator| {
+            let path = path.clone();
+            async move { operator.delete(&path).await.map_err(Failure::from) }
+        };
+        match self.persist(delete).await {
+            Err(Failure::Absent) => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Can any object's name begin so?
+fn is_prefix_of_a_name(prefix: &str) -> bool {
+    prefix.is_empty() || ObjectName::new(format!("{prefix}x")).is_ok() || ObjectName::new(prefix).is_ok()
+}
+
+impl Backend for RemoteBackend {
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        _urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let path = self.shared.path(name);
+        self.run("put", name.to_string(), |me| async move { me.put(path, Buffer::from(parts)).await })
+    }
+
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        if length == 0 || offset >= RANGE_END_MAX {
+            return Box::pin(async { Ok(Bytes::new()) });
+        }
+        let (path, end) = (self.shared.path(name), offset.saturating_add(length));
+        self.run("get", name.to_string(), move |me| async move { me.read(path, Some((offset, end))).await })
+    }
+
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let path = self.shared.path(name);
+        self.run("get", name.to_string(), |me| async move { me.read(path, None).await })
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
+        if limit == 0 || !is_prefix_of_a_name(prefix) {
+            return Box::pin(async { Ok(Vec::new()) });
+        }
+        let (wanted, after) = (prefix.to_owned(), after.cloned());
+        self.run("list", prefix.to_owned(), move |me| async move { me.list(&wanted, after, limit).await })
+    }
+
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let path = self.shared.path(name);
+        self.run("delete", name.to_string(), |me| async move { me.delete(path).await })
+    }
+
+    /// What a store of this kind would tell is a price, not a size.
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
+        Box::pin(async { Ok(None) })
+    }
+}

@@ -1,0 +1,166 @@
+//! OpenDAL's operators: one for each store, and for Swift a new one with each token.
+
+use crate::{
+    Credentials, RemoteKind, RemoteStore, Secret,
+    failure::Failure,
+    http::{Http, HttpError},
+    swift,
+};
+use opendal::{HttpTransporter, OperationContext, Operator, services};
+use tokio::sync::Mutex;
+
+/// An operator, and which of all that there were.
+#[derive(Clone)]
+pub(crate) struct Numbered {
+    pub(crate) number: u64,
+    pub(crate) operator: Operator,
+}
+
+/// See the module.
+pub(crate) struct Operators {
+    store: RemoteStore,
+    credentials: Credentials,
+    http: Http,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    number: u64,
+    /// `None` until a token is there, and when it is not good any more.
+    operator: Option<Operator>,
+    token: Option<Secret>,
+}
+
+impl Operators {
+    /// Asks nobody anything yet. The error is OpenDAL's, about the description.
+    pub(crate) fn new(store: RemoteStore, credentials: Credentials, http: Http) -> Result<Operators, String> {
+        let operator = match &store.kind {
+            RemoteKind::Swift { .. } => None,
+            _ => Some(build(&store.kind, &credentials, None, &http)?),
+        };
+        let current = Mutex::new(Current { number: 0, operator, token: None });
+        Ok(Operators { store, credentials, http, current })
+    }
+
+    /// The one to ask now. Who comes while a token is asked for waits for that one.
+    pub(crate) async fn current(&self) -> Result<Numbered, Failure> {
+        let mut current = self.current.lock().await;
+        if let Some(operator) = &current.operator {
+            return Ok(Numbered { number: current.number, operator: operator.clone() });
+        }
+        let RemoteKind::Swift { auth, project, storage, .. } = &self.store.kind else {
+            return Err(Failure::Refused("no operator".to_owned()));
+        };
+        let login = swift::log_in(&self.http, auth, project.as_ref(), &self.credentials).await;
+        let mut login = login.map_err(|error| match error {
+            HttpError::Status { code: 401, text } => {
+                Failure::Refused(format!("HTTP 401 {text}: user or password is wrong"))
+            }
+            error => Failure::from(error),
+        })?;
+        if let Some(storage) = storage {
+            login.storage_url.clone_from(storage);
+        }
+        let operator =
+            build(&self.store.kind, &self.credentials, Some(&login), &self.http).map_err(Failure::Refused)?;
+        *current = Current {
+            number: current.number + 1,
+            operator: Some(operator.clone()),
+            token: Some(login.token),
+        };
+        Ok(Numbered { number: current.number, operator })
+    }
+
+    /// The store did not take the token of that operator: can there be another? No, where there are no tokens.
+    pub(crate) async fn expire(&self, number: u64) -> bool {
+        let mut current = self.current.lock().await;
+        if current.token.is_some() && current.number == number {
+            current.operator = None;
+        }
+        current.token.is_some()
+    }
+
+    /// Takes out of a text what nobody may see: a store may have said it back to us.
+    pub(crate) async fn redact(&self, mut text: String) -> String {
+        let token = self.current.lock().await.token.clone();
+        let secrets = [Some(&self.credentials.secret), token.as_ref()];
+        for secret in secrets.into_iter().flatten().map(Secret::reveal).filter(|secret| !secret.is_empty()) {
+            text = text.replace(secret, "(secret)");
+        }
+        text
+    }
+}
+
+/// The prefix is no root of OpenDAL's: it cuts that off whatever a listing names, looking or not.
+fn build(
+    kind: &RemoteKind,
+    credentials: &Credentials,
+    login: Option<&swift::Login>,
+    http: &Http,
+) -> Result<Operator, String> {
+    let (name, secret) = (credentials.name.reveal(), credentials.secret.reveal());
+    let built = match kind {
+        RemoteKind::S3 { endpoint, region, bucket, bucket_in_host } => {
+            let s3 = services::S3::default().endpoint(endpoint).region(region).bucket(bucket);
+            let s3 = if *bucket_in_host { s3.enable_virtual_host_style() } else { s3 };
+            // Nothing from the environment, the home directory or a cloud's metadata server.
+            let s3 =
+                s3.access_key_id(name).secret_access_key(secret).disable_config_load().disable_ec2_metadata();
+            Operator::new(s3)
+        }
+        RemoteKind::Swift { container, .. } => {
+            let login = login.ok_or("no token")?;
+            let swift = services::Swift::default().endpoint(&login.storage_url).container(container);
+            Operator::new(swift.token(login.token.reveal()))
+        }
+        RemoteKind::Gcs { endpoint, bucket } => {
+            let gcs = services::Gcs::default().bucket(bucket).credential(&base64(secret.as_bytes()));
+            let gcs = endpoint.iter().fold(gcs, |gcs, endpoint| gcs.endpoint(endpoint));
+            Operator::new(gcs.disable_config_load().disable_vm_metadata())
+        }
+        RemoteKind::Azblob { endpoint, container } => {
+            let azblob = services::Azblob::default().endpoint(endpoint).container(container);
+            Operator::new(azblob.account_name(name).account_key(secret))
+        }
+    };
+    // OpenDAL's text may name what it was given.
+    let operator = built.map_err(|error| error.kind().to_string())?;
+    let context = OperationContext::new().with_http_transport(HttpTransporter::new(http.clone()));
+    Ok(operator.with_context(context))
+}
+
+/// RFC 4648, section 4: how OpenDAL takes Google's JSON.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let bits =
+            three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for digit in 0..4 {
+            let index = (bits >> (18 - 6 * digit)) as usize & 63;
+            text.push(if digit <= three.len() { DIGITS[index] as char } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        // RFC 4648, section 10.
+        for (text, expected) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(text.as_bytes()), expected);
+        }
+    }
+}

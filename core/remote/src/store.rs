@@ -1,0 +1,111 @@
+//! What a store is: its kind, its address, the place in it that is ours.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A store and the place in it that is ours. Nothing outside of `prefix` is ever read, written or listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteStore {
+    /// Which protocol, and where.
+    #[serde(flatten)]
+    pub kind: RemoteKind,
+    /// Before each name, with a `/` between: itself an object name.
+    pub prefix: String,
+}
+
+/// The protocols. Addresses are URLs with `http://` or `https://`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RemoteKind {
+    /// Amazon's S3 and what speaks like it.
+    S3 {
+        /// For instance `https://s3.eu-west-1.amazonaws.com`.
+        endpoint: String,
+        /// Part of what is signed; what a store of one's own has is told in its configuration, mostly `us-east-1`.
+        region: String,
+        /// There already.
+        bucket: String,
+        /// The bucket is in the host's name and not in the path. AWS wants it so.
+        #[serde(default)]
+        bucket_in_host: bool,
+    },
+    /// OpenStack's Swift.
+    Swift {
+        /// Ends in `/v1.0` (TempAuth, Ceph) or `/v3` (Keystone).
+        auth: String,
+        /// There already.
+        container: String,
+        /// Keystone only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        project: Option<KeystoneProject>,
+        /// Instead of the storage URL that the authentication names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        storage: Option<String>,
+    },
+    /// Google's Cloud Storage.
+    Gcs {
+        /// Google's own when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
+        /// There already.
+        bucket: String,
+    },
+    /// Azure's blobs.
+    Azblob {
+        /// For instance `https://ACCOUNT.blob.core.windows.net`.
+        endpoint: String,
+        /// There already.
+        container: String,
+    },
+}
+
+/// Whose objects a Keystone token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeystoneProject {
+    /// Its name.
+    pub name: String,
+    /// The domain of project and user.
+    pub domain: String,
+    /// Which of the catalogue's endpoints; the first when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+impl RemoteStore {
+    /// The address as errors and listings show it: no user, no secret.
+    pub fn address(&self) -> String {
+        let (endpoint, container) = match &self.kind {
+            RemoteKind::S3 { endpoint, bucket, .. } => (endpoint.as_str(), bucket.as_str()),
+            RemoteKind::Swift { auth, container, .. } => (auth.as_str(), container.as_str()),
+            RemoteKind::Gcs { endpoint, bucket } => {
+                (endpoint.as_deref().unwrap_or("https://storage.googleapis.com"), bucket.as_str())
+            }
+            RemoteKind::Azblob { endpoint, container } => (endpoint.as_str(), container.as_str()),
+        };
+        format!("{}/{container}/{}", endpoint.trim_end_matches('/'), self.prefix)
+    }
+
+    /// Every URL in it.
+    pub(crate) fn urls(&self) -> Vec<&str> {
+        match &self.kind {
+            RemoteKind::S3 { endpoint, .. } | RemoteKind::Azblob { endpoint, .. } => vec![endpoint],
+            RemoteKind::Swift { auth, storage, .. } => {
+                std::iter::once(auth.as_str()).chain(storage.as_deref()).collect()
+            }
+            RemoteKind::Gcs { endpoint, .. } => endpoint.as_deref().into_iter().collect(),
+        }
+    }
+}
+
+impl fmt::Display for RemoteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            RemoteKind::S3 { .. } => "s3",
+            RemoteKind::Swift { .. } => "swift",
+            RemoteKind::Gcs { .. } => "gcs",
+            RemoteKind::Azblob { .. } => "azblob",
+        };
+        write!(f, "{kind} {}", self.address())
+    }
+}

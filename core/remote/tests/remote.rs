@@ -1,0 +1,432 @@
+//! The adapter against a store that answers badly, and says so.
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod support;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use ovs_backend::{Backend, BackendError, ObjectName, Urgency, conformance};
+use ovs_remote::{
+    Credentials, KeystoneProject, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions, RemoteStore,
+};
+use std::{sync::atomic::Ordering, time::Duration};
+use support::{Asked, BUCKET, Fault, SECRET, Server};
+use tokio::{runtime::Handle, time::Instant};
+
+const RETRY: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn options() -> RemoteOptions {
+    RemoteOptions { retry: RETRY, patience: PATIENCE, ..Default::default() }
+}
+
+fn s3(server: &Server) -> RemoteKind {
+    RemoteKind::S3 {
+        endpoint: server.url.clone(),
+        region: "us-east-1".to_owned(),
+        bucket: BUCKET.to_owned(),
+        bucket_in_host: false,
+    }
+}
+
+fn swift(server: &Server) -> RemoteKind {
+    let auth = format!("{}/auth/v1.0", server.url);
+    RemoteKind::Swift { auth, container: BUCKET.to_owned(), project: None, storage: None }
+}
+
+fn open_with(kind: RemoteKind, secret: &str, options: RemoteOptions) -> RemoteBackend {
+    let store = RemoteStore { kind, prefix: "our/place".to_owned() };
+    RemoteBackend::open(store, Credentials::new("me", secret), options, Handle::current())
+        .expect("a good description")
+}
+
+fn open(kind: RemoteKind) -> RemoteBackend {
+    open_with(kind, SECRET, options())
+}
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new(text).unwrap()
+}
+
+fn bytes(length: usize) -> Bytes {
+    (0..length).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+async fn put(backend: &RemoteBackend, object: &str, bytes: Bytes) -> Result<(), BackendError> {
+    backend.put(&name(object), vec![bytes], Urgency::Normal).await
+}
+
+/// The error of an operation, which must have come within the bounds.
+fn retry_of<T: std::fmt::Debug>(started: Instant, result: Result<T, BackendError>) -> String {
+    let took = started.elapsed();
+    assert!(took < RETRY + 2 * PATIENCE, "took {took:?}");
+    match result {
+        Err(error @ BackendError::Retry { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_suite_passes_over_s3_and_swift() {
+    let server = Server::start().await;
+    conformance::check_backend(&open(s3(&server)), conformance::Rules::OBJECTS).await;
+    server.objects.lock().unwrap().clear();
+    conformance::check_backend(&open(swift(&server)), conformance::Rules::OBJECTS).await;
+    let outside = server.objects.lock().unwrap().keys().filter(|key| !key.starts_with("our/place/")).count();
+    assert_eq!(outside, 0);
+}
+
+/// The first `times` requests of `method` for an object go wrong.
+fn fault(server: &Server, method: &'static str, fault: Fault, times: usize) {
+    let mut left = times;
+    server.decide(move |asked: &Asked| {
+        if asked.method != method || asked.key.starts_with("/auth") || left == 0 {
+            return None;
+        }
+        left -= 1;
+        Some(fault.clone())
+    });
+}
+
+async fn check_once(is_swift: bool, method: &'static str, wrong: Fault) {
+    let server = Server::start().await;
+    let backend = open(if is_swift { swift(&server) } else { s3(&server) });
+    let (object, body, told) = (name("a/b"), bytes(100_000), format!("{method} {wrong:?}"));
+    fault(&server, method, wrong.clone(), 2);
+    put(&backend, "a/b", body.clone()).await.expect(&told);
+    assert_eq!(backend.get(&object).await.expect(&told), body, "{told}");
+    fault(&server, method, wrong.clone(), 1);
+    assert_eq!(backend.get_range(&object, 99_000, 9000).await.expect(&told), body[99_000..], "{told}");
+    fault(&server, method, wrong.clone(), 1);
+    assert_eq!(backend.list("a/", None, 9).await.expect(&told).len(), 1, "{told}");
+    fault(&server, method, wrong.clone(), 1);
+    backend.delete(&object).await.expect(&told);
+    assert!(server.objects.lock().unwrap().is_empty(), "{told}");
+}
+
+#[tokio::test]
+async fn what_goes_wrong_once_is_tried_again() {
+    let status = |code| Fault::Status(code, "busy".to_owned());
+    let cases = [
+        ("HEAD", status(500)),
+        ("HEAD", Fault::Hang),
+        ("PUT", status(503)),
+        ("PUT", status(429)),
+        ("PUT", Fault::StatusAfter(500)),
+        ("PUT", Fault::Drop),
+        ("PUT", Fault::Hang),
+        ("GET", status(502)),
+        ("GET", Fault::Truncate),
+        ("GET", Fault::Stall),
+        ("GET", Fault::Drop),
+        ("DELETE", status(500)),
+        ("DELETE", Fault::Drop),
+    ];
+    let cases = cases
+        .into_iter()
+        .flat_map(|(method, wrong)| [false, true].map(|swift| (swift, method, wrong.clone())));
+    join_all(cases.map(|(is_swift, method, wrong)| check_once(is_swift, method, wrong))).await;
+}
+
+/// Of what a put did that came to no answer, the next attempt knows by looking.
+#[tokio::test]
+async fn a_put_that_took_effect_unseen_is_no_conflict_and_other_bytes_are() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    fault(&server, "PUT", Fault::Drop, 1);
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(server.count("PUT"), 1);
+    let mut other = bytes(1000).to_vec();
+    other[999] ^= 1;
+    for other in [bytes(999), bytes(1001), Bytes::new(), other.into()] {
+        assert_eq!(put(&backend, "a", other).await, Err(BackendError::Conflict { object: "a".to_owned() }));
+    }
+    assert_eq!(server.count("PUT"), 1);
+}
+
+async fn check_wrong_answer(wrong: Fault) {
+    let server = Server::start().await;
+    let (backend, object) = (open(s3(&server)), name("a"));
+    put(&backend, "a", bytes(10_000)).await.unwrap();
+    fault(&server, "GET", wrong.clone(), usize::MAX);
+    let error = retry_of(Instant::now(), backend.get_range(&object, 1000, 5000).await);
+    assert!(error.contains("get of a") && error.contains(&backend_address(&server)), "{wrong:?}: {error}");
+    fault(&server, "GET", wrong.clone(), 1);
+    assert_eq!(backend.get_range(&object, 1000, 5000).await.unwrap(), bytes(10_000)[1000..6000], "{wrong:?}");
+    fault(&server, "GET", wrong.clone(), 1);
+    assert_eq!(backend.get_range(&object, 9000, 5000).await.unwrap(), bytes(10_000)[9000..], "{wrong:?}");
+}
+
+/// Neither as bytes nor as the object's end.
+#[tokio::test]
+async fn wrong_answers_are_not_taken() {
+    join_all([Fault::Short, Fault::IgnoreRange, Fault::Shift, Fault::Truncate].map(check_wrong_answer)).await;
+}
+
+fn backend_address(server: &Server) -> String {
+    format!("{}/{BUCKET}/our/place", server.url)
+}
+
+async fn check_bound(method: &'static str, wrong: Fault) {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    put(&backend, "a", bytes(10_000)).await.unwrap();
+    fault(&server, method, wrong.clone(), usize::MAX);
+    let started = Instant::now();
+    let error = match method {
+        "GET" => retry_of(started, backend.get(&name("a")).await),
+        "DELETE" => retry_of(started, backend.delete(&name("a")).await),
+        _ => retry_of(started, put(&backend, "b", bytes(100_000)).await),
+    };
+    assert!(started.elapsed() > RETRY / 3, "{method} {wrong:?}: it gave up after {:?}", started.elapsed());
+    assert!(
+        error.contains(&backend_address(&server)) && !error.contains(SECRET),
+        "{method} {wrong:?}: {error}"
+    );
+    // And back.
+    server.decide(|_| None);
+    put(&backend, "b", bytes(100_000)).await.unwrap();
+    assert_eq!(backend.get(&name("b")).await.unwrap(), bytes(100_000));
+}
+
+#[tokio::test]
+async fn what_goes_wrong_for_ever_is_retry_within_the_bounds() {
+    let cases = [
+        ("PUT", Fault::Hang),
+        ("HEAD", Fault::Hang),
+        ("GET", Fault::Stall),
+        ("GET", Fault::Truncate),
+        ("DELETE", Fault::Status(503, "slow down".to_owned())),
+    ];
+    join_all(cases.map(|(method, wrong)| check_bound(method, wrong))).await;
+}
+
+#[tokio::test]
+async fn what_will_not_do_better_is_told_at_once_and_without_secrets() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    let text = format!("<Error><Code>AccessDenied</Code><Message>{SECRET}</Message></Error>");
+    for code in [401, 403, 400] {
+        fault(&server, "HEAD", Fault::Status(code, text.clone()), usize::MAX);
+        fault(&server, "GET", Fault::Status(code, text.clone()), usize::MAX);
+        let before = server.count("GET");
+        let error = retry_of(Instant::now(), backend.get(&name("a")).await);
+        assert_eq!(server.count("GET"), before + 1, "{code}");
+        assert!(!error.contains(SECRET) && error.contains("AccessDenied"), "{error}");
+    }
+    for (code, text) in
+        [(507, "full"), (403, "<Error><Code>QuotaExceeded</Code></Error>"), (413, "Upload exceeds quota.")]
+    {
+        fault(&server, "PUT", Fault::Status(code, text.to_owned()), usize::MAX);
+        let full = put(&backend, "a", bytes(10)).await;
+        assert!(matches!(full, Err(BackendError::NoSpace { .. })), "{code}: {full:?}");
+    }
+    let wrong = open_with(swift(&server), "wrong-password", options());
+    server.decide(|_| None);
+    let started = Instant::now();
+    let error = retry_of(started, wrong.get(&name("a")).await);
+    assert!(started.elapsed() < RETRY / 3 && !error.contains("wrong-password"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_that_expires_is_replaced_once_for_all_who_wait() {
+    let server = Server::start().await;
+    let backend = open(swift(&server));
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(server.tokens_given.load(Ordering::SeqCst), 1);
+    server.oldest_token.store(1, Ordering::SeqCst);
+    let (object, body) = (name("a"), bytes(1000));
+    let gets = (0..20).map(|_| backend.get(&object));
+    for got in join_all(gets).await {
+        assert_eq!(got.unwrap(), body);
+    }
+    assert_eq!(server.tokens_given.load(Ordering::SeqCst), 2);
+    // A store that takes none of its own tokens is not asked for ever.
+    server.oldest_token.store(usize::MAX, Ordering::SeqCst);
+    retry_of(Instant::now(), backend.get(&object).await);
+    assert!(server.tokens_given.load(Ordering::SeqCst) <= 4);
+}
+
+#[tokio::test]
+async fn keystone_names_the_store_and_gives_a_token() {
+    let server = Server::start().await;
+    let project = |region: &str| KeystoneProject {
+        name: "p".to_owned(),
+        domain: "Default".to_owned(),
+        region: Some(region.to_owned()),
+    };
+    let kind = |region| RemoteKind::Swift {
+        auth: format!("{}/v3", server.url),
+        container: BUCKET.to_owned(),
+        project: Some(project(region)),
+        storage: None,
+    };
+    let backend = open(kind("r"));
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(backend.get(&name("a")).await.unwrap(), bytes(1000));
+    let error = retry_of(Instant::now(), open(kind("elsewhere")).get(&name("a")).await);
+    assert!(error.contains("catalogue"), "{error}");
+}
+
+#[tokio::test]
+async fn listings_have_what_is_ours_alone() {
+    let server = Server::start().await;
+    for kind in [s3(&server), swift(&server)] {
+        let backend = open(kind);
+        for key in [
+            "our/place",
+            "our/place/",
+            "our/place/UPPER",
+            "our/place/.hidden",
+            "our/place/a//b",
+            "our/place-2/x",
+            "our/plac",
+            "zzz",
+        ] {
+            server.objects.lock().unwrap().insert(key.to_owned(), b"not ours".to_vec());
+        }
+        for object in ["a", "b/c", "b/d", "z"] {
+            put(&backend, object, bytes(10)).await.unwrap();
+        }
+        for limit in [1, 2, 100] {
+            let (mut found, mut after) = (Vec::new(), None);
+            while let Some(last) = backend.list("", after.as_ref(), limit).await.unwrap().last() {
+                after = Some(last.name.clone());
+                found.push(last.name.to_string());
+            }
+            assert_eq!(found.last().unwrap(), "z", "{limit}");
+        }
+        let all = backend.list("", None, 100).await.unwrap();
+        assert_eq!(all.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["a", "b/c", "b/d", "z"]);
+    }
+}
+
+#[tokio::test]
+async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
+    let server = Server::start().await;
+    let backend = open_with(s3(&server), SECRET, RemoteOptions { operations_max: 3, ..options() });
+    put(&backend, "a", bytes(10)).await.unwrap();
+    *server.delay.lock().unwrap() = Duration::from_millis(30);
+    let object = name("a");
+    for got in join_all((0..20).map(|_| backend.get(&object))).await {
+        got.unwrap();
+    }
+    assert_eq!(server.under_way_max.load(Ordering::SeqCst), 3);
+    // Three that hang and are given up: their turns are free at once.
+    server.decide(|_| Some(Fault::Hang));
+    let hanging = join_all((0..3).map(|_| backend.get(&object)));
+    tokio::time::timeout(Duration::from_millis(200), hanging).await.expect_err("they hang");
+    server.decide(|_| None);
+    let got = tokio::time::timeout(PATIENCE / 2, backend.get(&object)).await;
+    got.expect("a turn at once").unwrap();
+}
+
+#[tokio::test]
+async fn bytes_keep_to_the_rates() {
+    let server = Server::start().await;
+    let limited =
+        RemoteOptions { up_bytes_per_s: Some(2_000_000), down_bytes_per_s: Some(4_000_000), ..options() };
+    let backend = open_with(s3(&server), SECRET, limited);
+    let body = bytes(2_000_000);
+    let started = Instant::now();
+    put(&backend, "a", body.clone()).await.unwrap();
+    assert!(started.elapsed() > Duration::from_millis(850), "{:?}", started.elapsed());
+    let started = Instant::now();
+    assert_eq!(backend.get(&name("a")).await.unwrap(), body);
+    assert!(started.elapsed() > Duration::from_millis(400), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_probe_tells_conditional_puts_apart() {
+    for (has_conditions, is_racy, expected) in [
+        (true, false, PutIfAbsent::OneWinner),
+        (true, true, PutIfAbsent::SeveralWinners),
+        (false, false, PutIfAbsent::Ignored),
+    ] {
+        let server = Server::start_with(has_conditions, is_racy).await;
+        let probe = open(s3(&server)).probe().await.unwrap();
+        assert!(probe.is_usable() && probe.lists_after_delete, "{probe:?}");
+        assert_eq!(probe.put_if_absent, expected);
+        assert!(server.objects.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn descriptions_are_checked_when_opened_and_show_no_secret() {
+    let server = Server::start().await;
+    let open = |endpoint: &str, prefix: &str| {
+        let kind = RemoteKind::S3 {
+            endpoint: endpoint.to_owned(),
+            region: "r".to_owned(),
+            bucket: BUCKET.to_owned(),
+            bucket_in_host: false,
+        };
+        let store = RemoteStore { kind, prefix: prefix.to_owned() };
+        let text = serde_json::to_string(&store).unwrap();
+        assert_eq!(serde_json::from_str::<RemoteStore>(&text).unwrap(), store);
+        RemoteBackend::open(store, Credentials::new("me", SECRET), options(), Handle::current()).err()
+    };
+    assert!(open(&server.url, "a/b").is_none());
+    for (endpoint, prefix) in [
+        ("127.0.0.1:80", "a"),
+        ("ftp://host", "a"),
+        ("http://user:word@host", "a"),
+        ("http://host?x", "a"),
+        ("http://", "a"),
+        ("http://host", ""),
+        ("http://host", "/"),
+        ("http://host", "../a"),
+        ("http://host", "a/"),
+    ] {
+        let error = open(endpoint, prefix).unwrap_or_else(|| panic!("{endpoint} {prefix} was taken"));
+        assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+    }
+}
+
+/// A server's pages may come with anything; OpenDAL panics at some of it.
+#[tokio::test]
+async fn listings_out_of_their_mind_are_errors() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    let page = |keys: &[&str]| {
+        let contents = keys.iter().map(|key| {
+            format!("<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag><Size>1</Size></Contents>")
+        });
+        format!(
+            "<ListBucketResult><IsTruncated>false</IsTruncated>{}</ListBucketResult>",
+            contents.collect::<String>()
+        )
+    };
+    for text in [
+        page(&["our/place/b", "our/place/a"]),
+        page(&["our/place/a", "our/place/a"]),
+        "<Not>XML".to_owned(),
+        "<Error><Code>Odd</Code></Error>".to_owned(),
+        "<html></html>".to_owned(),
+        String::new(),
+    ] {
+        fault(&server, "GET", Fault::Status(200, text.clone()), usize::MAX);
+        retry_of(Instant::now(), backend.list("", None, 10).await);
+    }
+    // A server that does not know prefixes.
+    fault(
+        &server,
+        "GET",
+        Fault::Status(200, page(&["our/place/a", "our/place/b/c", "our/place/d"])),
+        usize::MAX,
+    );
+    let found = backend.list("b/", None, 10).await.unwrap();
+    assert_eq!(found.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["b/c"]);
+    fault(
+        &server,
+        "GET",
+        Fault::Status(200, page(&["", "/", "//", "o", "elsewhere", "our/place/a"])),
+        usize::MAX,
+    );
+    let found = backend.list("", None, 10).await;
+    assert!(
+        found.as_ref().is_ok_and(|found| found.len() == 1)
+            || matches!(found, Err(BackendError::Retry { .. })),
+        "{found:?}"
+    );
+}
