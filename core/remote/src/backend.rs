@@ -107,10 +107,10 @@ impl RemoteBackend {
             return Err(error("the prefix is no object name".to_owned()));
         }
         let urls = store.urls();
-        if let Some(bad) = urls.iter().find(|url| !is_plain_url(url)) {
-            return Err(error(format!(
-                "{bad:?} is no http:// or https:// URL without user, query and fragment"
-            )));
+        if urls.iter().any(|url| !is_plain_url(url)) {
+            // It may hold a password: nothing of it is shown.
+            let reason = "a URL of it is no http:// or https:// URL without user, query and fragment";
+            return Err(OpenError { store: store.kind_name().to_owned(), reason: reason.to_owned() });
         }
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
         let http = Http::new(is_tls, options.patience, options.up_bytes_per_s, options.down_bytes_per_s);

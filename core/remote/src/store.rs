@@ -86,6 +86,16 @@ impl RemoteStore {
         format!("{}/{container}/{}", endpoint.trim_end_matches('/'), self.prefix)
     }
 
+    /// As configurations name the kind.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            RemoteKind::S3 { .. } => "s3",
+            RemoteKind::Swift { .. } => "swift",
+            RemoteKind::Gcs { .. } => "gcs",
+            RemoteKind::Azblob { .. } => "azblob",
+        }
+    }
+
     /// Every URL in it.
     pub(crate) fn urls(&self) -> Vec<&str> {
         match &self.kind {
@@ -100,12 +110,6 @@ impl RemoteStore {
 
 impl fmt::Display for RemoteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            RemoteKind::S3 { .. } => "s3",
-            RemoteKind::Swift { .. } => "swift",
-            RemoteKind::Gcs { .. } => "gcs",
-            RemoteKind::Azblob { .. } => "azblob",
-        };
-        write!(f, "{kind} {}", self.address())
+        write!(f, "{} {}", self.kind_name(), self.address())
     }
 }

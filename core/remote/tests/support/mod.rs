@@ -205,7 +205,7 @@ impl Server {
                     return empty(412);
                 }
                 if self.is_racy {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(400)).await;
                 }
                 let mut objects = self.objects.lock().unwrap();
                 if is_conditional && !self.is_racy && objects.contains_key(key) {
