@@ -238,6 +238,22 @@ mod tests {
     }
 
     #[test]
+    fn an_sco_that_several_were_moved_into_counts_once() {
+        let vdisk = VdiskId(Uuid::from_u128(1));
+        let mut table = Table::default();
+        (1..=4).for_each(|number| table.push(sco(number, 9)));
+        table.push(ScoRef { vdisk: VdiskId(Uuid::from_u128(2)), ..sco(5, 9) });
+        let move_to = |number, to| Move { origin: (Epoch(1), ScoNumber(number)), to };
+        let to = |base| Some((0, base, kept(9, 4, 3)));
+        table
+            .relocate(vdisk, &[sco(10, 6)], &[move_to(1, to(0)), move_to(2, to(3)), move_to(4, None)])
+            .unwrap();
+        assert_eq!(table.bytes_of(vdisk), sco(10, 6).object_bytes() + sco(3, 9).object_bytes());
+        let listed = table.scos_of(vdisk).iter().map(|(sco, _)| sco.object_bytes()).sum::<u64>();
+        assert_eq!(table.bytes_of(vdisk), listed);
+    }
+
+    #[test]
     fn an_index_finds_its_sco_in_whatever_chunk() {
         let mut table = Table::default();
         let count = 2 * TABLE_CHUNK as u64 + 1;
