@@ -18,14 +18,17 @@ chmod 0755 "$work"   # apt's download user reads it
 mkdir -p "$work/deb" "$work/root"
 : >"$work/status"
 
+# Both steps look at the empty system: where this host has a newer build of a library than the archive of today (an
+# update that was withdrawn, a suite that is not configured any more), a download would ask for that one and fail.
+empty=(-o Dir::State::status="$work/status" -o APT::Install-Recommends=false)
 resolve() {
-    apt-get -o Dir::State::status="$work/status" -o APT::Install-Recommends=false -s install "${wanted[@]}" 2>/dev/null |
+    apt-get "${empty[@]}" -s install "${wanted[@]}" 2>/dev/null |
         awk '/^Inst /{print $2}' | grep -Ev "$unused"
 }
 packages=$(resolve) || { apt-get update -qq && packages=$(resolve); }
 chown _apt "$work/deb" 2>/dev/null || true
 # shellcheck disable=SC2086  # a list of words
-(cd "$work/deb" && apt-get -qq download $packages >/dev/null)
+(cd "$work/deb" && apt-get "${empty[@]}" -qq download $packages >/dev/null)
 
 # Debian 12 is merged-/usr: the links come first, or /bin and /lib would become directories.
 mkdir -p "$work"/root/{usr/bin,usr/sbin,usr/lib,usr/lib64,etc,dev,proc,sys,run/postgresql,tmp,var/lib/postgresql}
