@@ -227,7 +227,7 @@ impl Volumes {
     /// connections end and what they had in flight with them.
     async fn fence(&self, holder: &Holder) -> Result<(), Problem> {
         {
-            let _locked = self.locks.lock(format!("vdisk/{}", holder.vdisk)).await;
+            let _locked = self.lock_vdisk(holder.vdisk).await;
             let stored = self.record(holder.vdisk).await?;
             self.change(&stored, None, |record| {
                 record.generation += 1;

@@ -91,7 +91,8 @@ impl Volumes {
         tokio::task::spawn_local(tick(Rc::downgrade(self)));
     }
 
-    async fn retry(self: &Rc<Self>) {
+    /// One round of trying again.
+    pub(super) async fn retry(self: &Rc<Self>) {
         for pool in self.all_pools() {
             let was_unasked = self.unasked.borrow_mut().remove(&pool.record().id);
             if was_unasked && pool.backend().is_some() {
@@ -110,7 +111,7 @@ impl Volumes {
         let unsettled: Vec<VdiskId> =
             self.slots.borrow().iter().filter(|(_, slot)| !slot.is_settled()).map(|(id, _)| *id).collect();
         for id in unsettled {
-            if let Err(problem) = self.ensure_open(id).await {
+            if let Err(problem) = self.open_unless_locked(id).await {
                 tracing::debug!(vdisk = %id, %problem, "it still cannot be opened");
             }
         }

@@ -13,6 +13,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
+    locks::Locked,
     open::{check_record_size, gone_is_fine, to_engine, to_properties},
     pools::{from_policy, offline, to_policy},
     problem::{exists, from_catalogue, from_volume},
@@ -67,12 +68,12 @@ impl Volumes {
             Some(reference) => Some(self.resolve(reference).await?),
             None => None,
         };
-        let _parent_locked = match source {
-            Some(id) => Some(self.locks.lock(format!("vdisk/{id}")).await),
+        let parent_locked = match source {
+            Some(id) => Some((id, self.lock_vdisk(id).await)),
             None => None,
         };
-        let parent = match source {
-            Some(id) => Some(self.find_parent(id, &request, &vpool).await?),
+        let parent = match &parent_locked {
+            Some((id, locked)) => Some(self.find_parent(*id, locked, &request, &vpool).await?),
             None => None,
         };
         let record = self.new_record(&request, &vpool, parent.as_ref(), asked.clone())?;
@@ -88,6 +89,7 @@ impl Volumes {
     async fn find_parent(
         &self,
         id: VdiskId,
+        locked: &Locked,
         request: &CreateVdisk,
         vpool: &VpoolRecord,
     ) -> Result<Parent, Problem> {
@@ -102,7 +104,7 @@ impl Volumes {
             let detail = format!("template: vDisk {} is not a template", record.name);
             return Err(Problem::new(ProblemKind::Conflict, detail).with("field", member));
         }
-        let vdisk = self.ensure_open(id).await?;
+        let vdisk = self.ensure_open_locked(id, locked).await?;
         // Opening may have changed the record.
         let record = self.live_record(id).await?.record;
         let wanted = request.source.as_ref().and_then(|source| source.snapshot.as_ref());

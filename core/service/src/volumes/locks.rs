@@ -28,6 +28,21 @@ impl Locks {
         let guard = lock.lock_owned().await;
         Locked { guard: Some(guard), name, known: self.known.clone() }
     }
+
+    /// The lock of this name, if nobody has it.
+    pub fn try_lock(&self, name: impl Into<String>) -> Option<Locked> {
+        let name = name.into();
+        let lock = self.known.borrow_mut().entry(name.clone()).or_default().clone();
+        let guard = lock.try_lock_owned().ok()?;
+        Some(Locked { guard: Some(guard), name, known: self.known.clone() })
+    }
+}
+
+impl Locked {
+    /// True for the lock of this name.
+    pub fn is_of(&self, name: &str) -> bool {
+        self.name == name
+    }
 }
 
 impl Drop for Locked {
@@ -54,11 +69,14 @@ mod tests {
             let _locked = locks.lock("a").await;
             inside.set(inside.get() + 1);
             assert_eq!(inside.get(), 1, "two at a time");
+            assert!(locks.try_lock("a").is_none());
             let _other = locks.lock("b").await;
             tokio::task::yield_now().await;
             inside.set(inside.get() - 1);
         };
         tokio::join!(work(), work(), work());
+        assert!(locks.known.borrow().is_empty());
+        assert!(locks.try_lock("a").unwrap().is_of("a"));
         assert!(locks.known.borrow().is_empty());
     }
 }

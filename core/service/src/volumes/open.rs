@@ -5,12 +5,13 @@
 //! ```
 //!
 //! The record in the registry is the intention; the engine follows. Whatever a crash left between the two is made good
-//! here, under the vDisk's opening lock, before anybody reads or writes. A vDisk that cannot be opened is shown with
-//! its reason, is tried again, and stops nobody else.
+//! here, under the vDisk's lock, before anybody reads or writes: what a change in progress has left half done is its
+//! own to finish. A vDisk that cannot be opened is shown with its reason, is tried again, and stops nobody else.
 
 use super::{
     Volumes,
     create::CLONE_SNAPSHOT_PREFIX,
+    locks::Locked,
     pools::offline,
     problem::{from_catalogue, from_volume, not_found},
 };
@@ -33,8 +34,6 @@ pub(super) const RECORD_BYTES_MAX: usize = 256 << 10;
 pub struct Slot {
     is_settled: Cell<bool>,
     problem: RefCell<Option<Problem>>,
-    /// How often its limits and its part in the cache were set.
-    settings_changes: Cell<u64>,
 }
 
 impl Slot {
@@ -98,20 +97,40 @@ impl Volumes {
         }
     }
 
-    /// The vDisk, open and as its record says.
+    /// The vDisk's lock: whoever changes it, or makes good what a change has left, holds it.
+    pub(super) async fn lock_vdisk(&self, id: VdiskId) -> Locked {
+        self.locks.lock(lock_name(id)).await
+    }
+
+    /// The vDisk, open and as its record says. Waits for a change in progress that has not come to its end.
     pub(crate) async fn ensure_open(&self, id: VdiskId) -> Result<Vdisk, Problem> {
+        match self.opened(id) {
+            Some(vdisk) => Ok(vdisk),
+            None => self.ensure_open_locked(id, &self.lock_vdisk(id).await).await,
+        }
+    }
+
+    /// As [`Self::ensure_open`] for what can be done later: a vDisk that somebody works on is left to him.
+    pub(super) async fn open_unless_locked(&self, id: VdiskId) -> Result<(), Problem> {
+        if self.opened(id).is_none()
+            && let Some(locked) = self.locks.try_lock(lock_name(id))
+        {
+            self.ensure_open_locked(id, &locked).await?;
+        }
+        Ok(())
+    }
+
+    fn opened(&self, id: VdiskId) -> Option<Vdisk> {
+        self.slot(id).is_settled().then(|| self.engine.vdisk(id)).flatten()
+    }
+
+    /// As [`Self::ensure_open`] for who holds the vDisk's lock.
+    pub(super) async fn ensure_open_locked(&self, id: VdiskId, locked: &Locked) -> Result<Vdisk, Problem> {
+        debug_assert!(locked.is_of(&lock_name(id)), "the lock of another: {locked:?}");
+        if let Some(vdisk) = self.opened(id) {
+            return Ok(vdisk);
+        }
         let slot = self.slot(id);
-        if slot.is_settled()
-            && let Some(vdisk) = self.engine.vdisk(id)
-        {
-            return Ok(vdisk);
-        }
-        let _opening = self.locks.lock(format!("open/{id}")).await;
-        if slot.is_settled()
-            && let Some(vdisk) = self.engine.vdisk(id)
-        {
-            return Ok(vdisk);
-        }
         let opened = self.open_and_settle(id).await;
         let before = slot.problem();
         match &opened {
@@ -131,7 +150,6 @@ impl Volumes {
     }
 
     async fn open_and_settle(&self, id: VdiskId) -> Result<(Vdisk, bool), Problem> {
-        let changes = self.slot(id).settings_changes.get();
         let stored = self.record(id).await?;
         let pool = self.pool(stored.record.vpool)?;
         if pool.backend().is_none() {
@@ -144,10 +162,7 @@ impl Volumes {
                 VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
                 other => from_volume(other),
             })?;
-        // What was changed meanwhile is newer than the record that was read.
-        if self.slot(id).settings_changes.get() == changes {
-            self.apply_settings(&vdisk, &stored.record);
-        }
+        self.apply_settings(&vdisk, &stored.record);
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
     }
@@ -155,8 +170,6 @@ impl Volumes {
     /// From now on the record's limits and its part in the cache hold; no limits where the service stops, and nobody is to
     /// wait any more.
     pub(super) fn apply_settings(&self, vdisk: &Vdisk, record: &VdiskRecord) {
-        let changes = &self.slot(record.id).settings_changes;
-        changes.set(changes.get() + 1);
         if !self.is_stopping.get() {
             vdisk.set_limits(record.limits);
         }
@@ -287,6 +300,10 @@ pub(crate) fn shown_snapshots(record: &VdiskRecord, vdisk: &Vdisk) -> Vec<Snapsh
     let mut snapshots = vdisk.snapshots();
     snapshots.retain(|snapshot| !snapshot.hidden && record.snapshots.contains_key(&snapshot.id));
     snapshots
+}
+
+fn lock_name(id: VdiskId) -> String {
+    format!("vdisk/{id}")
 }
 
 /// Zeros from a byte to the end of the vDisk, which is in the same cluster.

@@ -260,7 +260,7 @@ impl Volumes {
     }
 
     async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {
-        let _locked = self.locks.lock(format!("vdisk/{}", found.id)).await;
+        let _locked = self.lock_vdisk(found.id).await;
         if self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?.is_some() {
             return Ok(false);
         }

@@ -53,8 +53,11 @@ impl Volumes {
     /// One vDisk.
     pub async fn get_vdisk(&self, reference: VdiskRef) -> Result<ApiVdisk, Problem> {
         let id = self.resolve(&reference).await?;
-        // What cannot be opened is shown with the reason.
-        let _ = self.ensure_open(id).await;
+        // What cannot be opened is shown with the reason; what somebody works on, as it is.
+        let _ = match self.engine.vdisk(id) {
+            Some(_) => self.open_unless_locked(id).await,
+            None => self.ensure_open(id).await.map(drop),
+        };
         let stored = self.live_record(id).await?;
         self.show_vdisk(&stored.record).await
     }

@@ -30,8 +30,8 @@ impl Volumes {
         terms: Terms,
     ) -> Result<Created<Snapshot>, Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         let known = shown_snapshots(&stored.record, &vdisk)
             .into_iter()
@@ -145,8 +145,8 @@ impl Volumes {
         terms: Terms,
     ) -> Result<(), Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         let found = self.find_snapshot(&stored.record, &vdisk, &wanted)?;
         terms

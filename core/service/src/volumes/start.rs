@@ -162,7 +162,7 @@ impl Volumes {
                 }
                 _ => None,
             };
-            let _locked = self.locks.lock(format!("vdisk/{}", record.id)).await;
+            let _locked = self.lock_vdisk(record.id).await;
             let Ok(Some(now)) = self.catalogue.find::<VdiskRecord>(record.id.0).await else { continue };
             match now.record.state {
                 State::Ready => {}

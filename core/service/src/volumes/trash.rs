@@ -28,7 +28,7 @@ impl Volumes {
         terms: Terms,
     ) -> Result<(), Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
+        let locked = self.lock_vdisk(id).await;
         let stored = self.live_record(id).await?;
         terms.check_revision(stored.record.version)?;
         self.refuse_protected(&stored.record).await?;
@@ -43,7 +43,7 @@ impl Volumes {
             expires_ms: now_ms.saturating_add(retention_s.saturating_mul(1000)),
         };
         // A vDisk that cannot be opened can still be thrown away; its copy of the record follows when it can be.
-        let vdisk = self.ensure_open(id).await.ok();
+        let vdisk = self.ensure_open_locked(id, &locked).await.ok();
         let stored = self.record(id).await?;
         let stored = self.change(&stored, None, |record| record.trash = Some(trash)).await?;
         self.end_readers(id).await;
@@ -192,8 +192,8 @@ impl Volumes {
         terms: Terms,
     ) -> Result<ApiVdisk, Problem> {
         let id = self.resolve_trash(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.trash_record(id).await?;
         terms.check_revision(stored.record.version)?;
         let name = request.name.unwrap_or(stored.record.name.clone());
@@ -216,7 +216,7 @@ impl Volumes {
     }
 
     async fn purge_from_trash(&self, id: VdiskId, terms: &Terms) -> Result<(), Problem> {
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
+        let _locked = self.lock_vdisk(id).await;
         let stored = self.trash_record(id).await?;
         terms.check_revision(stored.record.version)?;
         self.refuse_protected(&stored.record).await?;

@@ -28,8 +28,8 @@ impl Volumes {
         terms: Terms,
     ) -> Result<ApiVdisk, Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         terms.check_revision(stored.record.version)?;
         let old = &stored.record;
@@ -125,8 +125,8 @@ impl Volumes {
         terms: Terms,
     ) -> Result<ApiVdisk, Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         terms.check_revision(stored.record.version)?;
         refuse_template(&stored.record, "rolled back")?;
@@ -158,8 +158,8 @@ impl Volumes {
     /// Freezes a vDisk: from now on it only has children.
     pub async fn set_template(&self, reference: VdiskRef, terms: Terms) -> Result<ApiVdisk, Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         if stored.record.template.is_some() {
             return self.show_vdisk(&stored.record).await;
@@ -180,8 +180,8 @@ impl Volumes {
     /// Serves a vDisk that is damaged, or offline since the write buffer failed, as it is.
     pub async fn accept_vdisk_loss(&self, reference: VdiskRef, terms: Terms) -> Result<ApiVdisk, Problem> {
         let id = self.resolve(&reference).await?;
-        let _locked = self.locks.lock(format!("vdisk/{id}")).await;
-        let vdisk = self.ensure_open(id).await?;
+        let locked = self.lock_vdisk(id).await;
+        let vdisk = self.ensure_open_locked(id, &locked).await?;
         let stored = self.live_record(id).await?;
         terms.check_revision(stored.record.version)?;
         let Some(loss) = vdisk.accept_loss().await.map_err(from_volume)? else {
