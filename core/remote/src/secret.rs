@@ -17,8 +17,8 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// For the one who sends it.
-    pub(crate) fn reveal(&self) -> &str {
+    /// For the one who uses it.
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }
