@@ -7,8 +7,7 @@ use crate::{
     output::{Align, Fields, Output, Table, duration, size, time},
 };
 use ovs_api::{
-    BackendKind, CreateBackend, CreateVpool, DeleteVpoolQuery, Labels, ListQuery, Problem, RecoverVpool,
-    Vpool,
+    CreateBackend, CreateVpool, DeleteVpoolQuery, Labels, ListQuery, Problem, RecoverVpool, Vpool,
 };
 use std::path::Path;
 
@@ -57,7 +56,7 @@ async fn recover(context: &Context, args: RecoverArgs) -> Result<(), Failure> {
         Some(directory) => {
             let name = args.backend_name.unwrap_or_else(|| args.name.clone());
             let path = absolute("--backend", &directory)?;
-            let backend = CreateBackend { name, kind: BackendKind::Dir, path };
+            let backend = CreateBackend::dir(name, path);
             context.client.recover_lost_vpool(&RecoverVpool { name: args.name.clone(), backend }).await?
         }
     };

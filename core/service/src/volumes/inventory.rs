@@ -3,7 +3,9 @@
 
 use super::{Volumes, problem::from_catalogue};
 use ovs_api::{Problem, ProblemKind};
-use ovs_cluster::catalogue::{CatalogueError, State, VpoolRecord};
+use ovs_cluster::catalogue::{
+    BackendRecord, CatalogueError, FORMAT as RECORD_FORMAT, PresetRecord, State, StoreRecord, VpoolRecord,
+};
 use ovs_units::{Name, VpoolId};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -24,9 +26,15 @@ pub struct Inventory {
     pub format: u32,
     /// This host, for ever.
     pub host: Uuid,
-    /// Backends.
+    /// Backends that are directories and nothing else, as all were once.
     #[serde(default)]
     pub backends: Vec<KnownBackend>,
+    /// The other backends, as the registry has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<BackendRecord>,
+    /// Presets, as the registry has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub presets: Vec<PresetRecord>,
     /// vPools.
     #[serde(default)]
     pub vpools: Vec<KnownVpool>,
@@ -53,6 +61,22 @@ pub struct KnownBackend {
     pub created_ms: u64,
 }
 
+impl KnownBackend {
+    /// As the registry has it.
+    pub fn record(&self) -> BackendRecord {
+        BackendRecord {
+            format: RECORD_FORMAT,
+            uuid: self.uuid,
+            name: self.name.clone(),
+            version: 1,
+            store: StoreRecord::Dir { path: self.path.clone() },
+            labels: Default::default(),
+            created_ms: self.created_ms,
+            request: serde_json::Value::Null,
+        }
+    }
+}
+
 /// A vPool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KnownVpool {
@@ -73,6 +97,8 @@ impl Inventory {
             format: FORMAT,
             host,
             backends: Vec::new(),
+            others: Vec::new(),
+            presets: Vec::new(),
             vpools: Vec::new(),
             incomplete: Vec::new(),
             has_strangers: false,
@@ -131,15 +157,14 @@ impl Volumes {
         inventory
             .incomplete
             .retain(|id| !are_all_read || vpools.iter().any(|stored| stored.record.id == *id));
-        inventory.backends = backends
-            .into_iter()
-            .map(|known| KnownBackend {
-                uuid: known.uuid,
-                name: known.name,
-                path: known.path,
-                created_ms: known.created_ms,
-            })
-            .collect();
+        let (plain, others): (Vec<_>, Vec<_>) = backends.into_iter().partition(BackendRecord::is_plain_dir);
+        let known = |known: BackendRecord| {
+            let path = known.folder()?.to_owned();
+            Some(KnownBackend { uuid: known.uuid, name: known.name, path, created_ms: known.created_ms })
+        };
+        inventory.backends = plain.into_iter().filter_map(known).collect();
+        inventory.others = others;
+        inventory.presets = self.all_presets().await?;
         inventory.vpools = vpools
             .into_iter()
             .filter(|stored| stored.record.state == State::Ready)

@@ -18,20 +18,30 @@ pub mod attachments;
 mod backends;
 mod background;
 mod create;
+mod drive;
 mod idempotency;
 #[doc(hidden)]
 pub mod inventory;
+mod keys;
+mod layout;
 mod locks;
+mod lost;
 mod namespace;
 mod open;
+mod plan;
 mod pools;
+mod presets;
 mod problem;
 mod recover;
+mod remotes;
 mod scrub;
+mod secrets;
 mod show;
+mod show_backend;
 mod snapshots;
 mod start;
 mod status;
+mod stores;
 mod trash;
 mod vdisks;
 mod vpools;
@@ -76,6 +86,8 @@ pub struct VolumesParts {
     pub settings: Settings,
     /// Long operations.
     pub tasks: Arc<Tasks>,
+    /// Where requests to object stores run.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// Sizes, times and places.
@@ -101,6 +113,8 @@ pub struct Settings {
     pub nbd_authority: Option<String>,
     /// The read cache is to have an SSD.
     pub has_cache_ssd: bool,
+    /// vPools may be on composites and object stores, whose data may be lost as yet.
+    pub allows_coded_backends: bool,
 }
 
 /// All vDisks of this host. One thread.
@@ -115,6 +129,7 @@ pub struct Volumes {
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) alarms: Alarms,
     pub(crate) sockets: VdiskSockets,
+    runtime: tokio::runtime::Handle,
     host: Uuid,
     inventory: RefCell<Inventory>,
     locks: Locks,

@@ -1,20 +1,18 @@
-//! A vPool's own folder on a backend, and its record in there.
+//! A vPool's own part of a backend, and its record in there.
 //!
 //! ```text
-//!  <backend path>/vpool-<uuid>/            the vPool's own folder (namespace), a directory backend of its own
-//!  <backend path>/vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
+//!  vpool-<uuid>/                          the vPool's own folder or prefix (namespace), a backend of its own
+//!  vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
+//!  vpool-<uuid>/pool/layout-<1>           on each drive of a composite: all drives and presets (`layout.rs`)
 //! ```
 
 use super::problem::{from_backend, from_catalogue};
 use crate::process::make_durable_folder;
 use bytes::Bytes;
 use ovs_api::{Problem, ProblemKind};
-use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency};
+use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_cluster::catalogue::{VpoolRecord, decode};
-use std::{
-    path::{Path, PathBuf},
-    rc::Rc,
-};
+use std::path::{Path, PathBuf};
 
 /// A vPool's record on its backend is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -62,31 +60,11 @@ pub(super) async fn newest_version(store: &dyn Backend) -> Result<Option<u64>, P
     }
 }
 
-/// Whether a vPool's folder must be there already.
+/// Whether a vPool's part of a backend must be there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Namespace {
     New,
     Existing,
-}
-
-/// Opens a vPool's own folder on a backend.
-pub(super) async fn open_namespace(
-    path: &str,
-    namespace: &str,
-    expected: Namespace,
-) -> Result<Rc<dyn Backend>, Problem> {
-    let folder = Path::new(path).join(namespace);
-    let opened = tokio::task::spawn_blocking(move || {
-        let options = DirOptions::new(folder);
-        match expected {
-            Namespace::New => DirBackend::open(options),
-            Namespace::Existing => DirBackend::open_existing(options),
-        }
-    });
-    match opened.await {
-        Ok(store) => Ok(Rc::new(store.map_err(from_backend)?)),
-        Err(error) => Err(Problem::new(ProblemKind::Internal, format!("opening a backend: {error}"))),
-    }
 }
 
 pub(super) async fn make_folder(path: &Path) -> std::io::Result<()> {

@@ -2,8 +2,10 @@
 
 use super::{
     Volumes,
-    namespace::{Namespace, open_namespace},
+    drive::Drive,
+    namespace::Namespace,
     problem::{from_catalogue, not_found},
+    stores::Opened,
 };
 use ovs_api::{EventKind, OnFull, Problem, ProblemKind, Timestamp, Vpool, VpoolState};
 use ovs_backend::Backend;
@@ -11,6 +13,7 @@ use ovs_cluster::catalogue::{BackendRecord, OnFullPolicy, State, VdiskRecord, Vp
 use ovs_units::{Name, VpoolId};
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
 };
 use uuid::Uuid;
@@ -19,6 +22,7 @@ use uuid::Uuid;
 pub struct Pool {
     record: RefCell<VpoolRecord>,
     backend: RefCell<Option<Rc<dyn Backend>>>,
+    drives: RefCell<BTreeMap<Uuid, Rc<Drive>>>,
     problem: RefCell<Option<String>>,
     is_recovering: Cell<bool>,
 }
@@ -28,6 +32,7 @@ impl Pool {
         Pool {
             record: RefCell::new(record),
             backend: RefCell::new(None),
+            drives: RefCell::default(),
             problem: RefCell::new(None),
             is_recovering: Cell::new(false),
         }
@@ -45,6 +50,11 @@ impl Pool {
     /// Where its objects are, if that could be opened.
     pub fn backend(&self) -> Option<Rc<dyn Backend>> {
         self.backend.borrow().clone()
+    }
+
+    /// One of the drives in the end, where its backend is a composite that could be opened.
+    pub(super) fn drive(&self, backend: Uuid) -> Option<Rc<Drive>> {
+        self.drives.borrow().get(&backend).cloned()
     }
 
     /// Why it does not serve.
@@ -94,11 +104,13 @@ impl Volumes {
     }
 
     /// Takes a vPool into use.
-    pub(super) fn attach_pool(&self, pool: &Rc<Pool>, store: Rc<dyn Backend>) {
+    pub(super) fn attach_pool(&self, pool: &Rc<Pool>, opened: Opened) {
+        let Opened { store, drives } = opened;
         let id = pool.record.borrow().id;
         self.engine.set_vpool_cache(id, pool.record.borrow().cache);
         self.engine.attach_backend(id, store.clone());
         *pool.backend.borrow_mut() = Some(store);
+        *pool.drives.borrow_mut() = drives;
         pool.set_problem(None);
         self.pools.borrow_mut().insert(id, pool.clone());
     }
@@ -111,9 +123,9 @@ impl Volumes {
     }
 
     /// Opens the backend of a vPool.
-    pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Rc<dyn Backend>, Problem> {
-        let backend = self.catalogue.get::<BackendRecord>(record.backend).await.map_err(from_catalogue)?;
-        open_namespace(&backend.record.path, &record.namespace, Namespace::Existing).await
+    pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Opened, Problem> {
+        let set = self.backend_set().await?;
+        self.open_store(&set, record.backend, &record.namespace, Namespace::Existing).await
     }
 
     pub(super) fn publish_vpool(&self, kind: EventKind, pool: &Pool) {

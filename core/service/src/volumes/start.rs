@@ -39,7 +39,7 @@ const DOORS_PATIENCE: Duration = Duration::from_secs(5);
 impl Volumes {
     /// Brings up what there is. Call on the engine thread, inside its `LocalSet`.
     pub async fn start(parts: VolumesParts, server: Rc<Server>) -> anyhow::Result<Rc<Volumes>> {
-        let VolumesParts { engine, registry, clock, chance, settings, tasks } = parts;
+        let VolumesParts { engine, registry, clock, chance, settings, tasks, runtime } = parts;
         let catalogue = Catalogue::new(registry);
         let inventory_path = settings.paths.state_dir().join("vpools.json");
         let known = match Inventory::load(&inventory_path) {
@@ -64,6 +64,7 @@ impl Volumes {
             tasks,
             alarms: Alarms::default(),
             sockets: VdiskSockets::new(server),
+            runtime,
             host: inventory.host,
             inventory: RefCell::new(inventory),
             locks: Default::default(),
@@ -117,8 +118,7 @@ impl Volumes {
                 }
             }
             State::Creating => {
-                let backend = self.catalogue.find(record.backend).await.ok().flatten();
-                self.abandon_vpool(&stored, backend.map(|stored| stored.record).as_ref()).await;
+                self.abandon_vpool(&stored).await;
             }
             State::Deleting => {
                 if let Err(problem) = self.finish_vpool_delete(&stored).await {

@@ -5,12 +5,10 @@
 
 use super::{
     Volumes,
-    backends::backend_in_use,
     idempotency::Terms,
-    namespace::{
-        Namespace, cannot_use, make_folder, newest_version, open_namespace, put_config, remove_folder,
-    },
+    namespace::{Namespace, cannot_use, make_folder, newest_version, put_config},
     pools::{Pool, offline, to_policy},
+    presets::PRESET,
     problem::{exists, from_catalogue, not_found},
 };
 use ovs_api::{
@@ -18,16 +16,17 @@ use ovs_api::{
     Vpool,
 };
 use ovs_backend::Backend;
-use ovs_cluster::catalogue::{BackendRecord, FORMAT, State, Stored, VdiskRecord, VpoolRecord};
+use ovs_cluster::catalogue::{
+    BackendRecord, FORMAT, Labels, LayoutRecord, State, StoreRecord, Stored, VdiskRecord, VpoolRecord,
+};
 use ovs_units::{Name, VpoolCache, VpoolId};
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
+use uuid::Uuid;
 
-/// The only preset there is.
-pub(crate) const PRESET: &str = "default";
 /// A vDisk that is made without a size has this one.
 const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
 /// How long deleted vDisks stay in the trash.
@@ -61,22 +60,22 @@ impl Volumes {
             }
             return Ok(Created::existing(self.show_vpool(&pool).await?));
         }
-        if let Some(preset) = request.preset.as_ref().filter(|preset| preset.as_str() != PRESET) {
-            return Err(Problem::new(ProblemKind::NotFound, format!("preset: there is no preset {preset}")));
-        }
         let (backend, owns_backend) = match &request.backend {
             Some(name) => {
                 let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
-                if let Some(pool) = self.pool_on(stored.record.uuid) {
-                    return Err(backend_in_use(name, &pool.record()));
-                }
+                self.check_is_unused(&self.backend_set().await?, &stored.record).await?;
+                self.check_is_allowed(&stored.record)?;
                 (stored.record, false)
             }
-            None => (self.own_backend(&request.name, &own_path).await?, true),
+            None => {
+                self.check_preset(request.preset.as_ref(), None).await?;
+                (self.own_backend(&request.name, &own_path).await?, true)
+            }
         };
+        let preset = self.check_preset(request.preset.as_ref(), Some(&backend)).await?;
         let id = VpoolId(self.chance.uuid());
         let record = VpoolRecord {
-            format: FORMAT,
+            format: BackendRecord::format_of(&backend.store),
             id,
             name: request.name,
             version: 1,
@@ -84,7 +83,7 @@ impl Volumes {
             backend: backend.uuid,
             namespace: format!("vpool-{id}"),
             owns_backend,
-            preset: Name::new(PRESET).expect("a name"),
+            preset,
             description: request.description,
             on_full: to_policy(request.on_full.unwrap_or_default()),
             stall_timeout_ms: request.stall_timeout_ms.filter(|ms| *ms > 0),
@@ -98,21 +97,31 @@ impl Volumes {
         // Prepare: the intention. Put: the folder with the vPool's record. Finish: ready.
         let prepared = self.catalogue.insert(record).await.map_err(from_catalogue)?;
         let ready = VpoolRecord { state: State::Ready, ..prepared.record.clone() };
+        let set = self.backend_set().await?;
         let made = async {
-            let store = open_namespace(&backend.path, &ready.namespace, Namespace::New).await?;
-            put_config(&*store, &ready).await?;
-            Ok::<_, Problem>(store)
+            let opened = self.open_store(&set, backend.uuid, &ready.namespace, Namespace::New).await?;
+            let layout = LayoutRecord {
+                format: FORMAT,
+                vpool: id,
+                name: ready.name.clone(),
+                backend: backend.uuid,
+                backends: Vec::new(),
+                presets: Vec::new(),
+            };
+            self.store_layout(&opened, &set.layout(backend.uuid, layout)?).await?;
+            put_config(&*opened.store, &ready).await?;
+            Ok::<_, Problem>(opened)
         };
-        let store = match made.await {
-            Ok(store) => store,
+        let opened = match made.await {
+            Ok(opened) => opened,
             Err(problem) => {
-                self.abandon_vpool(&prepared, Some(&backend)).await;
+                self.abandon_vpool(&prepared).await;
                 return Err(problem);
             }
         };
         let stored = self.catalogue.update(&prepared, ready).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));
-        self.attach_pool(&pool, store);
+        self.attach_pool(&pool, opened);
         self.write_inventory().await?;
         self.remember(&terms, &asked, id.0).await?;
         self.publish_vpool(EventKind::VpoolCreated, &pool);
@@ -129,24 +138,50 @@ impl Volumes {
             let random = &self.chance.uuid().simple().to_string()[..8];
             name = Name::new(&format!("{short}-{random}")).expect("a name and eight digits are a name");
         }
-        self.insert_backend(name, path, serde_json::Value::Null).await
+        let store = StoreRecord::Dir { path: path.to_string_lossy().into_owned() };
+        self.insert_backend(name, store, Labels::default(), serde_json::Value::Null).await
+    }
+
+    /// The preset of a vPool is that of the composite that it is on. Whatever is no composite keeps objects as they are.
+    async fn check_preset(
+        &self,
+        asked: Option<&Name>,
+        backend: Option<&BackendRecord>,
+    ) -> Result<Name, Problem> {
+        let composite = match backend.map(|backend| (backend, &backend.store)) {
+            Some((backend, StoreRecord::Composite { preset, .. })) => {
+                Some((backend, self.backend_set().await?.preset(*preset)?.name.clone()))
+            }
+            _ => None,
+        };
+        let own = match &composite {
+            Some((_, preset)) => preset.clone(),
+            None => Name::new(PRESET).expect("a name"),
+        };
+        let Some(asked) = asked.filter(|asked| **asked != own) else { return Ok(own) };
+        if asked.as_str() != PRESET && self.preset_by_name(asked).await?.is_none() {
+            return Err(Problem::new(ProblemKind::NotFound, format!("preset: there is no preset {asked}")));
+        }
+        let detail = match composite {
+            Some((backend, preset)) => {
+                format!("preset: backend {} is under preset {preset}, not {asked}", backend.name)
+            }
+            None => format!(
+                "preset: {asked} takes a composite: ovs backend create NAME --of BACKEND --preset {asked}, and name that \
+                 backend here"
+            ),
+        };
+        Err(Problem::new(ProblemKind::Conflict, detail))
     }
 
     /// Takes back a vPool that was not finished: nothing of it has been seen by anybody.
-    pub(super) async fn abandon_vpool(
-        &self,
-        prepared: &Stored<VpoolRecord>,
-        backend: Option<&BackendRecord>,
-    ) {
-        let folder = backend.map(|backend| Path::new(&backend.path).join(&prepared.record.namespace));
-        let gone = match folder {
-            Some(folder) => remove_folder(folder).await.map_err(|error| error.to_string()),
-            None => Ok(()),
+    pub(super) async fn abandon_vpool(&self, prepared: &Stored<VpoolRecord>) {
+        let (backend, namespace) = (prepared.record.backend, &prepared.record.namespace);
+        let gone = async {
+            self.remove_objects(backend, namespace).await?;
+            self.catalogue.remove(prepared).await.map_err(from_catalogue)
         };
-        let gone = match gone {
-            Ok(()) => self.catalogue.remove(prepared).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error),
-        };
+        let gone = gone.await;
         match gone {
             Ok(()) => {
                 tracing::warn!(vpool = %prepared.record.name, "a vPool that was not finished is taken back")
@@ -270,17 +305,25 @@ impl Volumes {
 
     /// The rest of a vPool's deletion; also done at start-up.
     pub(super) async fn finish_vpool_delete(&self, stored: &Stored<VpoolRecord>) -> Result<(), Problem> {
-        let backend =
-            self.catalogue.find::<BackendRecord>(stored.record.backend).await.map_err(from_catalogue)?;
-        if let Some(backend) = &backend {
-            let folder = Path::new(&backend.record.path).join(&stored.record.namespace);
-            remove_folder(folder.clone()).await.map_err(|error| cannot_use(&folder, &error))?;
-        }
+        let backend = self.remove_objects(stored.record.backend, &stored.record.namespace).await?;
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
         self.object_gone(stored.record.id.0).await;
         if let Some(backend) = backend.filter(|_| stored.record.owns_backend) {
             self.forget_backend(&backend).await?;
         }
         self.write_inventory().await
+    }
+
+    /// Removes a vPool's objects; gives the backend that they were on, if that is known.
+    async fn remove_objects(
+        &self,
+        backend: Uuid,
+        namespace: &str,
+    ) -> Result<Option<Stored<BackendRecord>>, Problem> {
+        let stored = self.catalogue.find::<BackendRecord>(backend).await.map_err(from_catalogue)?;
+        if stored.is_some() {
+            self.remove_namespace(&self.backend_set().await?, backend, namespace).await?;
+        }
+        Ok(stored)
     }
 }

@@ -2,11 +2,10 @@
 
 use super::*;
 use ovs_api::{
-    BackendKind, CreateBackend, CreateVpool, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, PatchVpool,
-    VpoolState,
+    CreateBackend, CreateVpool, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, PatchVpool, VpoolState,
 };
 
-fn vpool(text: &str, backend: Option<&str>) -> CreateVpool {
+pub(super) fn vpool(text: &str, backend: Option<&str>) -> CreateVpool {
     CreateVpool {
         name: name(text),
         backend: backend.map(name),
@@ -50,11 +49,7 @@ fn one_backend_holds_one_vpool_and_goes_when_nobody_uses_it() {
     let world = World::new();
     let path = world.path().join("disk1").to_string_lossy().into_owned();
     world.life(async |volumes: Rc<Volumes>| {
-        let backend = |text: &str, path: &str| CreateBackend {
-            name: name(text),
-            kind: BackendKind::Dir,
-            path: path.into(),
-        };
+        let backend = |text: &str, path: &str| CreateBackend::dir(name(text), path);
         assert!(volumes.create_backend(backend("b", &path), no_terms()).await.unwrap().is_new);
         assert!(!volumes.create_backend(backend("b", &path), no_terms()).await.unwrap().is_new);
         refused(volumes.create_backend(backend("b", "/elsewhere"), no_terms()).await, ProblemKind::Exists);

@@ -1,0 +1,202 @@
+//! What a composite comes to: how many fragments find a place, what can be lost, what there is room for. Arithmetic alone.
+
+use ovs_api::{BackendPlan, Policy, PolicyPlan};
+use std::collections::BTreeMap;
+
+/// A drive, as far as this goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlannedDrive {
+    /// What else is lost when it is.
+    pub(super) node: String,
+    /// Where it is; drives of which nobody said it are all in one place.
+    pub(super) site: String,
+    /// Its room, where there is such a notion.
+    pub(super) bytes: Option<u64>,
+}
+
+/// What these policies come to over these drives, all of which work.
+pub(super) fn plan(drives: &[PlannedDrive], policies: &[Policy]) -> BackendPlan {
+    let nodes = by(drives, |drive| &drive.node);
+    let sites = by(drives, |drive| &drive.site);
+    let of_policies: Vec<PolicyPlan> = policies.iter().map(|policy| plan_policy(drives, *policy)).collect();
+    let used = of_policies.iter().find(|of| of.is_satisfied);
+    let raw_bytes = drives
+        .iter()
+        .map(|drive| drive.bytes)
+        .try_fold(0u64, |sum, bytes| bytes.map(|bytes| sum.saturating_add(bytes)));
+    BackendPlan {
+        drive_count: count(drives.len()),
+        node_count: count(nodes.len()),
+        site_count: count(sites.len()),
+        policy: used.map(|of| of.policy),
+        raw_bytes,
+        usable_bytes: used
+            .filter(|_| raw_bytes.is_some())
+            .map(|of| usable_bytes(&nodes, of.policy, of.fragment_count)),
+        drives_away_max: policies.iter().map(|policy| u32::from(policy.c - policy.k)).min().unwrap_or(0),
+        policies: of_policies,
+        remarks: Vec::new(),
+    }
+}
+
+/// Why no put could be acknowledged under a policy, and what to do.
+pub(super) fn why_unsatisfied(plan: &BackendPlan, of: &PolicyPlan) -> String {
+    let (policy, nodes) = (of.policy, plan.node_count);
+    format!(
+        "policy {policy} needs places for {} fragments, and {} drives on {nodes} {} have {}: add drives, say with --node which \
+         of them are lost together, or allow more on one node (x)",
+        policy.c,
+        plan.drive_count,
+        if nodes == 1 { "node" } else { "nodes" },
+        of.fragment_count,
+    )
+}
+
+fn plan_policy(drives: &[PlannedDrive], policy: Policy) -> PolicyPlan {
+    let on_node = |drives: &[&PlannedDrive]| count(drives.len()).min(policy.x.into());
+    let of_nodes: Vec<u32> = by(drives, |drive| &drive.node).values().map(|drives| on_node(drives)).collect();
+    let wanted = u32::from(policy.k) + u32::from(policy.m);
+    let fragment_count = of_nodes.iter().sum::<u32>().min(wanted);
+    let is_satisfied = fragment_count >= policy.c.into();
+    let spare = if is_satisfied { fragment_count - u32::from(policy.k) } else { 0 };
+    let of_sites = by(drives, |drive| &drive.site).into_values().map(|drives| {
+        let drives: Vec<PlannedDrive> = drives.into_iter().cloned().collect();
+        by(&drives, |drive| &drive.node).values().map(|drives| on_node(drives)).sum::<u32>()
+    });
+    PolicyPlan {
+        policy,
+        is_satisfied,
+        fragment_count,
+        stored_percent: fragment_count * 100 / u32::from(policy.k.max(1)),
+        drives_lost_max: spare,
+        drives_lost_at_once_max: if is_satisfied { u32::from(policy.c - policy.k) } else { 0 },
+        nodes_lost_max: losses(of_nodes.clone(), spare),
+        sites_lost_max: losses(of_sites.collect(), spare),
+    }
+}
+
+/// How many groups may go, the largest first, until more fragments than can be spared are gone.
+fn losses(mut of_groups: Vec<u32>, spare: u32) -> u32 {
+    of_groups.sort_unstable_by(|one, other| other.cmp(one));
+    let mut gone = 0;
+    count(
+        of_groups
+            .into_iter()
+            .take_while(|fragments| {
+                gone += fragments;
+                gone <= spare
+            })
+            .count(),
+    )
+}
+
+/// Chunks take a fragment's worth from so many different drives: the largest fragments' worth for which there are enough.
+fn usable_bytes(nodes: &BTreeMap<&str, Vec<&PlannedDrive>>, policy: Policy, fragments: u32) -> u64 {
+    let has_room = |each: u64| {
+        let on_drive = |drive: &&PlannedDrive| u128::from(drive.bytes.unwrap_or(0).min(each));
+        let on_node = |drives: &Vec<&PlannedDrive>| {
+            drives.iter().map(on_drive).sum::<u128>().min(u128::from(policy.x) * u128::from(each))
+        };
+        nodes.values().map(on_node).sum::<u128>() >= u128::from(fragments) * u128::from(each)
+    };
+    let largest = nodes.values().flatten().filter_map(|drive| drive.bytes).max().unwrap_or(0);
+    // What has room for much has room for less.
+    let (mut enough, mut too_much) = (0, largest.saturating_add(1));
+    while too_much - enough > 1 {
+        let middle = enough + (too_much - enough) / 2;
+        if has_room(middle) { enough = middle } else { too_much = middle }
+    }
+    enough.saturating_mul(policy.k.into())
+}
+
+fn by<'a>(
+    drives: &'a [PlannedDrive],
+    group: impl Fn(&'a PlannedDrive) -> &'a String,
+) -> BTreeMap<&'a str, Vec<&'a PlannedDrive>> {
+    let mut groups: BTreeMap<&str, Vec<&PlannedDrive>> = BTreeMap::new();
+    for drive in drives {
+        groups.entry(group(drive)).or_default().push(drive);
+    }
+    groups
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn drives(described: &[(&str, &str, u64)]) -> Vec<PlannedDrive> {
+        let drive = |(node, site, gib): &(&str, &str, u64)| PlannedDrive {
+            node: (*node).into(),
+            site: (*site).into(),
+            bytes: Some(gib * GIB),
+        };
+        described.iter().map(drive).collect()
+    }
+
+    fn policy(k: u8, m: u8, c: u8, x: u8) -> Policy {
+        Policy { k, m, c, x }
+    }
+
+    /// Fragments, percent, then what may be lost: drives, drives at once, nodes, sites.
+    fn check(described: &[(&str, &str, u64)], (k, m, c, x): (u8, u8, u8, u8), expected: Option<[u32; 6]>) {
+        let of = plan(&drives(described), &[policy(k, m, c, x)]).policies.remove(0);
+        let got = [
+            of.fragment_count,
+            of.stored_percent,
+            of.drives_lost_max,
+            of.drives_lost_at_once_max,
+            of.nodes_lost_max,
+            of.sites_lost_max,
+        ];
+        assert_eq!(of.is_satisfied.then_some(got), expected, "{described:?} {:?}", of.policy);
+    }
+
+    #[test]
+    fn what_may_be_lost() {
+        let three_nodes: Vec<_> =
+            [("a", "s", 1), ("a", "s", 1), ("b", "s", 1), ("b", "s", 1), ("c", "t", 1), ("c", "t", 1)].into();
+        check(&three_nodes, (4, 2, 5, 2), Some([6, 150, 2, 1, 1, 0]));
+        check(&three_nodes, (2, 4, 4, 2), Some([6, 300, 4, 2, 2, 1]));
+        check(&three_nodes, (4, 2, 5, 1), None);
+        // No place for one of the parities: less can be lost.
+        check(&three_nodes[..5], (4, 2, 5, 2), Some([5, 125, 1, 1, 0, 0]));
+        check(&[("a", "", 1)], (1, 0, 1, 1), Some([1, 100, 0, 0, 0, 0]));
+        check(&[("a", "s", 1), ("b", "t", 1), ("c", "u", 1)], (1, 2, 2, 1), Some([3, 300, 2, 1, 2, 2]));
+        check(&[("a", "", 1), ("a", "", 1), ("a", "", 1)], (2, 1, 3, 3), Some([3, 150, 1, 1, 0, 0]));
+    }
+
+    #[test]
+    fn the_first_policy_that_drives_satisfy_is_used() {
+        let five: Vec<_> = ["a", "b", "c", "d", "e"].iter().map(|node| (*node, "", 1)).collect();
+        let plan = plan(&drives(&five), &[policy(8, 2, 9, 1), policy(4, 2, 5, 2), policy(1, 1, 1, 1)]);
+        assert_eq!(plan.policy, Some(policy(4, 2, 5, 2)));
+        assert_eq!((plan.drive_count, plan.node_count, plan.site_count, plan.drives_away_max), (5, 5, 1, 0));
+        assert!(
+            why_unsatisfied(&plan, &plan.policies[0])
+                .contains("places for 9 fragments, and 5 drives on 5 nodes have 5")
+        );
+    }
+
+    fn check_room(described: &[(&str, &str, u64)], (k, m, c, x): (u8, u8, u8, u8), usable_gib: u64) {
+        let plan = plan(&drives(described), &[policy(k, m, c, x)]);
+        assert_eq!(plan.usable_bytes, Some(usable_gib * GIB), "{described:?}");
+    }
+
+    #[test]
+    fn room_is_what_different_drives_have() {
+        check_room(&[("a", "", 10), ("b", "", 10), ("c", "", 10)], (2, 1, 3, 1), 20);
+        // The largest drive is of no use beyond the others.
+        check_room(&[("a", "", 10), ("b", "", 10), ("c", "", 100)], (2, 1, 3, 1), 20);
+        check_room(&[("a", "", 10), ("b", "", 10), ("c", "", 20), ("d", "", 20)], (1, 1, 2, 1), 30);
+        // Two on a node, one fragment of a chunk on each node.
+        check_room(&[("a", "", 10), ("a", "", 10), ("b", "", 10), ("b", "", 10)], (1, 1, 2, 1), 20);
+        let unknown = [PlannedDrive { node: "a".into(), site: String::new(), bytes: None }];
+        assert_eq!(plan(&unknown, &[policy(1, 0, 1, 1)]).usable_bytes, None);
+    }
+}

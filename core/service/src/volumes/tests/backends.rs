@@ -1,0 +1,383 @@
+//! Composites and stores: what is refused, what is shown, and vPools that live through the loss of a drive.
+
+use super::{
+    presets::{encrypted, preset, secret_file},
+    vpools::vpool,
+    *,
+};
+use ovs_api::{
+    BackendKind, CreateBackend, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, RecoverVpool, RemoteStore,
+    TaskState, VpoolState,
+};
+use std::{fs, path::PathBuf};
+
+fn composite(text: &str, of: &[&str], preset: &str) -> CreateBackend {
+    CreateBackend {
+        of: of.iter().copied().map(name).collect(),
+        preset: Some(name(preset)),
+        ..CreateBackend::new(name(text), BackendKind::Composite)
+    }
+}
+
+fn folder(world: &World, text: &str) -> PathBuf {
+    world.path().join("drives").join(text)
+}
+
+/// Directories, each a node of its own.
+async fn make_drives(world: &World, volumes: &Volumes, names: &[&str]) {
+    for text in names {
+        let request = CreateBackend {
+            node: Some(format!("node-{text}")),
+            ..CreateBackend::dir(name(text), folder(world, text).to_string_lossy())
+        };
+        volumes.create_backend(request, no_terms()).await.unwrap();
+    }
+}
+
+/// Three directories, a composite `all` of them under `preset`, and the vPool `p` on it with a vDisk `v`.
+async fn make_pool(world: &World, volumes: &Volumes, request: ovs_api::CreatePreset) {
+    make_drives(world, volumes, &["a", "b", "c"]).await;
+    let preset_name = request.name.to_string();
+    volumes.create_preset(request, no_terms()).await.unwrap();
+    volumes.create_backend(composite("all", &["a", "b", "c"], &preset_name), no_terms()).await.unwrap();
+    volumes.create_vpool(vpool("p", Some("all")), no_terms()).await.unwrap();
+    let vdisk = CreateVdisk { size_bytes: Some(1 << 20), ..CreateVdisk::new(name("p"), name("v")) };
+    volumes.create_vdisk(vdisk, no_terms()).await.unwrap();
+}
+
+async fn vdisk(volumes: &Volumes) -> ovs_volume::Vdisk {
+    let id = volumes.resolve(&"p:v".parse().unwrap()).await.unwrap();
+    volumes.ensure_open(id).await.unwrap()
+}
+
+/// One parity, and any drive may be silent.
+const TWO_AND_ONE: &[(u8, u8, u8, u8)] = &[(1, 2, 2, 1)];
+
+#[test]
+fn a_composite_is_shown_with_its_drives_and_what_can_be_lost() {
+    let world = World::new();
+    let made = world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a", "b", "c"]).await;
+        volumes.create_preset(preset("p", &[(2, 1, 3, 1), (1, 1, 2, 1)]), no_terms()).await.unwrap();
+        let request = composite("all", &["a", "b", "c"], "p");
+        let plan = volumes.plan_backend(request.clone()).await.unwrap();
+        assert_eq!((plan.drive_count, plan.node_count, plan.site_count), (3, 3, 1));
+        let first = &plan.policies[0];
+        assert_eq!((plan.policy, first.stored_percent, first.drives_lost_max), (Some(first.policy), 150, 1));
+        let (raw, usable) = (plan.raw_bytes.unwrap(), plan.usable_bytes.unwrap());
+        assert_eq!(usable / 2, raw / 3, "two thirds of what there is");
+        assert!(plan.remarks[0].contains("one file system"), "{:?}", plan.remarks);
+        refused(volumes.get_backend(name("all")).await, ProblemKind::NotFound);
+
+        let made = volumes.create_backend(request.clone(), no_terms()).await.unwrap();
+        assert!(made.is_new && !volumes.create_backend(request, no_terms()).await.unwrap().is_new);
+        made.value
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        let shown = volumes.get_backend(name("all")).await.unwrap();
+        assert_eq!((shown.kind, shown.preset.as_ref()), (BackendKind::Composite, Some(&name("p"))));
+        assert_eq!(shown.uuid, made.uuid);
+        let drives: Vec<(&str, &str)> =
+            shown.drives.iter().map(|drive| (drive.name.as_str(), drive.node.as_str())).collect();
+        assert_eq!(drives, [("a", "node-a"), ("b", "node-b"), ("c", "node-c")]);
+        assert_eq!(volumes.get_backend(name("a")).await.unwrap().drive_of, Some(name("all")));
+    });
+}
+
+#[test]
+fn what_cannot_be_a_composite_is_refused_and_changes_nothing() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a", "b", "c", "d"]).await;
+        volumes.create_preset(preset("one", &[(1, 0, 1, 1)]), no_terms()).await.unwrap();
+        volumes.create_preset(preset("wide", &[(4, 2, 5, 1)]), no_terms()).await.unwrap();
+        let create = |text: &str, of: &[&str], preset: &str| {
+            let request = composite(text, of, preset);
+            volumes.create_backend(request, no_terms())
+        };
+        refused(create("x", &["a", "nothing"], "one").await, ProblemKind::NotFound);
+        let problem = refused(create("x", &["a"], "nothing").await, ProblemKind::NotFound);
+        assert!(problem.detail.contains("ovs preset create"), "{problem}");
+        let problem = refused(create("x", &["a", "b", "c"], "wide").await, ProblemKind::Conflict);
+        assert!(
+            problem.detail.contains("places for 5 fragments, and 3 drives on 3 nodes have 3"),
+            "{problem}"
+        );
+        create("ab", &["a", "b"], "one").await.unwrap();
+        let problem = refused(create("x", &["a", "c"], "one").await, ProblemKind::InUse);
+        assert!(problem.detail.contains("drive of backend ab"), "{problem}");
+        refused(create("x", &["ab", "b"], "one").await, ProblemKind::InUse);
+        refused(create("ab", &["c"], "one").await, ProblemKind::Exists);
+        refused(volumes.create_vpool(vpool("p", Some("a")), no_terms()).await, ProblemKind::InUse);
+        refused(volumes.delete_backend(name("a"), no_terms()).await, ProblemKind::InUse);
+        volumes.create_vpool(vpool("p", Some("d")), no_terms()).await.unwrap();
+        let problem = refused(create("x", &["c", "d"], "one").await, ProblemKind::InUse);
+        assert!(problem.detail.contains("vPool p"), "{problem}");
+
+        create("abc", &["ab", "c"], "one").await.unwrap();
+        create("deep", &["abc"], "one").await.unwrap();
+        let problem = refused(create("deeper", &["deep"], "one").await, ProblemKind::Invalid);
+        assert!(problem.detail.contains("at most 3"), "{problem}");
+        refused(volumes.delete_backend(name("ab"), no_terms()).await, ProblemKind::InUse);
+        volumes.delete_backend(name("deep"), no_terms()).await.unwrap();
+        refused(volumes.get_backend(name("x")).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn a_record_that_says_a_backend_is_made_of_itself_is_damage() {
+    let world = World::new();
+    let uuid = world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a"]).await;
+        volumes.create_preset(preset("one", &[(1, 0, 1, 1)]), no_terms()).await.unwrap();
+        volumes.create_backend(composite("x", &["a"], "one"), no_terms()).await.unwrap();
+        let y = volumes.create_backend(composite("y", &["x"], "one"), no_terms()).await.unwrap().value;
+        (volumes.get_backend(name("x")).await.unwrap().uuid, y.uuid)
+    });
+    world.change_registry(&format!("backend/{}", uuid.0), |bytes| {
+        let mut record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        record["drives"] = serde_json::json!([uuid.1]);
+        serde_json::to_vec(&record).unwrap()
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        let set = volumes.backend_set().await.unwrap();
+        assert!(set.parts(uuid.1).unwrap_err().detail.contains("more than once"));
+        assert_eq!(volumes.get_vpool(name("default")).await.unwrap().state, VpoolState::Ok);
+    });
+}
+
+#[test]
+fn guests_data_rests_on_directories_unless_somebody_says_that_it_may_be_lost() {
+    let world = World::new();
+    world.allows_coded_backends.set(false);
+    world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a", "d"]).await;
+        volumes.create_preset(preset("one", &[(1, 0, 1, 1)]), no_terms()).await.unwrap();
+        volumes.create_backend(composite("x", &["a"], "one"), no_terms()).await.unwrap();
+        let problem =
+            refused(volumes.create_vpool(vpool("p", Some("x")), no_terms()).await, ProblemKind::Conflict);
+        assert!(problem.detail.contains("experimental: {coded_backends: true}"), "{problem}");
+        assert_eq!(fs::read_dir(folder(&world, "a")).unwrap().count(), 0, "nothing was begun");
+        let under = ovs_api::CreateVpool { preset: Some(name("one")), ..vpool("q", Some("d")) };
+        let problem = refused(volumes.create_vpool(under, no_terms()).await, ProblemKind::Conflict);
+        assert!(problem.detail.contains("ovs backend create"), "{problem}");
+        volumes.create_vpool(vpool("q", Some("d")), no_terms()).await.unwrap();
+    });
+    world.allows_coded_backends.set(true);
+    world.life(async |volumes: Rc<Volumes>| {
+        let made = volumes.create_vpool(vpool("p", Some("x")), no_terms()).await.unwrap().value;
+        assert_eq!(made.preset, name("one"));
+    });
+    world.allows_coded_backends.set(false);
+    world.life(async |volumes: Rc<Volumes>| {
+        let shown = volumes.get_vpool(name("p")).await.unwrap();
+        assert_eq!(shown.state, VpoolState::Offline);
+        assert!(shown.state_reason.unwrap().contains("experimental"));
+    });
+}
+
+#[test]
+fn a_vpool_over_three_directories_lives_through_the_loss_of_one() {
+    let world = World::new();
+    let key = secret_file(&world, &"0f".repeat(32));
+    let lost = folder(&world, "b");
+    let away = world.path().join("away");
+    world.life(async |volumes: Rc<Volumes>| {
+        let request =
+            ovs_api::CreatePreset { policies: preset("p", TWO_AND_ONE).policies, ..encrypted("p", key) };
+        make_pool(&world, &volumes, request).await;
+        let vdisk = vdisk(&volumes).await;
+        vdisk.write(ByteOffset(0), vec![5; 1 << 20].into(), true).await.unwrap();
+        vdisk.destage().await.unwrap();
+        fs::rename(&lost, &away).unwrap();
+        vdisk.write(ByteOffset(0), vec![6; 4096].into(), true).await.unwrap();
+        vdisk.destage().await.unwrap();
+        assert_eq!(vdisk.read(range(0, 8192)).await.unwrap()[4095..=4096], [6, 5]);
+        let shown = volumes.get_backend(name("all")).await.unwrap();
+        let problems: Vec<bool> = shown.drives.iter().map(|drive| drive.problem.is_some()).collect();
+        assert_eq!(problems, [false, true, false]);
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
+        assert_eq!(vdisk(&volumes).await.read(range(0, 8192)).await.unwrap()[4095..=4096], [6, 5]);
+        assert!(!lost.exists(), "a drive that is away is not begun anew");
+    });
+    // With two away nobody knows any more what there is.
+    let also = world.path().join("also");
+    fs::rename(folder(&world, "c"), &also).unwrap();
+    world.life(async |volumes: Rc<Volumes>| {
+        let shown = volumes.get_vpool(name("p")).await.unwrap();
+        assert_eq!(shown.state, VpoolState::Offline);
+        let reason = shown.state_reason.unwrap();
+        assert!(reason.contains("too many drives") && reason.contains("c:"), "{reason}");
+        fs::rename(&also, folder(&world, "c")).unwrap();
+        volumes.begin_background();
+        volumes.clock.sleep(Duration::from_secs(15)).await;
+        assert_eq!(vdisk(&volumes).await.read(range(0, 8192)).await.unwrap()[4095..=4096], [6, 5]);
+        // What returns is used again.
+        fs::rename(&away, &lost).unwrap();
+        let shown = volumes.get_backend(name("all")).await.unwrap();
+        assert!(shown.drives.iter().all(|drive| drive.problem.is_none()), "{:?}", shown.drives);
+    });
+    for drive in ["a", "b", "c"] {
+        let found =
+            String::from_utf8_lossy(&fs::read(some_fragment(&folder(&world, drive))).unwrap()).into_owned();
+        assert!(!found.contains(&"\u{5}".repeat(64)), "nothing is in the clear");
+    }
+}
+
+/// A fragment of an SCO below a folder.
+fn some_fragment(folder: &Path) -> PathBuf {
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => open.push(path),
+                false if path.to_string_lossy().contains("/s/") => return path,
+                false => {}
+            }
+        }
+    }
+    panic!("no fragment of an SCO in {}", folder.display());
+}
+
+#[test]
+fn a_wrong_key_is_refused_at_once() {
+    let world = World::new();
+    let key = secret_file(&world, &"0f".repeat(32));
+    world.life(async |volumes: Rc<Volumes>| {
+        let request =
+            ovs_api::CreatePreset { policies: preset("p", TWO_AND_ONE).policies, ..encrypted("p", key) };
+        make_pool(&world, &volumes, request).await;
+    });
+    secret_file(&world, &"0e".repeat(32));
+    world.life(async |volumes: Rc<Volumes>| {
+        let reason = volumes.get_vpool(name("p")).await.unwrap().state_reason.unwrap();
+        assert!(reason.contains("is not the one") && !reason.contains("0e0e"), "{reason}");
+    });
+    secret_file(&world, &"0f".repeat(32));
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
+    });
+}
+
+#[test]
+fn a_vpool_on_a_composite_goes_from_all_its_drives() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        refused(volumes.delete_backend(name("all"), no_terms()).await, ProblemKind::InUse);
+        volumes
+            .delete_vdisk("p:v".parse().unwrap(), DeleteVdiskQuery { purge: true }, no_terms())
+            .await
+            .unwrap();
+        volumes.delete_vpool(name("p"), DeleteVpoolQuery { purge_trash: true }, no_terms()).await.unwrap();
+        for drive in ["a", "b", "c"] {
+            assert_eq!(fs::read_dir(folder(&world, drive)).unwrap().count(), 0, "{drive}");
+        }
+        volumes.delete_backend(name("all"), no_terms()).await.unwrap();
+        volumes.delete_backend(name("a"), no_terms()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_lost_registry_finds_composites_again() {
+    let mut world = World::new();
+    let before = world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        let vdisk = vdisk(&volumes).await;
+        vdisk.write(ByteOffset(0), vec![7; 4096].into(), true).await.unwrap();
+        vdisk.destage().await.unwrap();
+        volumes.list_backends(ListQuery::default()).await.unwrap().items
+    });
+    world.lose_registry();
+    world.life(async |volumes: Rc<Volumes>| {
+        let after = volumes.list_backends(ListQuery::default()).await.unwrap().items;
+        let told = |backends: &[ovs_api::Backend]| -> Vec<_> {
+            backends
+                .iter()
+                .map(|b| (b.name.clone(), b.uuid, b.kind, b.node.clone(), b.preset.clone()))
+                .collect()
+        };
+        assert_eq!(told(&after), told(&before));
+        assert_eq!(vdisk(&volumes).await.read(range(0, 1)).await.unwrap()[0], 7);
+    });
+}
+
+#[test]
+fn everything_lost_but_the_drives_one_of_them_tells_the_rest() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        let vdisk = vdisk(&volumes).await;
+        vdisk.write(ByteOffset(0), vec![7; 4096].into(), true).await.unwrap();
+        vdisk.destage().await.unwrap();
+    });
+    let fresh = World::new();
+    fs::rename(folder(&world, "b"), world.path().join("b is lost, too")).unwrap();
+    fresh.life(async |volumes: Rc<Volumes>| {
+        let request = RecoverVpool {
+            name: name("p"),
+            backend: CreateBackend::dir(name("x"), folder(&world, "c").to_string_lossy()),
+        };
+        let task = volumes.recover_lost_vpool(request).await.unwrap().0;
+        let done = volumes.tasks.wait(task.uuid, Duration::from_secs(20)).await.unwrap();
+        assert_eq!(done.state, TaskState::Succeeded, "{done:?}");
+        assert_eq!(vdisk(&volumes).await.read(range(0, 1)).await.unwrap()[0], 7);
+        assert_eq!(volumes.get_backend(name("all")).await.unwrap().drives.len(), 3);
+        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().preset, name("p"));
+    });
+}
+
+#[test]
+fn composites_of_composites_hold_data() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a", "b", "c", "d"]).await;
+        volumes.create_preset(preset("mirror", &[(1, 1, 2, 1), (1, 0, 1, 1)]), no_terms()).await.unwrap();
+        volumes.create_backend(composite("east", &["a", "b"], "mirror"), no_terms()).await.unwrap();
+        volumes.create_backend(composite("west", &["c", "d"], "mirror"), no_terms()).await.unwrap();
+        volumes.create_backend(composite("all", &["east", "west"], "mirror"), no_terms()).await.unwrap();
+        volumes.create_vpool(vpool("p", Some("all")), no_terms()).await.unwrap();
+        let new = CreateVdisk { size_bytes: Some(1 << 20), ..CreateVdisk::new(name("p"), name("v")) };
+        volumes.create_vdisk(new, no_terms()).await.unwrap();
+        let vdisk = vdisk(&volumes).await;
+        vdisk.write(ByteOffset(0), vec![7; 65536].into(), true).await.unwrap();
+        vdisk.destage().await.unwrap();
+        assert_eq!(vdisk.read(range(0, 1)).await.unwrap()[0], 7);
+        for drive in ["a", "b", "c", "d"] {
+            some_fragment(&folder(&world, drive));
+        }
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(vdisk(&volumes).await.read(range(0, 1)).await.unwrap()[0], 7);
+    });
+}
+
+#[test]
+fn a_store_that_cannot_be_asked_is_refused_without_its_secrets() {
+    let world = World::new();
+    let secret = secret_file(&world, "hunter2");
+    world.life(async |volumes: Rc<Volumes>| {
+        let store = RemoteStore {
+            // Nobody listens there.
+            endpoint: Some("http://127.0.0.1:1".into()),
+            container: "bucket".into(),
+            region: None,
+            prefix: None,
+            bucket_in_host: false,
+            project: None,
+            domain: None,
+            user: Some(secret.clone()),
+            secret: secret.clone(),
+        };
+        let request = CreateBackend { remote: Some(store), ..CreateBackend::new(name("s"), BackendKind::S3) };
+        let problem = refused(volumes.create_backend(request, no_terms()).await, ProblemKind::Unavailable);
+        assert!(
+            problem.detail.contains("127.0.0.1:1") && !format!("{problem:?}").contains("hunter2"),
+            "{problem:?}"
+        );
+        refused(volumes.get_backend(name("s")).await, ProblemKind::NotFound);
+    });
+}
