@@ -35,7 +35,7 @@ async fn make_drives(world: &World, volumes: &Volumes, names: &[&str]) {
 }
 
 /// Three directories, a composite `all` of them under `preset`, and the vPool `p` on it with a vDisk `v`.
-async fn make_pool(world: &World, volumes: &Volumes, request: ovs_api::CreatePreset) {
+async fn make_pool(world: &World, volumes: &Rc<Volumes>, request: ovs_api::CreatePreset) {
     make_drives(world, volumes, &["a", "b", "c"]).await;
     let preset_name = request.name.to_string();
     volumes.create_preset(request, no_terms()).await.unwrap();
