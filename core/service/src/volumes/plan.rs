@@ -99,9 +99,10 @@ fn usable_bytes(nodes: &BTreeMap<&str, Vec<&PlannedDrive>>, policy: Policy, frag
         };
         nodes.values().map(on_node).sum::<u128>() >= u128::from(fragments) * u128::from(each)
     };
-    let largest = nodes.values().flatten().filter_map(|drive| drive.bytes).max().unwrap_or(0);
+    // More than all drives have together is never enough.
+    let all = nodes.values().flatten().filter_map(|drive| drive.bytes).fold(0, u64::saturating_add);
     // What has room for much has room for less.
-    let (mut enough, mut too_much) = (0, largest.saturating_add(1));
+    let (mut enough, mut too_much) = (0, all.saturating_add(1));
     while too_much - enough > 1 {
         let middle = enough + (too_much - enough) / 2;
         if has_room(middle) { enough = middle } else { too_much = middle }
