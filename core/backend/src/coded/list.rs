@@ -115,10 +115,10 @@ impl Inner {
         }
         let (first, others): (Vec<_>, Vec<_>) =
             fragments.into_iter().partition(|(_, place)| place.chunk == 0);
-        for chunks in [first, others] {
-            if failures.is_empty() || chunks.iter().all(|(_, place)| place.chunk == 0) {
-                failures.extend(self.delete_fragments(name, &chunks).await);
-            }
+        failures.extend(self.delete_fragments(name, &first).await);
+        // While a drive may show the first chunk, the object keeps the others.
+        if failures.is_empty() {
+            failures = self.delete_fragments(name, &others).await;
         }
         let Some(error) = failures.first() else { return Ok(()) };
         Err(BackendError::Retry {

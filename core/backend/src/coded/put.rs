@@ -19,6 +19,8 @@ impl Inner {
         compression: Compression,
         urgency: Urgency,
     ) -> Result<(), BackendError> {
+        // Also between two chunks.
+        let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
         let hash = encode::name_hash(&name);
