@@ -69,8 +69,11 @@ pub(crate) async fn get(
     vdisk: VdiskId,
     position: Position,
 ) -> Result<Option<Record>, VolumeError> {
-    let read = backend.get(&record_name(vdisk, position)).await;
-    Ok(Found::of(read, vdisk, position)?.record())
+    Ok(find(backend, vdisk, position).await?.record())
+}
+
+async fn find(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Found, VolumeError> {
+    Found::of(backend.get(&record_name(vdisk, position)).await, vdisk, position)
 }
 
 /// A record that nobody may have committed and that is part of the vDisk from now on: it is there to stay. Of those before it all
@@ -183,10 +186,24 @@ pub(crate) async fn newest(
     while let Some(candidate) = listed.pop()
         && Some(candidate) > at_least
     {
-        if get(backend, vdisk, candidate).await?.is_some() {
-            newest = Some(candidate);
-            break;
+        match find(backend, vdisk, candidate).await? {
+            Found::Record(_) => newest = Some(candidate),
+            // An epoch that never began.
+            Found::Unfinished if candidate.index.0 == 0 => continue,
+            // Whoever began it had committed the one before it: that is the end, or what was acknowledged is gone.
+            Found::Unfinished => {
+                let before = Position { index: JournalIndex(candidate.index.0 - 1), ..candidate };
+                if Some(before) > at_least {
+                    must_get(backend, vdisk, before).await?;
+                    newest = Some(before);
+                }
+            }
+            Found::Nothing => {
+                let name = record_name(vdisk, candidate);
+                return Err(VolumeError::Retry(format!("object {name} is listed and not there: ask again")));
+            }
         }
+        break;
     }
     let Some(mut position) = newest else { return Ok(None) };
     loop {
@@ -197,8 +214,9 @@ pub(crate) async fn newest(
         }
     }
     // One that a copy of the map names was committed.
-    if Some(position) > at_least {
-        get_lasting(backend, vdisk, position).await?;
+    if Some(position) > at_least && get_lasting(backend, vdisk, position).await?.record().is_none() {
+        let name = record_name(vdisk, position);
+        return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
     }
     Ok(Some(End { position, epoch }))
 }

@@ -94,14 +94,20 @@ impl Inner {
     ) -> Result<Rc<Object>, BackendError> {
         let mut found = self.look(name).await;
         let first_chunk = found.fragments.iter().filter(|(place, _)| place.chunk == 0);
-        let wanted = first_chunk.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
-        let headers = join_all(wanted.map(async |(place, drive)| {
+        let wanted = first_chunk
+            .flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)))
+            .collect::<Vec<_>>();
+        let headers = join_all(wanted.into_iter().map(async |(place, drive)| {
             let read = self.read_from(drive, name, place, 0, HEADER_BYTES as u64).await;
             let header = read.map(|bytes| self.check_first(name, 0, place.number, &bytes).ok());
-            (drive, header.map(|header| header.filter(|header| encode::layout(header) == place.layout)))
+            (
+                place,
+                drive,
+                header.map(|header| header.filter(|header| encode::layout(header) == place.layout)),
+            )
         }));
         let mut puts: BTreeMap<Header, BTreeSet<u8>> = BTreeMap::new();
-        for (drive, header) in headers.await {
+        for (place, drive, header) in headers.await {
             match header {
                 Ok(Some(header)) => {
                     let fragment = header.fragment;
@@ -113,8 +119,11 @@ impl Inner {
                     found.silent.insert(drive);
                     found.failure = Some(error.to_string());
                 }
-                // It was there when the drive was asked what it has.
-                Err(_) => {}
+                // Deleted meanwhile, or on a drive that is made of drives, which lists what was begun there: this one is not there.
+                Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {
+                    found.forget(place, drive);
+                }
+                Err(_) => self.count(|stats| stats.bad_fragments += 1),
             }
         }
         let is_enough = |(header, fragments): &(Header, BTreeSet<u8>)| {

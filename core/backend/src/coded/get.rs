@@ -80,6 +80,13 @@ impl Inner {
                 let other = self.find_anywhere(name, Some(object.layout())).await?;
                 self.read_range(&other, offset, length).await
             }
+            // Nor is a drive waited for that only the first ones need.
+            Err(error @ BackendError::Retry { .. }) => {
+                match self.find_anywhere(name, Some(object.layout())).await {
+                    Ok(other) => self.read_range(&other, offset, length).await,
+                    Err(_) => Err(error),
+                }
+            }
             read => read,
         }
     }

@@ -49,6 +49,18 @@ pub(super) struct Found {
     pub(super) failure: Option<String>,
 }
 
+impl Found {
+    /// A drive does not have it after all.
+    pub(super) fn forget(&mut self, place: Place, drive: usize) {
+        if let Some(drives) = self.fragments.get_mut(&place) {
+            drives.retain(|other| *other != drive);
+            if drives.is_empty() {
+                self.fragments.remove(&place);
+            }
+        }
+    }
+}
+
 impl Known {
     pub(super) fn get(&self, name: &ObjectName) -> Option<Rc<Object>> {
         self.objects.get(name).cloned()

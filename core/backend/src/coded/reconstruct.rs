@@ -108,7 +108,9 @@ impl Inner {
                 Err(other) => miss = Some(other.after(miss)),
             }
         }
-        Err(miss.unwrap_or_else(|| Miss::Later(format!("nobody is asked for fragment {chunk}.{number}"))))
+        let nobody = format!("nobody has fragment {chunk}.{number}, or is asked for it");
+        // Once all drives were asked, what none has is not there.
+        Err(miss.unwrap_or(if is_whole { Miss::Wrong(nobody) } else { Miss::Later(nobody) }))
     }
 
     /// A range of a data fragment's body from the same range of others.

@@ -45,21 +45,64 @@ fn what_cannot_be_made_to_stand_is_not_shown() {
     });
 }
 
+/// One drive for each site.
+fn over(sites: &[World]) -> CodedBackend {
+    let drive = |(number, site): (usize, &World)| Drive {
+        id: Uuid::from_u128(number as u128 + 1),
+        node: number.to_string(),
+        site: String::new(),
+        weight: 1,
+        backend: Rc::new(site.backend.clone()),
+    };
+    let drives = sites.iter().enumerate().map(drive).collect();
+    CodedBackend::new(drives, &[], preset(&[policy(1, 1, 2, 1)]), Work::Here).expect("good drives")
+}
+
+/// Half of each fragment is none of any.
+#[test]
+fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
+    local(async {
+        let sites = [0, 1].map(|_| world(3, preset(&[policy(2, 1, 3, 3)])));
+        over(&sites).put(&name("v/j/1"), vec![bytes(2, 100_000)], Urgency::Normal).await.expect("put");
+        for site in &sites {
+            site.leave(1);
+        }
+        let read = over(&sites).get(&name("v/j/1")).await;
+        assert!(
+            matches!(read, Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. })),
+            "{read:?}"
+        );
+    });
+}
+
+/// One that is not what was put is in the way of the one that takes its place.
+#[test]
+fn a_damaged_fragment_does_not_keep_an_object_from_standing() {
+    for preset in presets(&[policy(2, 1, 3, 3)]) {
+        local(async {
+            let mut world = world(3, preset);
+            let expected = bytes(4, 100_000);
+            world.put_whole("v/j/1", &expected).await;
+            for (drive, fragment) in world.fragments() {
+                let mut bad = world.drives[drive].inner().bytes(&fragment).expect("a fragment").to_vec();
+                *bad.last_mut().expect("bytes") ^= 1;
+                world.drives[drive].inner().damage(&fragment, Some(bad.into()));
+                world.forget();
+                assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()));
+                world.backend.settle().await;
+                world.forget();
+                assert!(world.get("v/j/1").await == Ok(expected.clone()));
+            }
+        });
+    }
+}
+
 /// A drive that is a coded backend may have half a fragment, too.
 #[test]
 fn what_lasts_lasts_on_drives_that_are_made_of_drives() {
     local(async {
         let sites = [0, 1].map(|_| world(3, preset(&[policy(2, 1, 3, 3)])));
-        let drive = |(number, site): (usize, &World)| Drive {
-            id: Uuid::from_u128(number as u128 + 1),
-            node: number.to_string(),
-            site: String::new(),
-            weight: 1,
-            backend: Rc::new(site.backend.clone()),
-        };
-        let drives = sites.iter().enumerate().map(drive).collect();
-        let global = CodedBackend::new(drives, &[], preset(&[policy(1, 1, 2, 1)]), Work::Here);
-        let (global, expected) = (global.expect("good drives"), bytes(2, 100_000));
+        let (global, expected) = (over(&sites), bytes(2, 100_000));
         global.put(&name("v/j/1"), vec![expected.clone()], Urgency::Normal).await.expect("put");
         for site in &sites {
             site.leave(2);

@@ -117,9 +117,15 @@ fn an_unfinished_record_in_the_middle_is_damage() {
         assert_eq!(end.position, at(1, 2));
         let chain = read_chain(&backend, VDISK, None, end.position).await;
         assert!(matches!(chain, Err(VolumeError::Damaged(_))), "{chain:?}");
-        // Whoever put it knew that what comes before it is committed: so does not a registry that stops there.
+        // Whoever put it knew that what comes before it is committed: so does not a registry that stops there, …
         drives.cut_off(&record_name(VDISK, at(1, 2)));
         let older = check_not_older(&backend, VDISK, Epoch(1), at(1, 0)).await;
         assert!(matches!(older, Err(VolumeError::Refused(_))), "{older:?}");
+        // … and a recovery without any does not take what comes before for the end.
+        let end = newest(&drives.open(), VDISK, None).await;
+        assert!(matches!(end, Err(VolumeError::Damaged(_))), "{end:?}");
+        // A copy of the map that has it says that it was there.
+        let end = newest(&drives.open(), VDISK, Some(at(1, 1))).await.unwrap();
+        assert_eq!(end, Some(End { position: at(1, 1), epoch: Epoch(1) }));
     });
 }
