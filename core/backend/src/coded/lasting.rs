@@ -22,6 +22,10 @@ impl Inner {
     pub(super) async fn get_lasting(self: Rc<Self>, object: ObjectName) -> Result<Bytes, BackendError> {
         // From here on a delete waits: what it removed would be put again.
         let _at_work = PutAtWork::new(&self, &object);
+        if self.on_their_way.is_being_deleted(&object) {
+            let reason = "it is being deleted".to_owned();
+            return Err(BackendError::Retry { operation: "get", object: object.to_string(), reason });
+        }
         let bytes = self.get(&object).await?;
         let known = self.known.borrow().get(&object);
         let standing = match known {

@@ -1,6 +1,7 @@
 //! Listing, deleting, measuring: all drives together.
 
 use super::name::Place;
+use super::on_their_way::DeleteAtWork;
 use super::{Inner, name, timed};
 use crate::{BackendError, Capacity, ObjectInfo, ObjectName};
 use futures_util::future::join_all;
@@ -102,6 +103,7 @@ impl Inner {
     /// Every fragment that is there, those of the first chunk before the others: it says that the object is there. One that a
     /// silent drive keeps may be all of a short object: then it is not deleted.
     pub(super) async fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
+        let _at_work = DeleteAtWork::new(&self.on_their_way, name);
         self.wait_for_puts(name).await?;
         self.known.borrow_mut().forget(name);
         let listed = join_all((0..self.drives.len()).map(|index| self.fragments_on(index, name))).await;

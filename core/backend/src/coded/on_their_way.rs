@@ -23,6 +23,8 @@ const OVERDUE_MAX: usize = 8;
 pub(super) struct OnTheirWay {
     /// Puts at work, by object.
     puts: RefCell<HashMap<ObjectName, usize>>,
+    /// Deletes at work.
+    deletes: RefCell<HashMap<ObjectName, usize>>,
     /// Fragments that a drive has not answered for in time, by object and drive. Nobody knows whether they will land.
     overdue: RefCell<HashMap<(ObjectName, usize), usize>>,
     late_bytes: Cell<u64>,
@@ -39,6 +41,10 @@ impl OnTheirWay {
 
     pub(super) async fn settle(&self) {
         self.wait_until(|all| all.puts.borrow().is_empty()).await;
+    }
+
+    pub(super) fn is_being_deleted(&self, name: &ObjectName) -> bool {
+        self.deletes.borrow().contains_key(name)
     }
 
     fn is_overdue(&self, name: &ObjectName) -> bool {
@@ -127,6 +133,25 @@ impl Drop for PutAtWork {
         all.late_bytes.set(all.late_bytes.get() - self.late_bytes);
         take(&all.puts, &self.name);
         all.less.notify_waiters();
+    }
+}
+
+/// A delete, for as long as it is at work: nobody puts again what it removes.
+pub(super) struct DeleteAtWork<'a> {
+    all: &'a OnTheirWay,
+    name: &'a ObjectName,
+}
+
+impl<'a> DeleteAtWork<'a> {
+    pub(super) fn new(all: &'a OnTheirWay, name: &'a ObjectName) -> DeleteAtWork<'a> {
+        add(&all.deletes, name.clone());
+        DeleteAtWork { all, name }
+    }
+}
+
+impl Drop for DeleteAtWork<'_> {
+    fn drop(&mut self) {
+        take(&self.all.deletes, self.name);
     }
 }
 

@@ -75,6 +75,40 @@ fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
     });
 }
 
+/// What a delete removes is not put again by who makes it stand at the same time, whichever began first.
+#[test]
+fn what_is_deleted_meanwhile_does_not_come_back() {
+    for wait in 0..12 {
+        for is_delete_first in [false, true] {
+            local(async {
+                let mut world = world(9, preset(&[policy(4, 2, 5, 3)]));
+                world.put_whole("v/j/1", &bytes(1, 200_000)).await;
+                world.leave(4);
+                world.forget();
+                let object = name("v/j/1");
+                let turns = async |count: i32| {
+                    for _ in 0..count {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                let (first, second) = if is_delete_first { (wait, 0) } else { (0, wait) };
+                let read = async {
+                    turns(first).await;
+                    world.backend.get_lasting(&object).await
+                };
+                let deleted = async {
+                    turns(second).await;
+                    world.backend.delete(&object).await
+                };
+                let (read, deleted) = tokio::join!(read, deleted);
+                world.backend.settle().await;
+                assert_eq!(deleted, Ok(()));
+                assert_eq!(world.fragments(), [], "{wait}, {is_delete_first}: {read:?}");
+            });
+        }
+    }
+}
+
 /// One that is not what was put is in the way of the one that takes its place.
 #[test]
 fn a_damaged_fragment_does_not_keep_an_object_from_standing() {
