@@ -78,7 +78,7 @@ fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
 /// What a delete removes is not put again by who makes it stand at the same time, whichever began first.
 #[test]
 fn what_is_deleted_meanwhile_does_not_come_back() {
-    for wait in 0..12 {
+    for half_ms in 0..20 {
         for is_delete_first in [false, true] {
             local(async {
                 let mut world = world(9, preset(&[policy(4, 2, 5, 3)]));
@@ -86,24 +86,23 @@ fn what_is_deleted_meanwhile_does_not_come_back() {
                 world.leave(4);
                 world.forget();
                 let object = name("v/j/1");
-                let turns = async |count: i32| {
-                    for _ in 0..count {
-                        tokio::task::yield_now().await;
-                    }
-                };
-                let (first, second) = if is_delete_first { (wait, 0) } else { (0, wait) };
+                let ms = Duration::from_millis(1);
+                world.set_schedule(move |_, _| Some(Fault::Delay(Box::pin(tokio::time::sleep(ms)))));
+                let later = ms * half_ms / 2;
+                let (first, second) =
+                    if is_delete_first { (later, Duration::ZERO) } else { (Duration::ZERO, later) };
                 let read = async {
-                    turns(first).await;
+                    tokio::time::sleep(first).await;
                     world.backend.get_lasting(&object).await
                 };
                 let deleted = async {
-                    turns(second).await;
+                    tokio::time::sleep(second).await;
                     world.backend.delete(&object).await
                 };
                 let (read, deleted) = tokio::join!(read, deleted);
                 world.backend.settle().await;
                 assert_eq!(deleted, Ok(()));
-                assert_eq!(world.fragments(), [], "{wait}, {is_delete_first}: {read:?}");
+                assert_eq!(world.fragments(), [], "{half_ms}, {is_delete_first}: {read:?}");
             });
         }
     }
