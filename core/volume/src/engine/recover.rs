@@ -103,6 +103,10 @@ impl Engine {
     ) -> Result<(), VolumeError> {
         head.clones_unknown = !known;
         head.drop_snapshots();
+        self.commit_head(id, &head, revision).await
+    }
+
+    async fn commit_head(&self, id: VdiskId, head: &Head, revision: Revision) -> Result<(), VolumeError> {
         let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
         match self.inner.context.registry.commit(put).await? {
             Some(_) => Ok(()),
@@ -120,9 +124,15 @@ impl Engine {
         head.deleted = is_deleted(&*backend, id).await?;
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
-            let old = Head::decode(id, &known.value)?;
+            let mut old = Head::decode(id, &known.value)?;
             if old.position() >= head.position() {
-                return Ok(old.base.map(|(parent, _)| parent));
+                let parent = old.base.map(|(parent, _)| parent);
+                if old.epoch < head.epoch {
+                    // All that is newer was never finished: its names are left alone, and that is all.
+                    old.epoch = head.epoch;
+                    self.commit_head(id, &old, known.revision).await?;
+                }
+                return Ok(parent);
             }
             if self.inner.vdisks.borrow().contains_key(&id) {
                 return Err(VolumeError::Refused(format!("vDisk {id} is open; restart ovsd to recover it")));

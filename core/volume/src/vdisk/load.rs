@@ -498,7 +498,13 @@ pub(crate) async fn catch_up(
     let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
     match journal::get_lasting(backend, id, next).await? {
         journal::Found::Record(record) => take_record(head, next, record),
-        journal::Found::Unfinished => head.epoch = head.epoch.next(),
+        journal::Found::Unfinished => {
+            // Whoever gave it up may have gone on in an epoch that this registry does not know.
+            if let Some(position) = head.position() {
+                journal::check_not_older(backend, id, head.epoch, position).await?;
+            }
+            head.epoch = head.epoch.next();
+        }
         journal::Found::Nothing => return Ok(false),
     }
     // Only a recovery may need snapshots that nobody refers to here.
