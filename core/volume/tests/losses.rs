@@ -136,7 +136,7 @@ impl Host {
 
     /// Those of the map's pages that are not read before they are needed.
     fn spoil_leaves(&self) {
-        for (page, bytes) in self.pages.all().into_iter().filter(|(_, bytes)| bytes[0] == 1) {
+        for (page, bytes) in self.pages.all().into_iter().filter(|(_, bytes)| matches!(bytes[0], 1 | 6)) {
             let mut bytes = bytes.to_vec();
             *bytes.last_mut().unwrap() ^= 1;
             self.pages.damage(page, Some(bytes.into()));
