@@ -11,7 +11,7 @@ use ovs_remote::{
 };
 use std::{sync::atomic::Ordering, time::Duration};
 use support::{Asked, BUCKET, Fault, SECRET, Server};
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 
 const RETRY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -315,9 +315,20 @@ async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
     }
     assert_eq!(server.under_way_max.load(Ordering::SeqCst), 3);
     // Three that hang and are given up: their turns are free at once.
-    server.decide(|_| Some(Fault::Hang));
-    let hanging = join_all((0..3).map(|_| backend.get(&object)));
-    tokio::time::timeout(Duration::from_millis(200), hanging).await.expect_err("they hang");
+    let (came, mut coming) = mpsc::unbounded_channel();
+    server.decide(move |_| {
+        came.send(()).unwrap();
+        Some(Fault::Hang)
+    });
+    let three = async {
+        for _ in 0..3 {
+            coming.recv().await.unwrap();
+        }
+    };
+    tokio::select! {
+        got = join_all((0..3).map(|_| backend.get(&object))) => panic!("they hang: {got:?}"),
+        () = three => {}
+    }
     server.decide(|_| None);
     let got = tokio::time::timeout(RETRY, backend.get(&object)).await;
     got.expect("a turn at once").unwrap();
