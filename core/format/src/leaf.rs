@@ -143,7 +143,7 @@ impl Packed {
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Packed, FormatError> {
         let form = match r.u8()? {
             0 => match read_place(r)? {
-                first if first > PLACE_MAX - FANOUT as u64 => return Err(r.field("first place", first)),
+                first if first > PLACE_MAX - (FANOUT as u64 - 1) => return Err(r.field("first place", first)),
                 first => Form::Run(first),
             },
             1 => {

@@ -174,7 +174,9 @@ fn map_pages() {
     check("packed leaf", &leaf, 987, PACKED_LEAF, "06020000");
     assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), scattered);
     let wide: [u64; FANOUT] =
-        std::array::from_fn(|index| if index % 2 == 0 { 0x7fff_ffff_ffff_0000 } else { 0x1ffff });
+        std::array::from_fn(
+            |index: usize| if index.is_multiple_of(2) { 0x7fff_ffff_ffff_0000 } else { 0x1ffff },
+        );
     let leaf = page::encode_leaf(12, &wide);
     check("plain leaf", &leaf, 4176, LEAF, "01020000");
     assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), wide);

@@ -152,7 +152,7 @@ fn in_a_journal_record() {
 
 #[test]
 fn in_a_page() {
-    let in_far_scos = |index: usize| if index % 2 == 0 { PLACE_MAX - 7 } else { 1 << 16 };
+    let in_far_scos = |index: usize| if index.is_multiple_of(2) { PLACE_MAX - 7 } else { 1 << 16 };
     let leaf = page::encode_leaf(7, &std::array::from_fn(in_far_scos));
     check(page::decode_leaf(7, &changed_page(&leaf, 0, &[9])), "magic");
     check(page::decode_leaf(7, &changed_page(&leaf, 1, &[9])), "version 9");
@@ -168,8 +168,8 @@ fn in_a_page() {
         page::decode_leaf(7, &changed_page(&lie, 0, &[]))
     };
     let run = |first: u64| [&[0][..], &first.to_le_bytes()].concat();
-    assert!(packed(&run(PLACE_MAX - 512)).is_ok());
-    check(packed(&run(PLACE_MAX - 511)), "first place cannot be");
+    assert!(packed(&run(PLACE_MAX - 511)).is_ok());
+    check(packed(&run(PLACE_MAX - 510)), "first place cannot be");
     check(packed(&run(PLACE_MAX + 1)), "place cannot be");
     check(packed(&[3]), "form of a leaf cannot be 3");
     let runs = |words: &[u64]| {

@@ -99,7 +99,9 @@ impl NewFile {
         if self.is_direct {
             match ovs_direct_io::write_at(&self.file, parts, self.length) {
                 // A file system that takes the flag, and then not our blocks.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(error)
+                    if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::OPNOTSUPP)) =>
+                {
                     set_direct(&self.file, false)?;
                     self.is_direct = false;
                 }

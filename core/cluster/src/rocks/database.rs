@@ -21,9 +21,9 @@ use thiserror::Error;
 /// Of one column family; 8 MiB of pages between two flushes, and 4 families.
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// Tables that stay open, but no more than a quarter of what this process may have: opening one again costs as much as ten reads from it,
-/// and maps of some TiB at random places are as many tables of 8 MiB.
-const OPEN_FILES_MAX: u64 = 1024;
+/// Tables that stay open, but no more than a quarter of what this process may have: opening one again costs as much as ten reads from it.
+/// Each keeps its index, a few tens of KiB; maps of 1 TiB at random places are a hundred tables of 8 MiB.
+const OPEN_FILES_MAX: u64 = 512;
 /// The log, before the families that hold it up are flushed.
 pub(super) const WAL_BYTES_MAX: u64 = 8 << 20;
 /// What an open writes besides what it replays: a MANIFEST, a log, the beginnings of tables.

@@ -261,7 +261,8 @@ async fn prepare(
         let is_whole = to - from == span;
         if let Some(below) = &children[(index % FANOUT as u64) as usize]
             && !is_whole
-            // What is known of a run stays with the page above, which is pinned.
+            // What is known of a run stays with the page above, which is pinned; it is that page that is changed, since whoever prepares
+            // and changes holds the vDisk's `meta` between the two.
             && below.run.get() == 0
         {
             let below = below.page(&page.memory);
