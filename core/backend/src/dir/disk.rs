@@ -106,8 +106,9 @@ impl NewFile {
                     self.is_direct = false;
                 }
                 done => {
+                    done?;
                     self.length += parts.iter().map(|part| part.len() as u64).sum::<u64>();
-                    return done;
+                    return Ok(());
                 }
             }
         }
@@ -283,4 +284,48 @@ impl Disk for OsDisk {
 fn open_dir(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// Parts of whole blocks, as a large object has them, and some that are not.
+    fn check(folder: &Path) {
+        let part = |byte: u8, length: usize| Bytes::from(vec![byte; length]);
+        let large = [part(1, BLOCK_BYTES), part(2, 5 << 20), part(3, BLOCK_BYTES), part(4, 300 << 10)];
+        let ragged = [part(5, 7), part(6, 9 << 20), part(7, 100)];
+        let small = [part(8, 3), Bytes::new(), part(9, 4000)];
+        for (number, appends) in [
+            vec![&large[..]],
+            vec![&ragged[..]],
+            vec![&small[..]],
+            vec![&large[..], &large[..2]],
+            vec![&large[..], &small[..], &large[..]],
+            vec![&small[..], &large[..]],
+            vec![&[]],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let path = folder.join(number.to_string());
+            let mut file = OsDisk.create(&path).unwrap();
+            for parts in &appends {
+                OsDisk.append(&mut file, parts).unwrap();
+            }
+            OsDisk.sync(&mut file).unwrap();
+            assert!(file.dirty_bytes <= DIRTY_BYTES_MAX);
+            assert!(fs::read(&path).unwrap() == appends.concat().concat(), "case {number}");
+        }
+    }
+
+    #[test]
+    fn what_is_appended_is_there_whichever_way_it_went() {
+        check(tempfile::tempdir().unwrap().path());
+        // Without direct I/O on older kernels.
+        if let Ok(shared) = tempfile::tempdir_in("/dev/shm") {
+            check(shared.path());
+        }
+    }
 }

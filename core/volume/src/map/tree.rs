@@ -181,7 +181,7 @@ impl Tree {
             level -= 1;
             if level == 0 {
                 let leaf = page.node(store, 0).await?;
-                below.is_a_run(&page, &leaf);
+                below.keep_if_run(&page, &leaf);
                 break leaf;
             }
         };
@@ -363,7 +363,7 @@ impl Child {
     }
 
     /// Keeps all that the leaf says, if that is one run, instead of the leaf: most leaves of what was written in large pieces are one.
-    fn is_a_run(&self, page: &Rc<Page>, leaf: &Node) {
+    fn keep_if_run(&self, page: &Rc<Page>, leaf: &Node) {
         let is_stored = page.id.get() != 0 && !page.has(flag::CHANGED);
         if let Node::Packed(packed) = leaf
             && let Some(first) = packed.run().filter(|first| is_stored && *first != 0)
