@@ -27,7 +27,7 @@ class Edge:
         self.stack = Stack(config="")
         self.stack.start()
         self.make("filled")
-        load.fill([load.nbd(self.stack.uri("filled"))], DISK)
+        load.fill([load.nbd(self.stack.uri("filled"))], DISK, warm=True)
         self.stack.ovsd.stop()
 
     def make(self, name):

@@ -84,9 +84,12 @@ def nbd(uri):
     return ["--ioengine=nbd", f"--uri={uri}"]
 
 
-def fill(places, size, *options, env=None):
-    """Each of the places, from its beginning; 1 MiB at a time unless `options` says otherwise."""
+def fill(places, size, *options, env=None, warm=False):
+    """Each of the places, from its beginning; 1 MiB at a time unless `options` says otherwise. `warm`: read once as well, so that it is in
+    the caches of those who have any, also where large writes go past them."""
     fio(places, ["--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", *options], size, timeout=580, env=env)
+    if warm:
+        fio(places, ["--rw=read", "--bs=1M", "--iodepth=4"], size, timeout=580, env=env)
 
 
 def metrics(stack):

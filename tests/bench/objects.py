@@ -112,7 +112,7 @@ class Ceph:
         wait_until("the OSD is up", lambda: "1 up" in self.do("ceph", "osd", "stat"), 60, every_s=0.2)
         self.do("ceph", "osd", "pool", "create", "rbd", "8")
         self.do("rbd", "create", "disk", "--size", f"{DISK // MIB}M")
-        load.fill([self.place()], WORKING_SET, env=self.env("rbd-cache"))
+        load.fill([self.place()], WORKING_SET, env=self.env("rbd-cache"), warm=True)
 
     def do(self, program, *arguments):
         return run(program, "-c", self.configurations["rbd"], *arguments, timeout=120).stdout

@@ -100,7 +100,7 @@ class ZeroFs:
             with self.server():
                 with contextlib.closing(NineP(self.folder / "9p.sock")) as files:
                     files.make_file(".nbd", DEVICE, disk_bytes)
-                load.fill([self.place()], written_bytes)
+                load.fill([self.place()], written_bytes, warm=True)
         except BaseException:
             self.close()
             raise

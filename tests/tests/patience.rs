@@ -7,7 +7,7 @@ use ovs_backend::{Backend, Call, Fault, FaultyBackend, MemoryBackend, Operation}
 use ovs_tests::host::{Host, byte_of, create, put, run_paused};
 use ovs_units::{ByteCount, ByteOffset, ByteRange, SnapshotId, VdiskId};
 use ovs_volume::{
-    CreateVdisk, EngineConfig, Entry, MemoryRegistry, OnFull, PageId, PageStore, Registry, Revision,
+    CreateVdisk, Engine, EngineConfig, Entry, MemoryRegistry, OnFull, PageId, PageStore, Registry, Revision,
     Transaction, Vdisk, VdiskState, VolumeError,
 };
 use std::{
@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 use uuid::Uuid;
 
 const DISK: VdiskId = VdiskId(Uuid::from_u128(10));
@@ -59,6 +59,38 @@ fn watched_host(operation: Operation, object: &'static str) -> (Host, Rc<Watched
     (Host { config, ..host }, watched)
 }
 
+/// A host whose backend is watched, and a vDisk on it.
+struct Case {
+    host: Host,
+    watched: Rc<Watched>,
+    engine: Engine,
+    vdisk: Vdisk,
+}
+
+impl Case {
+    async fn new(operation: Operation, object: &'static str) -> Case {
+        Case::with(operation, object, |_| ()).await
+    }
+
+    async fn with(operation: Operation, object: &'static str, change: fn(&mut EngineConfig)) -> Case {
+        let (mut host, watched) = watched_host(operation, object);
+        change(&mut host.config);
+        let engine = host.start().await;
+        let vdisk = create(&engine, DISK, SIZE).await;
+        Case { host, watched, engine, vdisk }
+    }
+
+    /// A clone of the vDisk as it is now.
+    async fn clone_of_now(&self) -> Vdisk {
+        let snapshot = SnapshotId(Uuid::from_u128(3));
+        self.vdisk.snapshot(snapshot, "s".parse().unwrap()).await.unwrap();
+        let (id, vpool, properties) = (VdiskId(Uuid::from_u128(11)), Host::POOL, "{}".into());
+        let (base, on_full) = (Some((DISK, snapshot)), Host::ON_FULL);
+        let request = CreateVdisk { id, vpool, size: SIZE, properties, base, on_full };
+        self.engine.create_vdisk(request).await.unwrap()
+    }
+}
+
 async fn sleep_ms(milliseconds: u64) {
     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
 }
@@ -71,10 +103,8 @@ fn refuse() -> Fault {
 #[test]
 fn an_sco_that_cannot_be_put_is_tried_again() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/s/");
-        let config = EngineConfig { destage_bytes: 4096, ..host.config.clone() };
-        let engine = Host { config, ..host }.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let soon = |config: &mut EngineConfig| config.destage_bytes = 4096;
+        let Case { engine, vdisk, watched: puts, .. } = Case::with(Operation::Put, "/s/", soon).await;
         puts.begin(Some(refuse));
         put(&vdisk, 0, 1).await;
         sleep_ms(349).await;
@@ -96,9 +126,8 @@ fn an_sco_that_cannot_be_put_is_tried_again() {
 #[test]
 fn four_scos_are_on_their_way_at_once() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/s/");
-        let config = EngineConfig { sco_bytes: 4096, ..host.config.clone() };
-        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        let small = |config: &mut EngineConfig| config.sco_bytes = 4096;
+        let Case { vdisk, watched: puts, .. } = Case::with(Operation::Put, "/s/", small).await;
         for number in 0..9 {
             put(&vdisk, number, 1).await;
         }
@@ -112,9 +141,7 @@ fn four_scos_are_on_their_way_at_once() {
 #[test]
 fn the_journal_is_waited_for() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/j/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let Case { engine, vdisk, watched: puts, .. } = Case::new(Operation::Put, "/j/").await;
         puts.begin(Some(refuse));
         vdisk.set_properties("one".into()).await.unwrap_err();
         let expected = [0, 50, 150, 350, 750, 1550, 3150, 6350, 9550, 12750, 15950, 19150, 22350];
@@ -134,9 +161,7 @@ fn the_journal_is_waited_for() {
 #[test]
 fn a_read_is_waited_for() {
     run_paused(async {
-        let (host, gets) = watched_host(Operation::Get, "/s/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let Case { engine, vdisk, watched: gets, .. } = Case::new(Operation::Get, "/s/").await;
         put(&vdisk, 0, 1).await;
         vdisk.destage().await.unwrap();
         gets.begin(Some(refuse));
@@ -192,20 +217,28 @@ impl Registry for Refusing {
     }
 }
 
+/// A vDisk whose registry may refuse.
+async fn refusing() -> (Rc<Refusing>, Engine, Vdisk) {
+    let registry = Rc::new(Refusing::default());
+    let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
+    let engine = host.start().await;
+    let vdisk = create(&engine, DISK, SIZE).await;
+    (registry, engine, vdisk)
+}
+
+fn set_properties(vdisk: &Vdisk) -> JoinHandle<Result<(), VolumeError>> {
+    let vdisk = vdisk.clone();
+    tokio::task::spawn_local(async move { vdisk.set_properties("one".into()).await })
+}
+
 /// For as long as it takes; who is closed tries six times.
 #[test]
 fn the_registry_is_waited_for() {
     run_paused(async {
-        let registry = Rc::new(Refusing::default());
-        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let (registry, engine, vdisk) = refusing().await;
         registry.refuses.set(true);
         registry.calls.take();
-        let setting = tokio::task::spawn_local({
-            let vdisk = vdisk.clone();
-            async move { vdisk.set_properties("one".into()).await }
-        });
+        let setting = set_properties(&vdisk);
         sleep_ms(6000).await;
         registry.refuses.set(false);
         setting.await.unwrap().unwrap();
@@ -227,9 +260,7 @@ fn the_registry_is_waited_for() {
 #[test]
 fn who_has_lost_a_vdisk_learns_it_at_once() {
     run_paused(async {
-        let registry = Rc::new(Refusing::default());
-        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
-        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        let (registry, _, vdisk) = refusing().await;
         registry.is_fenced.set(true);
         let begun = Instant::now();
         let setting = tokio::time::timeout(Duration::from_secs(60), vdisk.set_properties("one".into())).await;
@@ -242,14 +273,9 @@ fn who_has_lost_a_vdisk_learns_it_at_once() {
 #[test]
 fn who_has_lost_a_vdisk_while_it_waited_learns_it() {
     run_paused(async {
-        let registry = Rc::new(Refusing::default());
-        let host = Host { registry: registry.clone(), ..watched_host(Operation::Put, "/s/").0 };
-        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        let (registry, _, vdisk) = refusing().await;
         registry.refuses.set(true);
-        let setting = tokio::task::spawn_local({
-            let vdisk = vdisk.clone();
-            async move { vdisk.set_properties("one".into()).await }
-        });
+        let setting = set_properties(&vdisk);
         sleep_ms(100).await;
         let head = registry.scan("head/").await.unwrap().remove(0);
         let another = [&head.value[..], b" "].concat();
@@ -281,17 +307,22 @@ fn closing_waits_as_long_as_it_is_told() {
     });
 }
 
+/// Whether it is over when everybody has gone on as far as can be now.
+async fn is_over<T>(write: &JoinHandle<T>) -> bool {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    write.is_finished()
+}
+
 /// Writes until the buffer is full; returns the last write, which waits.
-async fn fill(vdisk: &Vdisk) -> tokio::task::JoinHandle<Result<(), VolumeError>> {
+async fn fill(vdisk: &Vdisk) -> JoinHandle<Result<(), VolumeError>> {
     for number in 0..1000 {
         let vdisk = vdisk.clone();
         let offset = ByteOffset(number * 4096);
         let write =
             tokio::task::spawn_local(async move { vdisk.write(offset, vec![1; 4096].into(), false).await });
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        if !write.is_finished() {
+        if !is_over(&write).await {
             return write;
         }
         write.await.unwrap().unwrap();
@@ -305,8 +336,7 @@ fn a_full_buffer_is_waited_for() {
     let stall = |seconds| OnFull::Stall { timeout: Some(Duration::from_secs(seconds)) };
     for (on_full, expected_ms) in [(OnFull::NoSpace, 5000), (stall(3), 5000), (stall(7), 7000)] {
         run_paused(async {
-            let (host, puts) = watched_host(Operation::Put, "/s/");
-            let vdisk = create(&host.start().await, DISK, SIZE).await;
+            let Case { vdisk, watched: puts, .. } = Case::new(Operation::Put, "/s/").await;
             vdisk.set_on_full(on_full);
             puts.begin(Some(|| Fault::HangBefore));
             // No data has ever left.
@@ -324,9 +354,7 @@ fn a_full_buffer_is_waited_for() {
 #[test]
 fn who_is_told_not_to_wait_does_not() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/s/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let Case { vdisk, watched: puts, engine: _engine, .. } = Case::new(Operation::Put, "/s/").await;
         puts.begin(Some(|| Fault::HangBefore));
         let last = fill(&vdisk).await;
         let begun = Instant::now();
@@ -356,10 +384,7 @@ fn each_has_its_share_of_a_full_buffer() {
                 let turn = if number < 4 { vdisk_count } else { writing_count } as usize;
                 let vdisk = vdisks[number as usize % turn].clone();
                 let write = tokio::task::spawn_local(async move { put(&vdisk, number, 1).await });
-                for _ in 0..100 {
-                    tokio::task::yield_now().await;
-                }
-                if !write.is_finished() {
+                if !is_over(&write).await {
                     break;
                 }
                 done += 1;
@@ -373,9 +398,8 @@ fn each_has_its_share_of_a_full_buffer() {
 #[test]
 fn what_is_buffered_leaves_in_time() {
     run_paused(async {
-        let (host, _) = watched_host(Operation::Put, "/s/");
-        let config = EngineConfig { destage_bytes: 4 * 4096, ..host.config.clone() };
-        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        let soon = |config: &mut EngineConfig| config.destage_bytes = 4 * 4096;
+        let Case { vdisk, .. } = Case::with(Operation::Put, "/s/", soon).await;
         sleep_ms(1000).await;
         for number in 0..3 {
             put(&vdisk, number, 1).await;
@@ -400,9 +424,7 @@ async fn has_copy(host: &Host) -> bool {
 #[test]
 fn after_a_clean_end_no_journal_is_read() {
     run_paused(async {
-        let (host, gets) = watched_host(Operation::Get, "/j/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let Case { host, engine, vdisk, watched: gets } = Case::new(Operation::Get, "/j/").await;
         for number in 0..9 {
             put(&vdisk, number, 1).await;
             vdisk.destage().await.unwrap();
@@ -418,14 +440,11 @@ fn after_a_clean_end_no_journal_is_read() {
 #[test]
 fn a_map_is_checkpointed_after_so_many_commits() {
     run_paused(async {
-        let (host, _) = watched_host(Operation::Put, "/s/");
-        let config = EngineConfig { checkpoint_every: 3, ..host.config.clone() };
-        let host = Host { config, ..host };
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let case = Case::with(Operation::Put, "/s/", |config| config.checkpoint_every = 3).await;
+        let Case { host, vdisk, .. } = &case;
         let mut records = Vec::new();
         for number in 0..7 {
-            put(&vdisk, number, 1).await;
+            put(vdisk, number, 1).await;
             vdisk.destage().await.unwrap();
             records.extend(host.pages.all_records());
             records.dedup();
@@ -438,22 +457,15 @@ fn a_map_is_checkpointed_after_so_many_commits() {
 #[test]
 fn a_clone_whose_parent_cannot_send_out_says_so() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/s/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
-        put(&vdisk, 0, 1).await;
-        puts.begin(Some(refuse));
-        let snapshot = SnapshotId(Uuid::from_u128(3));
-        vdisk.snapshot(snapshot, "s".parse().unwrap()).await.unwrap();
-        let (id, vpool, properties) = (VdiskId(Uuid::from_u128(11)), Host::POOL, "{}".into());
-        let (base, on_full) = (Some((DISK, snapshot)), Host::ON_FULL);
-        let request = CreateVdisk { id, vpool, size: SIZE, properties, base, on_full };
-        let clone = engine.create_vdisk(request).await.unwrap();
+        let case = Case::new(Operation::Put, "/s/").await;
+        put(&case.vdisk, 0, 1).await;
+        case.watched.begin(Some(refuse));
+        let clone = case.clone_of_now().await;
         put(&clone, 1, 1).await;
         sleep_ms(15_000).await;
         let state = clone.stats().state;
         assert!(matches!(&state, VdiskState::Stalled(why) if why.contains("its parent")), "{state:?}");
-        puts.begin(None);
+        case.watched.begin(None);
         clone.destage().await.unwrap();
         assert_eq!(clone.stats().state, VdiskState::Ok);
     });
@@ -463,26 +475,20 @@ fn a_clone_whose_parent_cannot_send_out_says_so() {
 #[test]
 fn a_clone_that_writes_nothing_lets_go_of_its_parent_s_data() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/s/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let case = Case::new(Operation::Put, "/s/").await;
+        let Case { engine, vdisk, .. } = &case;
         let empty = engine.stats().buffer_used_bytes;
         for number in 0..100 {
-            put(&vdisk, number, 1).await;
+            put(vdisk, number, 1).await;
         }
-        puts.begin(Some(|| Fault::Delay(Box::pin(sleep_ms(5000)))));
-        let snapshot = SnapshotId(Uuid::from_u128(3));
-        vdisk.snapshot(snapshot, "s".parse().unwrap()).await.unwrap();
-        let (id, vpool, properties) = (VdiskId(Uuid::from_u128(11)), Host::POOL, "{}".into());
-        let (base, on_full) = (Some((DISK, snapshot)), Host::ON_FULL);
-        let request = CreateVdisk { id, vpool, size: SIZE, properties, base, on_full };
-        let clone = engine.create_vdisk(request).await.unwrap();
+        case.watched.begin(Some(|| Fault::Delay(Box::pin(sleep_ms(5000)))));
+        let clone = case.clone_of_now().await;
         sleep_ms(4999).await;
         let buffered = engine.stats().buffer_used_bytes;
         assert!(!vdisk.snapshots()[0].on_backend && buffered > empty + 200 * 4096);
         sleep_ms(1002).await;
         assert!(vdisk.snapshots()[0].on_backend);
-        put(&vdisk, 0, 2).await;
+        put(vdisk, 0, 2).await;
         assert!(engine.stats().buffer_used_bytes < empty + 64 * 4096);
         assert_eq!(byte_of(&clone, 0).await, 1);
     });
@@ -492,10 +498,8 @@ fn a_clone_that_writes_nothing_lets_go_of_its_parent_s_data() {
 #[test]
 fn a_journal_that_grows_without_data_is_replaced_as_well() {
     run_paused(async {
-        let (host, _) = watched_host(Operation::Put, "/s/");
-        let config = EngineConfig { copy_map_after: 10 * (64 << 10), ..host.config.clone() };
-        let host = Host { config, ..host };
-        let vdisk = create(&host.start().await, DISK, SIZE).await;
+        let seldom = |config: &mut EngineConfig| config.copy_map_after = 10 * (64 << 10);
+        let Case { host, vdisk, .. } = Case::with(Operation::Put, "/s/", seldom).await;
         sleep_ms(1000).await;
         for number in 0..12 {
             vdisk.set_properties(format!("{number}").into()).await.unwrap();
@@ -511,10 +515,10 @@ fn a_journal_that_grows_without_data_is_replaced_as_well() {
 #[test]
 fn a_map_is_copied_after_so_many_records() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/c/");
-        let copy_map_after = 5 * (64 << 10);
-        let config = EngineConfig { copy_map_after, checkpoint_every: 1, ..host.config.clone() };
-        let vdisk = create(&Host { config, ..host }.start().await, DISK, SIZE).await;
+        let often = |config: &mut EngineConfig| {
+            (config.copy_map_after, config.checkpoint_every) = (5 * (64 << 10), 1)
+        };
+        let Case { vdisk, watched: puts, .. } = Case::with(Operation::Put, "/c/", often).await;
         puts.begin(Some(refuse));
         let mut copied = Vec::new();
         for number in 0..30 {
@@ -536,11 +540,10 @@ fn a_map_is_copied_after_so_many_records() {
 #[test]
 fn a_map_whose_copy_is_large_is_copied_seldom() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/c/");
-        let config = EngineConfig { copy_map_after: 1, checkpoint_every: 1, ..host.config.clone() };
-        let host = Host { config, ..host };
-        let (mut engine, mut copied) = (host.start().await, Vec::new());
-        let mut vdisk = create(&engine, DISK, SIZE).await;
+        let often = |config: &mut EngineConfig| (config.copy_map_after, config.checkpoint_every) = (1, 1);
+        let case = Case::with(Operation::Put, "/c/", often).await;
+        let Case { host, mut engine, mut vdisk, watched: puts } = case;
+        let mut copied = Vec::new();
         // What is in the head is in the copy: so much as four and a half records weigh.
         vdisk.set_properties("x".repeat(288 << 10).into()).await.unwrap();
         puts.begin(None);
@@ -565,9 +568,7 @@ fn a_map_whose_copy_is_large_is_copied_seldom() {
 #[test]
 fn a_buffer_that_gets_short_is_emptied() {
     run_paused(async {
-        let (host, puts) = watched_host(Operation::Put, "/j/");
-        let engine = host.start().await;
-        let vdisk = create(&engine, DISK, SIZE).await;
+        let Case { vdisk, watched: puts, engine: _engine, .. } = Case::new(Operation::Put, "/j/").await;
         puts.begin(None);
         let mut count = 0;
         while puts.calls_ms().is_empty() {

@@ -479,20 +479,18 @@ fn devices_are_asked_for_on_a_socket_of_its_own() {
     let socket = edge.run_dir().join("edge.sock");
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = ovs_api::EdgeClient::new(&socket);
+    let mut list = None;
+    // Not before it knows what a predecessor left.
+    edge.eventually("a list of devices", || match runtime.block_on(client.list_devices()) {
+        Err(error) if error.is(ovs_api::ProblemKind::Unavailable) => false,
+        answer => {
+            list = Some(answer.unwrap());
+            true
+        }
+    });
+    let list = list.unwrap();
     runtime.block_on(async {
-        let client = ovs_api::EdgeClient::new(&socket);
-        // Not before it knows what a predecessor left.
-        let listed = async {
-            loop {
-                match client.list_devices().await {
-                    Err(error) if error.is(ovs_api::ProblemKind::Unavailable) => {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    answer => break answer.unwrap(),
-                }
-            }
-        };
-        let list = tokio::time::timeout(PATIENCE, listed).await.expect("it is still not ready");
         assert!(list.items.is_empty());
         let nobodys = "01234567-89ab-cdef-0123-456789abcdef".parse().unwrap();
         let put = ovs_api::PutDevice { block_size_bytes: 4096 };

@@ -17,6 +17,7 @@ mod cursor;
 mod error;
 pub mod fragment;
 pub mod journal;
+pub mod leaf;
 pub mod log;
 pub mod map_copy;
 pub mod page;

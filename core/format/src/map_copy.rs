@@ -141,7 +141,9 @@ pub fn relabel(
     mut label: impl FnMut(u64) -> u64,
 ) -> Result<Vec<u8>, FormatError> {
     match page.first() {
-        Some(&page::LEAF) => Ok(page::encode_leaf(to, &*page::decode_leaf(from, page)?)),
+        Some(&(page::LEAF | page::PACKED_LEAF)) => {
+            Ok(page::encode_leaf(to, &*page::decode_leaf(from, page)?))
+        }
         Some(&(page::TABLE | page::MOVED_TABLE)) => {
             Ok(page::encode_table(to, &page::decode_table(from, page)?))
         }

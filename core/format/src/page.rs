@@ -2,6 +2,7 @@
 //! mistakes one for another is found out.
 
 use crate::cursor::{Reader, Writer};
+use crate::leaf::{Packed, read_place};
 use crate::sco::ScoRef;
 use crate::table::{TableEntry, read_entry, write_entry};
 use crate::{FormatError, checksum};
@@ -19,6 +20,7 @@ pub(crate) const TABLE: u8 = 3;
 const RECORD: u8 = 4;
 /// A table in which some SCOs were moved or are gone.
 pub(crate) const MOVED_TABLE: u8 = 5;
+pub(crate) const PACKED_LEAF: u8 = 6;
 
 /// A child of an inner page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,8 +31,20 @@ pub struct ChildEntry {
     pub mapped: u64,
 }
 
-/// Page `number`: 512 places, of which most may be 0 (unmapped).
+/// 512 places of at most [`PLACE_MAX`], of which most may be 0 (unmapped).
+#[derive(Debug)]
+pub enum Leaf {
+    /// As they are.
+    Plain(Box<[u64; FANOUT]>),
+    /// In less.
+    Packed(Packed),
+}
+
+/// Page `number`, packed if that is less.
 pub fn encode_leaf(number: u64, places: &[u64; FANOUT]) -> Vec<u8> {
+    if let Some(packed) = Packed::new(places) {
+        return encode_packed_leaf(number, &packed);
+    }
     let mut w = open_page(LEAF, number);
     let mut present = [0u8; FANOUT / 8];
     for (index, _) in places.iter().enumerate().filter(|(_, place)| **place != 0) {
@@ -41,33 +55,43 @@ pub fn encode_leaf(number: u64, places: &[u64; FANOUT]) -> Vec<u8> {
     close(w)
 }
 
-/// The reverse of [`encode_leaf`].
+/// The same of what is packed already.
+pub fn encode_packed_leaf(number: u64, packed: &Packed) -> Vec<u8> {
+    let mut w = open_page(PACKED_LEAF, number);
+    packed.write(&mut w);
+    close(w)
+}
+
+/// The reverse of both.
 pub fn decode_leaf(number: u64, bytes: &[u8]) -> Result<Box<[u64; FANOUT]>, FormatError> {
+    read_leaf(number, bytes).map(|leaf| match leaf {
+        Leaf::Plain(places) => places,
+        Leaf::Packed(packed) => packed.places(),
+    })
+}
+
+/// The same, as it is kept.
+pub fn read_leaf(number: u64, bytes: &[u8]) -> Result<Leaf, FormatError> {
     const WHAT: &str = "map leaf";
+    if bytes.first() == Some(&PACKED_LEAF) {
+        let mut r = check_page(WHAT, PACKED_LEAF, number, bytes)?;
+        let packed = Packed::read(&mut r)?;
+        r.end()?;
+        return Ok(Leaf::Packed(packed));
+    }
     let mut r = check_page(WHAT, LEAF, number, bytes)?;
     let present = r.take(FANOUT / 8)?;
     let mut places = Box::new([0; FANOUT]);
-    if present == [0xff; FANOUT / 8] {
-        let (words, _) = r.take(FANOUT * size_of::<u64>())?.as_chunks();
-        for (place, word) in places.iter_mut().zip(words) {
-            *place = u64::from_le_bytes(*word);
-        }
-        if places.contains(&0) {
-            return Err(r.field("place", 0));
-        }
-        r.end()?;
-        return Ok(places);
-    }
     for (index, place) in places.iter_mut().enumerate() {
         if present[index / 8] & (1 << (index % 8)) != 0 {
-            *place = r.u64()?;
+            *place = read_place(&mut r)?;
             if *place == 0 {
                 return Err(r.field("place", 0));
             }
         }
     }
     r.end()?;
-    Ok(places)
+    Ok(Leaf::Plain(places))
 }
 
 /// Page `number`: 512 children.

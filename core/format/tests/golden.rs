@@ -154,8 +154,32 @@ fn map_pages() {
     let mut places = [0; FANOUT];
     (places[3], places[511]) = (0x10001, 0x20002);
     let leaf = page::encode_leaf(12, &places);
-    check("leaf", &leaf, 96, LEAF, "01020000");
+    check("leaf of runs", &leaf, 51, LEAF_OF_RUNS, "06020000");
     assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), places);
+    // As it was written before leaves were packed.
+    let mut present = [0; FANOUT / 8];
+    (present[0], present[63]) = (8, 0x80);
+    let mut old =
+        [&12u64.to_le_bytes()[..], &present, &places[3].to_le_bytes(), &places[511].to_le_bytes()].concat();
+    old = [&[1, 2, 0, 0][..], &checksum(&old).to_le_bytes(), &old].concat();
+    check("sparse plain leaf", &old, 96, SPARSE_LEAF, "01020000");
+    assert_eq!(*page::decode_leaf(12, &old).unwrap(), places);
+    let run: [u64; FANOUT] = std::array::from_fn(|index| 0x70000 + index as u64);
+    let leaf = page::encode_leaf(12, &run);
+    check("leaf of one run", &leaf, 25, LEAF_OF_ONE_RUN, "06020000");
+    assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), run);
+    let scattered: [u64; FANOUT] =
+        std::array::from_fn(|index| (1 + (index * 37 % 29) as u64) << 16 | (index * 11 % 1000) as u64);
+    let leaf = page::encode_leaf(12, &scattered);
+    check("packed leaf", &leaf, 987, PACKED_LEAF, "06020000");
+    assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), scattered);
+    let wide: [u64; FANOUT] =
+        std::array::from_fn(
+            |index: usize| if index.is_multiple_of(2) { 0x7fff_ffff_ffff_0000 } else { 0x1ffff },
+        );
+    let leaf = page::encode_leaf(12, &wide);
+    check("plain leaf", &leaf, 4176, LEAF, "01020000");
+    assert_eq!(*page::decode_leaf(12, &leaf).unwrap(), wide);
     let mut children = [ChildEntry::default(); FANOUT];
     children[8] = ChildEntry { page: 12, mapped: 34 };
     let inner = page::encode_inner(12, &children);
@@ -227,7 +251,11 @@ const JOURNAL: [(usize, u32); 8] = [
     (64, 0xdf71_1ff5),
     (176, 0xc25d_a46e),
 ];
-const LEAF: u32 = 0x8344_d489;
+const SPARSE_LEAF: u32 = 0x8344_d489;
+const LEAF_OF_RUNS: u32 = 0xc928_36e6;
+const LEAF_OF_ONE_RUN: u32 = 0x26e1_e9da;
+const PACKED_LEAF: u32 = 0xbaf0_1fcd;
+const LEAF: u32 = 0xe68e_3558;
 const INNER: u32 = 0xff3e_7a4e;
 const TABLE: u32 = 0xf722_00b8;
 const MOVED_TABLE: u32 = 0x8c14_9faa;

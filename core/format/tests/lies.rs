@@ -1,6 +1,7 @@
 //! A good checksum over what cannot be: each is refused, and by its name.
 
 use ovs_format::journal::{Position, Record, Target, TlogEntry};
+use ovs_format::leaf::PLACE_MAX;
 use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader,
     VOIDS_MAX, decode_wiped, encode_wiped,
@@ -151,13 +152,49 @@ fn in_a_journal_record() {
 
 #[test]
 fn in_a_page() {
-    let mut places = [0; FANOUT];
-    places[77] = 5;
-    let leaf = page::encode_leaf(7, &places);
+    let in_far_scos = |index: usize| if index.is_multiple_of(2) { PLACE_MAX - 7 } else { 1 << 16 };
+    let leaf = page::encode_leaf(7, &std::array::from_fn(in_far_scos));
     check(page::decode_leaf(7, &changed_page(&leaf, 0, &[9])), "magic");
     check(page::decode_leaf(7, &changed_page(&leaf, 1, &[9])), "version 9");
     check(page::decode_leaf(7, &changed_page(&leaf, leaf.len() - 8, &[0; 8])), "place cannot be 0");
+    check(
+        page::decode_leaf(7, &changed_page(&leaf, leaf.len() - 8, &(PLACE_MAX + 1).to_le_bytes())),
+        "place cannot be 9223372036854775808",
+    );
     check(page::decode_leaf(7, &changed_page(&[&leaf[..], &[0]].concat(), 0, &[])), "bytes after the end");
+
+    let packed = |form: &[u8]| {
+        let lie = [&page::encode_leaf(7, &[0; FANOUT])[..16], form].concat();
+        page::decode_leaf(7, &changed_page(&lie, 0, &[]))
+    };
+    let run = |first: u64| [&[0][..], &first.to_le_bytes()].concat();
+    assert!(packed(&run(PLACE_MAX - 511)).is_ok());
+    check(packed(&run(PLACE_MAX - 510)), "first place cannot be");
+    check(packed(&run(PLACE_MAX + 1)), "place cannot be");
+    check(packed(&[3]), "form of a leaf cannot be 3");
+    let runs = |words: &[u64]| {
+        let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        [&[1][..], &((words.len() / 8) as u16).to_le_bytes(), &words].concat()
+    };
+    let begin = |index: u64| index << 55 | 1 << 16;
+    assert!(packed(&runs(&[begin(0), begin(5), begin(511)])).is_ok());
+    check(packed(&runs(&[])), "runs cannot be 0");
+    check(packed(&runs(&[begin(1)])), "beginnings of runs");
+    check(packed(&runs(&[begin(0), begin(5), begin(5)])), "beginnings of runs");
+    check(packed(&runs(&[0; 513])), "runs cannot be 513");
+    check(packed(&[&runs(&[begin(0)])[..], &[0]].concat()), "bytes after the end");
+    let entries = |offset_bits: u8, bits: u8, first: u64| {
+        let used = vec![0xff; (FANOUT * usize::from(bits)).div_ceil(8)];
+        [&[2, offset_bits, bits][..], &first.to_le_bytes(), &used].concat()
+    };
+    // As far as they may go: what does not fit into a place is cut to one.
+    assert!(packed(&entries(16, 57, PLACE_MAX >> 16)).unwrap().iter().all(|place| *place <= PLACE_MAX));
+    assert!(packed(&entries(0, 1, 1)).is_ok());
+    check(packed(&entries(0, 58, 1)), "bits of a place cannot be 58");
+    check(packed(&entries(17, 40, 1)), "bits of a place cannot be 40");
+    check(packed(&entries(9, 9, 1)), "bits of a place cannot be 9");
+    check(packed(&entries(9, 20, 0)), "first SCO cannot be 0");
+    check(packed(&entries(9, 20, (PLACE_MAX >> 16) + 1)), "first SCO cannot be");
 
     let mut children = [ChildEntry::default(); FANOUT];
     (children[3], children[4]) = (ChildEntry { page: 1, mapped: 2 }, ChildEntry { page: 2, mapped: 2 });

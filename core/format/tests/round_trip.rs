@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
+use ovs_format::leaf::PLACE_MAX;
 use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
 use ovs_format::sco::{self, CLUSTERS_MAX, ScoRef};
@@ -201,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn map_pages(number in any::<u64>(), places in vec((0..FANOUT, any::<u64>(), any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256), entries in vec(table_entry(), 0..30)) {
+    fn map_pages(number in any::<u64>(), places in vec((0..FANOUT, 0..=PLACE_MAX, any::<u64>()), 0..100), scos in vec(sco_ref(), 0..=256), entries in vec(table_entry(), 0..30)) {
         let (mut leaf, mut inner) = ([0; FANOUT], [ChildEntry::default(); FANOUT]);
         for (index, page, mapped) in places {
             leaf[index] = page;

@@ -53,8 +53,7 @@ impl House {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
         // The tasks of the connections are dropped when the thread comes by.
-        tokio::task::yield_now().await;
-        settle().await;
+        until(|| Rc::strong_count(&self.exports) == 1).await;
     }
 
     async fn stop(&mut self) {
@@ -397,7 +396,7 @@ fn the_first_connection_waits_for_the_server_and_ends_at_a_refusal() {
         settle().await;
         *house.exports.refuse.borrow_mut() = Some(OpenError::Unavailable("starting".into()));
         house.start();
-        settle().await;
+        until(|| house.exports.refused.get() > 0).await;
         *house.exports.refuse.borrow_mut() = None;
         connecting.await.unwrap().unwrap().flush().await.unwrap();
         for refusal in [OpenError::NotFound("gone".into()), OpenError::Denied("fenced".into())] {

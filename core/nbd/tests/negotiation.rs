@@ -12,7 +12,8 @@ use ovs_nbd::{
 };
 use ovs_units::ByteCount;
 use std::{rc::Rc, time::Duration};
-use support::{Deed, Got, Raw, SIZE, World, local, request, session, until};
+use support::{Deed, Got, Raw, SIZE, World, local, request, session, simulated, until};
+use tokio::time::Instant;
 
 const UNSUP: u32 = option_reply::ERR_UNSUP;
 const POLICY: u32 = option_reply::ERR_POLICY;
@@ -244,16 +245,21 @@ fn refusals_to_open_are_told() {
 
 #[test]
 fn a_slow_client_is_hung_up_on() {
-    local(async {
-        let timeout = Duration::from_millis(100);
+    simulated(async {
+        let (timeout, pause) = (Duration::from_millis(100), Duration::from_millis(3));
         let world = World::with(ServerOptions { negotiation_timeout: timeout, ..ServerOptions::default() });
-        let (mut raw, task) = world.connect();
+        let (mut raw, task) = world.connect_in_memory(4096);
+        let begun = Instant::now();
         raw.greet().await;
-        // One byte at a time does not buy more time.
-        for byte in b"IHAVEOPT" {
+        // One byte at a time does not buy more time, nor do whole options.
+        for byte in b"IHAVEOPT\0\0\0\0\0\0\0\0".iter().cycle() {
+            if task.is_finished() {
+                break;
+            }
             raw.try_send(&[*byte]).await;
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            tokio::time::sleep(pause).await;
         }
+        assert!((timeout..timeout + 2 * pause).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         assert!(raw.is_hung_up().await);
         task.await.unwrap();
         assert_eq!(world.server.stats().dropped, 1);

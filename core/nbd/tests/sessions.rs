@@ -90,7 +90,7 @@ fn who_waits_gives_way_to_a_newer_one() {
         until(|| world.disk.running.get() == 1).await;
         let (mut second, _) = world.connect();
         second.begin_session(2).await;
-        settle().await;
+        world.disk.until_ending().await;
         let (mut third, _) = world.connect();
         third.begin_session(3).await;
         assert_eq!(second.answers(option::GO).await, Err(option_reply::ERR_POLICY));
@@ -112,7 +112,7 @@ fn a_waiting_successor_that_hangs_up_leaves_nothing_behind() {
         until(|| world.disk.running.get() == 1).await;
         let (mut second, second_task) = world.connect();
         second.begin_session(2).await;
-        settle().await;
+        world.disk.until_ending().await;
         drop(second);
         gate.add_permits(1);
         second_task.await.unwrap();

@@ -11,12 +11,10 @@ use ovs_remote::{
 };
 use std::{sync::atomic::Ordering, time::Duration};
 use support::{Asked, BUCKET, Fault, SECRET, Server};
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 
 const RETRY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What a machine that has other work may add to any of that.
-const LOADED: Duration = Duration::from_secs(20);
 
 fn options() -> RemoteOptions {
     RemoteOptions { retry: RETRY, patience: PATIENCE, ..Default::default() }
@@ -61,7 +59,7 @@ async fn put(backend: &RemoteBackend, object: &str, bytes: Bytes) -> Result<(), 
 /// The error of an operation, which must have come within the bounds.
 fn retry_of<T: std::fmt::Debug>(started: Instant, result: Result<T, BackendError>) -> String {
     let took = started.elapsed();
-    assert!(took < RETRY + 2 * PATIENCE + LOADED, "took {took:?}");
+    assert!(took < RETRY + 2 * PATIENCE, "took {took:?}");
     match result {
         Err(error @ BackendError::Retry { .. }) => error.to_string(),
         other => panic!("{other:?}"),
@@ -227,7 +225,7 @@ async fn what_will_not_do_better_is_told_at_once_and_without_secrets() {
     server.decide(|_| None);
     let started = Instant::now();
     let error = retry_of(started, wrong.get(&name("a")).await);
-    assert!(started.elapsed() < RETRY && !error.contains("wrong-password"), "{error}");
+    assert!(started.elapsed() < RETRY / 3 && !error.contains("wrong-password"), "{error}");
 }
 
 #[tokio::test]
@@ -315,11 +313,22 @@ async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
     }
     assert_eq!(server.under_way_max.load(Ordering::SeqCst), 3);
     // Three that hang and are given up: their turns are free at once.
-    server.decide(|_| Some(Fault::Hang));
-    let hanging = join_all((0..3).map(|_| backend.get(&object)));
-    tokio::time::timeout(Duration::from_millis(200), hanging).await.expect_err("they hang");
+    let (came, mut coming) = mpsc::unbounded_channel();
+    server.decide(move |_| {
+        came.send(()).unwrap();
+        Some(Fault::Hang)
+    });
+    let three = async {
+        for _ in 0..3 {
+            coming.recv().await.unwrap();
+        }
+    };
+    tokio::select! {
+        got = join_all((0..3).map(|_| backend.get(&object))) => panic!("they hang: {got:?}"),
+        () = three => {}
+    }
     server.decide(|_| None);
-    let got = tokio::time::timeout(RETRY, backend.get(&object)).await;
+    let got = tokio::time::timeout(PATIENCE / 2, backend.get(&object)).await;
     got.expect("a turn at once").unwrap();
 }
 

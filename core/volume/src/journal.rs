@@ -2,6 +2,7 @@
 
 use crate::VolumeError;
 use crate::sco::{object_name, vdisk_prefix};
+use bytes::Bytes;
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::{Position, Record};
 use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, VdiskId, planted};
@@ -29,20 +30,61 @@ pub(crate) async fn put(
     Ok(length)
 }
 
+/// What is under a record's name.
+pub(crate) enum Found {
+    Record(Record),
+    /// Of a put that was never acknowledged too little to read it: as if it were not there, but the name is used.
+    Unfinished,
+    Nothing,
+}
+
+impl Found {
+    fn record(self) -> Option<Record> {
+        match self {
+            Found::Record(record) => Some(record),
+            Found::Unfinished | Found::Nothing => None,
+        }
+    }
+
+    fn of(
+        read: Result<Bytes, BackendError>,
+        vdisk: VdiskId,
+        position: Position,
+    ) -> Result<Found, VolumeError> {
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(BackendError::NotFound { .. }) => return Ok(Found::Nothing),
+            Err(BackendError::Incomplete { .. }) => return Ok(Found::Unfinished),
+            Err(error) => return Err(error.into()),
+        };
+        let name = record_name(vdisk, position);
+        let record = Record::decode(&bytes, vdisk, position);
+        record.map(Found::Record).map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))
+    }
+}
+
 /// A record, `None` when there is none.
 pub(crate) async fn get(
     backend: &dyn Backend,
     vdisk: VdiskId,
     position: Position,
 ) -> Result<Option<Record>, VolumeError> {
-    let name = record_name(vdisk, position);
-    let bytes = match backend.get(&name).await {
-        Ok(bytes) => bytes,
-        Err(BackendError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let record = Record::decode(&bytes, vdisk, position);
-    record.map(Some).map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))
+    Ok(find(backend, vdisk, position).await?.record())
+}
+
+async fn find(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Found, VolumeError> {
+    Found::of(backend.get(&record_name(vdisk, position)).await, vdisk, position)
+}
+
+/// A record that nobody may have committed and that is part of the vDisk from now on: it is there to stay. Of those before it all
+/// were acknowledged, since the journal has one writer.
+pub(crate) async fn get_lasting(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    position: Position,
+) -> Result<Found, VolumeError> {
+    let read = backend.get_lasting(&record_name(vdisk, position)).await;
+    Found::of(read, vdisk, position)
 }
 
 async fn must_get(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Record, VolumeError> {
@@ -111,30 +153,72 @@ fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
     ))
 }
 
-/// The newest record on the backend, found without any registry: the highest epoch that has a start object, then
-/// dense probing (listings may lag) from there or from `at_least` on.
+/// Where a journal ends on its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The newest record.
+    pub(crate) position: Position,
+    /// The highest epoch of which there is anything, also of a record that was never finished: no name up to it is used again.
+    pub(crate) epoch: Epoch,
+}
+
+/// The end of the journal, found without any registry, and made to stand: the newest record that is listed and can be read, then
+/// dense probing (listings may lag) from there or from `at_least` on. What is listed and was never finished is not there.
 pub(crate) async fn newest(
     backend: &dyn Backend,
     vdisk: VdiskId,
     at_least: Option<Position>,
-) -> Result<Option<Position>, VolumeError> {
+) -> Result<Option<End>, VolumeError> {
     let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
-    let mut newest = at_least;
+    let mut listed: Vec<Position> = Vec::new();
     loop {
         let page = backend.list(&prefix, after.as_ref(), 1000).await?;
         let Some(last) = page.last() else { break };
-        newest = page.iter().filter_map(|object| position_of(&object.name, &prefix)).max().max(newest);
+        listed.extend(page.iter().filter_map(|object| position_of(&object.name, &prefix)));
         after = Some(last.name.clone());
+    }
+    listed.sort_unstable();
+    let Some(epoch) = listed.last().copied().max(at_least).map(|highest| highest.epoch) else {
+        return Ok(None);
+    };
+    let mut newest = at_least;
+    while let Some(candidate) = listed.pop()
+        && Some(candidate) > at_least
+    {
+        match find(backend, vdisk, candidate).await? {
+            Found::Record(_) => newest = Some(candidate),
+            // An epoch that never began.
+            Found::Unfinished if candidate.index.0 == 0 => continue,
+            // Whoever began it had committed the one before it: that is the end, or what was acknowledged is gone.
+            Found::Unfinished => {
+                let before = Position { index: JournalIndex(candidate.index.0 - 1), ..candidate };
+                if Some(before) > at_least {
+                    must_get(backend, vdisk, before).await?;
+                    newest = Some(before);
+                }
+            }
+            Found::Nothing => {
+                let name = record_name(vdisk, candidate);
+                return Err(VolumeError::Retry(format!("object {name} is listed and not there: ask again")));
+            }
+        }
+        break;
     }
     let Some(mut position) = newest else { return Ok(None) };
     loop {
         let next = Position { epoch: position.epoch, index: position.index.next() };
         match get(backend, vdisk, next).await? {
             Some(_) => position = next,
-            None => return Ok(Some(position)),
+            None => break,
         }
     }
+    // One that a copy of the map names was committed.
+    if Some(position) > at_least && get_lasting(backend, vdisk, position).await?.record().is_none() {
+        let name = record_name(vdisk, position);
+        return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
+    }
+    Ok(Some(End { position, epoch }))
 }
 
 /// How many records there are after `from`, and their bytes.
@@ -217,7 +301,13 @@ pub(crate) async fn check_not_older(
         return Ok(());
     }
     let two_on = Position { index: next.index.next(), ..next };
-    if !newer.is_empty() || get(backend, vdisk, two_on).await?.is_some() {
+    let is_beyond = match backend.get(&record_name(vdisk, two_on)).await {
+        Err(BackendError::NotFound { .. }) => false,
+        // Who began it had committed what comes before.
+        Ok(_) | Err(BackendError::Incomplete { .. }) => true,
+        Err(error) => return Err(error.into()),
+    };
+    if !newer.is_empty() || is_beyond {
         return Err(VolumeError::Refused(format!(
             "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
         )));
@@ -226,4 +316,4 @@ pub(crate) async fn check_not_older(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -193,6 +193,8 @@ pub(crate) const MAP: Family = Family {
         vec![
             page::encode_leaf(12, &places),
             page::encode_leaf(12, &[7; FANOUT]),
+            page::encode_leaf(12, &std::array::from_fn(|index| (1 + (index * 37 % 29) as u64) << 16 | 5)),
+            page::encode_leaf(12, &std::array::from_fn(|index| 1 << 16 | index as u64)),
             page::encode_inner(12, &children),
             page::encode_table(12, &[TableEntry::Put(reference), TableEntry::Put(reference)]),
             page::encode_table(12, &[TableEntry::Put(reference), a_moved_sco(), TableEntry::Gone]),

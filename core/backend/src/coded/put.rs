@@ -1,34 +1,32 @@
 //! Putting: every fragment on its drive, or on another that keeps to the policy; acknowledged when c of each chunk are stored.
 
 use super::encode::{self, Fragment};
-use super::get::Object;
+use super::known::Object;
+use super::on_their_way::PutAtWork;
 use super::placement::{self, Choice};
-use super::{Inner, Policy, name};
+use super::{Compression, Inner, Policy, name};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
-use tokio::{sync::oneshot, time::timeout};
-
-/// A drive that takes longer for one fragment is passed over.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Fragments on their way after their puts were acknowledged. Above that a put waits for all of its own.
-const LATE_BYTES_MAX: u64 = 64 << 20;
+use std::{cell::RefCell, rc::Rc};
+use tokio::sync::oneshot;
 
 impl Inner {
     pub(super) async fn put(
         self: Rc<Self>,
         name: ObjectName,
         parts: Vec<Bytes>,
+        compression: Compression,
         urgency: Urgency,
     ) -> Result<(), BackendError> {
+        // Also between two chunks.
+        let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
         let hash = encode::name_hash(&name);
-        let preset = Arc::clone(&self.preset);
         let (put, parts) =
             self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
-        let mut template = encode::template(&preset, hash, put, policy, object_bytes);
+        let mut template = encode::template(&self.preset, compression, hash, put, policy, object_bytes);
         let layout = encode::layout(&template);
         let last = template.geometry.chunks() - 1;
         let highest = (policy.fragments() - 1) as u8;
@@ -36,17 +34,21 @@ impl Inner {
         name::fragment(&name, layout, last, highest)?;
         let mut rest = parts.into_iter();
         let mut left = Bytes::new();
-        for chunk in 0..template.geometry.chunks() {
-            template.chunk = chunk;
+        let mut plain_of = |chunk| {
             let range = template.geometry.chunk_range(chunk);
-            let plain = take(&mut left, &mut rest, (range.end - range.start) as usize);
+            take(&mut left, &mut rest, (range.end - range.start) as usize)
+        };
+        // The object is there when its first chunk is: that is put when the others stand.
+        let first = plain_of(0);
+        let others = (1..=last).map(|chunk| (chunk, plain_of(chunk)));
+        for (chunk, plain) in others.chain([(0, first)]) {
+            template.chunk = chunk;
             let bytes = plain.len() as u64;
             let fragments = self
                 .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
                 .await?;
-            let needed = u32::from(template.geometry.data_stored(chunk))
-                + u32::from(policy.acknowledged - policy.data);
-            self.store((&name, layout, chunk), policy, fragments, needed as usize, urgency).await?;
+            let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
+            self.store((&name, layout, chunk), policy, fragments, needed, urgency).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -75,9 +77,8 @@ impl Inner {
     ) -> Result<(), BackendError> {
         let (sender, receiver) = oneshot::channel();
         let (inner, name) = (Rc::clone(self), name.clone());
-        let late = Late::new(&inner, &name, fragments.iter().map(Fragment::bytes).sum());
+        let mut at_work = PutAtWork::new(&inner, &name);
         tokio::task::spawn_local(async move {
-            let late = late;
             let mut sender = Some(sender);
             let order = placement::order(&inner.drives, &name, chunk);
             let choice = RefCell::new(Choice::new(&inner.drives, &order, policy));
@@ -87,9 +88,13 @@ impl Inner {
                 .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, urgency))
                 .collect();
             let (mut stored, mut failure) = (0, None);
+            let mut bytes: u64 = fragments.iter().map(Fragment::bytes).sum();
             while let Some(done) = puts.next().await {
                 match done {
-                    Ok(()) => stored += 1,
+                    Ok(stored_bytes) => {
+                        stored += 1;
+                        bytes -= stored_bytes;
+                    }
                     // Another's bytes are there. Whatever else happens, ours are not what this name means.
                     Err(error @ BackendError::Conflict { .. }) => failure = Some(error),
                     Err(error) => {
@@ -101,8 +106,12 @@ impl Inner {
                     }
                 }
                 let is_conflict = matches!(failure, Some(BackendError::Conflict { .. }));
-                let may_return = stored >= needed && !is_conflict && late.has_room();
-                if may_return && let Some(sender) = sender.take() {
+                if stored >= needed
+                    && !is_conflict
+                    && sender.is_some()
+                    && at_work.may_be_late(bytes)
+                    && let Some(sender) = sender.take()
+                {
                     let _gone = sender.send(Ok(()));
                 }
             }
@@ -121,15 +130,15 @@ impl Inner {
         })
     }
 
-    /// Puts one fragment where it belongs, or on the next drive that may have it and takes it.
+    /// Puts one fragment where it belongs, or on the next drive that may have it and takes it. Returns its bytes.
     async fn place(
-        &self,
+        self: &Rc<Self>,
         (name, layout, chunk): (&ObjectName, u32, u32),
         fragment: &Fragment,
         home: Option<usize>,
         choice: &RefCell<Choice<'_>>,
         urgency: Urgency,
-    ) -> Result<(), BackendError> {
+    ) -> Result<u64, BackendError> {
         let own = name::fragment(name, layout, chunk, fragment.number)?;
         let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
         // If nobody else may have it, it is tried all the same.
@@ -137,21 +146,16 @@ impl Inner {
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
-            let put = self.drives[index].backend.put(&own, fragment.parts.clone(), urgency);
-            let error = match timeout(PATIENCE, put).await {
-                Ok(Ok(())) => {
+            let error = match self.put_on(index, name, &own, fragment.parts.clone(), urgency).await {
+                Ok(()) => {
                     self.answers(index);
                     if at != home {
                         self.count(|stats| stats.misplaced += 1);
                     }
-                    return Ok(());
+                    return Ok(fragment.bytes());
                 }
-                Ok(Err(conflict @ BackendError::Conflict { .. })) => return Err(conflict),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    let reason = format!("drive {} takes longer than {PATIENCE:?}", self.drives[index].id);
-                    BackendError::Retry { operation: "put", object: own.to_string(), reason }
-                }
+                Err(conflict @ BackendError::Conflict { .. }) => return Err(conflict),
+                Err(error) => error,
             };
             // A full drive answers all the same.
             if !matches!(error, BackendError::NoSpace { .. }) {
@@ -179,41 +183,6 @@ fn conflict_of(name: &ObjectName, failure: BackendError) -> BackendError {
 impl Fragment {
     fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.len() as u64).sum()
-    }
-}
-
-/// Counts what is on its way, for as long as it is.
-struct Late {
-    inner: Rc<Inner>,
-    name: ObjectName,
-    bytes: u64,
-}
-
-impl Late {
-    fn new(inner: &Rc<Inner>, name: &ObjectName, bytes: u64) -> Late {
-        inner.late_bytes.set(inner.late_bytes.get() + bytes);
-        *inner.late_names.borrow_mut().entry(name.clone()).or_default() += 1;
-        Late { inner: Rc::clone(inner), name: name.clone(), bytes }
-    }
-
-    /// May what is left of a put go on alone?
-    fn has_room(&self) -> bool {
-        self.inner.late_bytes.get() <= LATE_BYTES_MAX
-    }
-}
-
-impl Drop for Late {
-    fn drop(&mut self) {
-        let inner = &self.inner;
-        inner.late_bytes.set(inner.late_bytes.get() - self.bytes);
-        let mut names = inner.late_names.borrow_mut();
-        if let Some(count) = names.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                names.remove(&self.name);
-            }
-        }
-        inner.late.notify_waiters();
     }
 }
 

@@ -200,7 +200,7 @@ impl LosingDisk {
     /// A reserve, and from now on nothing else: every byte fails until the reserve is given back.
     pub(super) fn fill_up(&self, store: &Store<LosingDisk>) {
         let mut reserve = self.create(&Path::new(ROOT).join(".reserve")).unwrap();
-        self.append(&mut reserve, &[0; 100]).unwrap();
+        self.append(&mut reserve, &[Bytes::from_static(&[0; 100])]).unwrap();
         *store.reserve_is_whole.lock().unwrap() = true;
         self.state().trouble = Trouble::FullWhile("/srv/pool/.reserve");
     }
@@ -243,14 +243,14 @@ impl Disk for LosingDisk {
         self.call()?.add(path, Node::File { bytes: Twice::default(), given_up: false })
     }
 
-    fn append(&self, file: &mut usize, bytes: &[u8]) -> io::Result<()> {
+    fn append(&self, file: &mut usize, parts: &[Bytes]) -> io::Result<()> {
         let mut state = self.call()?;
         if let Trouble::FullWhile(path) = state.trouble
             && state.bytes(Path::new(path)).is_ok_and(|reserve| !reserve.is_empty())
         {
             return Err(Errno::NOSPC.into());
         }
-        state.file(*file).0.seen.extend_from_slice(bytes);
+        parts.iter().for_each(|part| state.file(*file).0.seen.extend_from_slice(part));
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use super::{
     store::{Store, lock},
 };
 use crate::{BackendError, Capacity, Urgency};
+use bytes::Bytes;
 use std::{io, path::Path};
 
 /// The file of zeros.
@@ -108,9 +109,9 @@ impl<D: Disk> Store<D> {
 
     fn write_reserve(&self) -> io::Result<()> {
         let (temporary, mut file) = self.create_temporary()?;
-        let zeros = vec![0; 1 << 20];
+        let zeros = Bytes::from(vec![0; 1 << 20]);
         let written = (0..RESERVE_FILE_BYTES / zeros.len() as u64)
-            .try_for_each(|_| self.disk.append(&mut file, &zeros))
+            .try_for_each(|_| self.disk.append(&mut file, std::slice::from_ref(&zeros)))
             .and_then(|()| self.disk.sync(&mut file))
             .and_then(|()| self.disk.rename(&temporary, &self.root().join(RESERVE_FILE)));
         if written.is_err() {

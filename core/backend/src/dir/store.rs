@@ -36,10 +36,6 @@ use std::{
 const MARKER_FILE: &str = ".ovs-backend";
 const MARKER: &[u8] = b"ovs directory backend, format 1\n";
 const TEMPORARY_PREFIX: &str = ".tmp-";
-/// Dirty page cache of one put at most. Our writes must not pile up there: the kernel would make this very process
-/// write them back when memory is short, while it serves the disk whose own write-back everybody waits for (that
-/// deadlock has been seen: reference docker-libvirt-iscsi.md, B3). An SCO of the default size still takes one sync.
-const DIRTY_BYTES_MAX: usize = 4 << 20;
 /// Folders remembered as synced; past this many the memory starts afresh, which costs some syncs.
 const SYNCED_FOLDERS_MAX: usize = 64 << 10;
 
@@ -217,7 +213,7 @@ impl<D: Disk> Store<D> {
         let marker = self.root.join(MARKER_FILE);
         let (temporary, mut file) = self.create_temporary().map_err(Failure::at("write to", &self.root))?;
         self.disk
-            .append(&mut file, MARKER)
+            .append(&mut file, &[Bytes::from_static(MARKER)])
             .and_then(|()| self.disk.sync(&mut file))
             .and_then(|()| self.disk.rename(&temporary, &marker))
             .map_err(Failure::at("write", &marker))?;
@@ -264,15 +260,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn fill(&self, file: &mut D::File, parts: &[Bytes]) -> io::Result<()> {
-        let mut dirty_bytes = 0;
-        for piece in parts.iter().flat_map(|part| part.chunks(DIRTY_BYTES_MAX)) {
-            if dirty_bytes + piece.len() > DIRTY_BYTES_MAX {
-                self.disk.sync(file)?;
-                dirty_bytes = 0;
-            }
-            self.disk.append(file, piece)?;
-            dirty_bytes += piece.len();
-        }
+        self.disk.append(file, parts)?;
         self.disk.sync(file)
     }
 

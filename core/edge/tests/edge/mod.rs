@@ -97,6 +97,7 @@ impl Edge {
         child.wait().unwrap()
     }
 
+    /// Comes back when it is so. Another process tells nobody: it is looked at again and again.
     #[track_caller]
     pub fn eventually(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let since = now();

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
     net::UnixStream,
     sync::{Semaphore, watch},
     task::{JoinHandle, LocalSet},
@@ -43,7 +43,17 @@ pub fn local<T>(test: impl Future<Output = T>) -> T {
     })
 }
 
-/// Lets everything that can go on do so.
+/// The same, in time that is simulated: it passes when nobody can go on. Not with sockets, for which nobody waits then.
+pub fn simulated<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test hangs")
+    })
+}
+
+/// Lets everything that can go on do so: where nothing is to happen, and where nobody but the server knows that it has got
+/// that far. A machine too busy for this makes a test say less, not fail.
 pub async fn settle() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
@@ -124,6 +134,11 @@ impl Ram {
 
     fn failure(&self) -> Result<(), NbdError> {
         self.fail.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Comes back when its connection has begun to end: it no longer asks whether it is to.
+    pub async fn until_ending(&self) {
+        until(|| self.closed.receiver_count() == 0).await;
     }
 
     fn span(range: ByteRange) -> std::ops::Range<usize> {
@@ -255,17 +270,28 @@ impl Device for Ram {
 pub struct OneDisk {
     pub disk: Rc<Ram>,
     pub refuse: RefCell<Option<OpenError>>,
+    /// How often it did.
+    pub refused: Cell<usize>,
     pub opened: RefCell<Vec<ClientInfo>>,
 }
 
 impl OneDisk {
     pub fn new(disk: &Rc<Ram>) -> Rc<OneDisk> {
-        Rc::new(OneDisk { disk: Rc::clone(disk), refuse: RefCell::default(), opened: RefCell::default() })
+        let disk = Rc::clone(disk);
+        Rc::new(OneDisk {
+            disk,
+            refuse: RefCell::default(),
+            refused: Cell::new(0),
+            opened: RefCell::default(),
+        })
     }
 
     fn find(&self, name: &str) -> Result<Rc<Ram>, OpenError> {
         match self.refuse.borrow().clone() {
-            Some(refusal) => Err(refusal),
+            Some(refusal) => {
+                self.refused.set(self.refused.get() + 1);
+                Err(refusal)
+            }
             None if ["", "disk"].contains(&name) => Ok(Rc::clone(&self.disk)),
             None => Err(OpenError::NotFound("no such disk".into())),
         }
@@ -313,18 +339,24 @@ impl World {
     /// A connection before its first byte, and the server's task for it.
     pub fn connect(&self) -> (Raw, JoinHandle<()>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        (Raw { stream: ours }, self.serve(theirs))
+    }
+
+    /// The same without a socket: so many bytes may be on their way in each direction.
+    pub fn connect_in_memory(&self, bytes_max: usize) -> (Raw<DuplexStream>, JoinHandle<()>) {
+        let (ours, theirs) = tokio::io::duplex(bytes_max);
+        (Raw { stream: ours }, self.serve(theirs))
+    }
+
+    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> JoinHandle<()> {
         let (server, exports, stop) = (Rc::clone(&self.server), Rc::clone(&self.exports), self.stop.clone());
-        let task = tokio::task::spawn_local(serve_connection(server, theirs, None, exports, stop));
-        (Raw { stream: ours }, task)
+        tokio::task::spawn_local(serve_connection(server, stream, None, exports, stop))
     }
 
     /// A connection in transmission, with structured replies and `base:allocation`.
     pub async fn transmitting(&self) -> (Raw, JoinHandle<()>) {
         let (mut raw, task) = self.connect();
-        raw.greet().await;
-        raw.structured().await;
-        assert_eq!(raw.select("disk", &["base:allocation"]).await, ["base:allocation"]);
-        raw.go("disk").await.unwrap();
+        raw.transmit().await;
         (raw, task)
     }
 }
@@ -378,6 +410,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         let greeting = Greeting::parse(&self.take(GREETING_BYTES).await).unwrap();
         assert_eq!(greeting.flags, 3);
         self.send(&3_u32.to_be_bytes()).await;
+    }
+
+    /// All the way, with structured replies and `base:allocation`.
+    pub async fn transmit(&mut self) {
+        self.greet().await;
+        self.structured().await;
+        assert_eq!(self.select("disk", &["base:allocation"]).await, ["base:allocation"]);
+        self.go("disk").await.unwrap();
     }
 
     pub async fn option(&mut self, option: u32, data: &[u8]) {

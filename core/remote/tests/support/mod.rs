@@ -12,6 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 pub const BUCKET: &str = "bucket";
@@ -64,11 +65,13 @@ pub struct Server {
     pub tokens_given: AtomicUsize,
     pub under_way: AtomicUsize,
     pub under_way_max: AtomicUsize,
-    /// What a request takes.
+    /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
-    /// Between looking whether an object is there and making it.
+    /// Who finds that an object is not there makes it when another has found the same.
     pub is_racy: bool,
+    /// How many have found that.
+    found_nothing: watch::Sender<usize>,
 }
 
 impl Server {
@@ -90,6 +93,7 @@ impl Server {
             delay: Mutex::default(),
             has_conditions,
             is_racy,
+            found_nothing: watch::Sender::default(),
         });
         let accepting = server.clone();
         tokio::spawn(async move {
@@ -204,8 +208,9 @@ impl Server {
                 if is_conditional && self.objects.lock().unwrap().contains_key(key) {
                     return empty(412);
                 }
-                if self.is_racy {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                if is_conditional && self.is_racy {
+                    self.found_nothing.send_modify(|count| *count += 1);
+                    drop(self.found_nothing.subscribe().wait_for(|count| *count > 1).await);
                 }
                 let mut objects = self.objects.lock().unwrap();
                 if is_conditional && !self.is_racy && objects.contains_key(key) {

@@ -99,6 +99,14 @@ impl Drop for Door {
     }
 }
 
+fn wait_for(counter: &AtomicU64, wanted: u64) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while counter.load(Ordering::SeqCst) < wanted {
+        assert!(tokio::time::Instant::now() < deadline, "{} of {wanted}", counter.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Until the end of the stream or of a body of known length.
 fn read_answer(stream: &mut UnixStream) -> String {
     let mut bytes = Vec::new();

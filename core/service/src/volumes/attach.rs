@@ -31,6 +31,8 @@ const GENERATION_STEP: u64 = 1 << 24;
 const IDLE_MS_MAX: u64 = 60_000;
 /// How long a request waits for what a fenced client has in flight.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// A fence waits so long for who works on the vDisk.
+const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// Fenced sessions that a vDisk remembers.
 const FENCED_MAX: usize = 64;
 
@@ -227,7 +229,13 @@ impl Volumes {
     /// connections end and what they had in flight with them.
     async fn fence(&self, holder: &Holder) -> Result<(), Problem> {
         {
-            let _locked = self.lock_vdisk(holder.vdisk).await;
+            // A change of the vDisk that takes long, or an opening that waits for its backend, must not keep a client in: what the record
+            // is by then is found out again, and the change asks again.
+            let _locked = tokio::select! {
+                biased;
+                locked = self.lock_vdisk(holder.vdisk) => Some(locked),
+                () = self.clock.sleep(FENCE_PATIENCE) => None,
+            };
             let stored = self.record(holder.vdisk).await?;
             self.change(&stored, None, |record| {
                 record.generation += 1;

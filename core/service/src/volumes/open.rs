@@ -102,6 +102,11 @@ impl Volumes {
         self.locks.lock(lock_name(id)).await
     }
 
+    /// The same if nobody has it.
+    pub(super) fn try_lock_vdisk(&self, id: VdiskId) -> Option<Locked> {
+        self.locks.try_lock(lock_name(id))
+    }
+
     /// The vDisk, open and as its record says. Waits for a change in progress that has not come to its end.
     pub(crate) async fn ensure_open(&self, id: VdiskId) -> Result<Vdisk, Problem> {
         match self.opened(id) {
@@ -113,7 +118,7 @@ impl Volumes {
     /// As [`Self::ensure_open`] for what can be done later: a vDisk that somebody works on is left to him.
     pub(super) async fn open_unless_locked(&self, id: VdiskId) -> Result<(), Problem> {
         if self.opened(id).is_none()
-            && let Some(locked) = self.locks.try_lock(lock_name(id))
+            && let Some(locked) = self.try_lock_vdisk(id)
         {
             self.ensure_open_locked(id, &locked).await?;
         }

@@ -162,7 +162,8 @@ impl Volumes {
                 }
                 _ => None,
             };
-            let _locked = self.lock_vdisk(record.id).await;
+            // What is still being worked on, or opened, is looked at again.
+            let Some(_locked) = self.try_lock_vdisk(record.id) else { continue };
             let Ok(Some(now)) = self.catalogue.find::<VdiskRecord>(record.id.0).await else { continue };
             match now.record.state {
                 State::Ready => {}
@@ -178,11 +179,17 @@ impl Volumes {
 
     /// As `abandon_vdisk`; the parent is opened first, since the snapshot that was taken for the clone goes too.
     async fn abandon_clone(&self, prepared: &Stored<VdiskRecord>) {
-        if let Some(base) = prepared.record.base.as_ref().filter(|base| base.taken_for_clone)
-            && let Err(problem) = self.ensure_open(base.vdisk).await
-        {
-            tracing::warn!(vdisk = %base.vdisk, %problem, "the parent of an interrupted clone cannot be opened");
-        }
+        let base = prepared.record.base.as_ref().filter(|base| base.taken_for_clone).map(|base| base.vdisk);
+        let _parent_locked = match base {
+            Some(parent) => {
+                let Some(locked) = self.try_lock_vdisk(parent) else { return };
+                if let Err(problem) = self.ensure_open_locked(parent, &locked).await {
+                    tracing::warn!(vdisk = %parent, %problem, "the parent of an interrupted clone cannot be opened");
+                }
+                Some(locked)
+            }
+            None => None,
+        };
         self.abandon_vdisk(prepared).await;
     }
 

@@ -6,6 +6,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
+    locks::Locked,
     open::gone_is_fine,
     problem::{from_catalogue, not_found},
 };
@@ -216,7 +217,16 @@ impl Volumes {
     }
 
     async fn purge_from_trash(&self, id: VdiskId, terms: &Terms) -> Result<(), Problem> {
-        let _locked = self.lock_vdisk(id).await;
+        let locked = self.lock_vdisk(id).await;
+        self.purge_locked_from_trash(id, terms, &locked).await
+    }
+
+    async fn purge_locked_from_trash(
+        &self,
+        id: VdiskId,
+        terms: &Terms,
+        _locked: &Locked,
+    ) -> Result<(), Problem> {
         let stored = self.trash_record(id).await?;
         terms.check_revision(stored.record.version)?;
         self.refuse_protected(&stored.record).await?;
@@ -273,8 +283,11 @@ impl Volumes {
         let mut found = self.trash_of(None, None).await?;
         found.retain(|stored| stored.record.trash.is_some_and(|trash| now_ms >= trash.expires_ms));
         for stored in children_first(found) {
-            if let Err(problem) = self.purge_from_trash(stored.record.id, &Terms::default()).await {
-                tracing::warn!(vdisk = %stored.record.id, %problem, "it stays in the trash for now");
+            let id = stored.record.id;
+            // What somebody works on is left for the next time: nothing else may wait for it here.
+            let Some(locked) = self.try_lock_vdisk(id) else { continue };
+            if let Err(problem) = self.purge_locked_from_trash(id, &Terms::default(), &locked).await {
+                tracing::warn!(vdisk = %id, %problem, "it stays in the trash for now");
             }
         }
         Ok(())

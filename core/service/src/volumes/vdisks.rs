@@ -78,10 +78,11 @@ impl Volumes {
         vdisk: &Vdisk,
     ) -> Result<Stored<VdiskRecord>, Problem> {
         let slot = self.slot(new.id);
+        // Before the record: an answer to that may be lost.
+        slot.unsettle();
         let mut stored = self
             .change(stored, None, |record| *record = VdiskRecord { version: record.version, ..new })
             .await?;
-        slot.unsettle();
         if vdisk.size() != stored.record.capacity() {
             vdisk.resize(stored.record.capacity()).await.map_err(from_volume)?;
         }
@@ -134,14 +135,15 @@ impl Volumes {
         let _frozen = self.freeze(&stored.record, "a rollback", None)?;
         let size_bytes = snapshot_size(&stored.record, snapshot.id, snapshot.size.0);
         let slot = self.slot(id);
-        // The intention is recorded, so that a rollback is whole or (after a crash) done again before anybody writes.
+        // The intention is recorded, so that a rollback is whole or (after a crash) done again before anybody writes. The answer to
+        // that may be lost, too.
+        slot.unsettle();
         let begun = self
             .change(&stored, None, |record| {
                 record.pending = Some(Pending::Rollback(snapshot.id));
                 record.size_bytes = size_bytes;
             })
             .await?;
-        slot.unsettle();
         vdisk.rollback(snapshot.id).await.map_err(from_volume)?;
         if vdisk.size() != ByteCount(size_bytes).rounded_up() {
             vdisk.resize(ByteCount(size_bytes).rounded_up()).await.map_err(from_volume)?;
@@ -168,8 +170,8 @@ impl Volumes {
         let _frozen = self.freeze(&stored.record, "making it a template", None)?;
         let snapshot = SnapshotId(self.chance.uuid());
         let slot = self.slot(id);
-        let stored = self.change(&stored, None, |record| record.template = Some(snapshot)).await?;
         slot.unsettle();
+        let stored = self.change(&stored, None, |record| record.template = Some(snapshot)).await?;
         vdisk.snapshot(snapshot, template_name(snapshot)).await.map_err(from_volume)?;
         self.push_properties(&stored.record, &vdisk).await?;
         slot.settle();

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::future::{LocalBoxFuture, try_join_all};
+use ovs_direct_io::Buffer;
 use ovs_units::CLUSTER_SIZE_BYTES;
 use rustix::fs::{FallocateFlags, OFlags};
 use std::{
@@ -118,10 +119,10 @@ impl CacheDevice for FileCache {
         let file = self.file.clone();
         Box::pin(blocking(None, move || {
             for run in runs(&blocks, |(slot, _)| *slot) {
-                let mut buffer = Aligned::of(run.len());
-                let parts = buffer.bytes().chunks_exact_mut(BLOCK_BYTES);
+                let mut buffer = Buffer::of(run.len() * BLOCK_BYTES);
+                let parts = buffer.chunks_exact_mut(BLOCK_BYTES);
                 parts.zip(run).for_each(|(part, (_, bytes))| part.copy_from_slice(bytes));
-                file.write_all_at(buffer.bytes(), u64::from(run[0].0) * CLUSTER_SIZE_BYTES)?;
+                file.write_all_at(&buffer, u64::from(run[0].0) * CLUSTER_SIZE_BYTES)?;
             }
             Ok(())
         }))
@@ -131,9 +132,9 @@ impl CacheDevice for FileCache {
 fn read_slots(file: &File, slots: &[u32]) -> io::Result<Vec<Bytes>> {
     let mut found = Vec::with_capacity(slots.len());
     for run in runs(slots, |slot| *slot) {
-        let mut buffer = Aligned::of(run.len());
-        file.read_exact_at(buffer.bytes(), u64::from(run[0]) * CLUSTER_SIZE_BYTES)?;
-        found.extend(buffer.bytes().chunks_exact(BLOCK_BYTES).map(Bytes::copy_from_slice));
+        let mut buffer = Buffer::of(run.len() * BLOCK_BYTES);
+        file.read_exact_at(&mut buffer, u64::from(run[0]) * CLUSTER_SIZE_BYTES)?;
+        found.extend(buffer.chunks_exact(BLOCK_BYTES).map(Bytes::copy_from_slice));
     }
     Ok(found)
 }
@@ -154,24 +155,6 @@ async fn blocking<T: Send + 'static>(
         work()
     });
     tokio::time::timeout(PATIENCE, job).await?.map_err(io::Error::other)?
-}
-
-/// Blocks that start where direct I/O may.
-struct Aligned {
-    memory: Vec<u8>,
-    length: usize,
-}
-
-impl Aligned {
-    fn of(blocks: usize) -> Aligned {
-        let length = blocks * BLOCK_BYTES;
-        Aligned { memory: vec![0; length + BLOCK_BYTES], length }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let start = self.memory.as_ptr().align_offset(BLOCK_BYTES);
-        &mut self.memory[start..start + self.length]
-    }
 }
 
 #[cfg(test)]

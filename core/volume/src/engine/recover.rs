@@ -103,6 +103,10 @@ impl Engine {
     ) -> Result<(), VolumeError> {
         head.clones_unknown = !known;
         head.drop_snapshots();
+        self.commit_head(id, &head, revision).await
+    }
+
+    async fn commit_head(&self, id: VdiskId, head: &Head, revision: Revision) -> Result<(), VolumeError> {
         let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
         match self.inner.context.registry.commit(put).await? {
             Some(_) => Ok(()),
@@ -120,9 +124,15 @@ impl Engine {
         head.deleted = is_deleted(&*backend, id).await?;
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
-            let old = Head::decode(id, &known.value)?;
+            let mut old = Head::decode(id, &known.value)?;
             if old.position() >= head.position() {
-                return Ok(old.base.map(|(parent, _)| parent));
+                let parent = old.base.map(|(parent, _)| parent);
+                if old.epoch < head.epoch {
+                    // All that is newer was never finished: its names are left alone, and that is all.
+                    old.epoch = head.epoch;
+                    self.commit_head(id, &old, known.revision).await?;
+                }
+                return Ok(parent);
             }
             if self.inner.vdisks.borrow().contains_key(&id) {
                 return Err(VolumeError::Refused(format!("vDisk {id} is open; restart ovsd to recover it")));
@@ -227,7 +237,7 @@ impl Reader<'_> {
         let is_deleted = or_damage(is_deleted(self.backend, id).await)?;
         let mut head = or_damage(metadata_of(self.backend, id, self.vpool).await)?;
         if let Ok(None) = head
-            && !self.backend.list(&vdisk_prefix(id), None, 1).await?.is_empty()
+            && self.has_objects(id).await?
         {
             // The first record is put before anything else, and goes with everything else.
             head = Err(format!("vDisk {id} has objects and no journal"));
@@ -235,6 +245,23 @@ impl Reader<'_> {
         let told = Rc::new(Told { is_deleted, head });
         self.told.insert(id, told.clone());
         Ok(told)
+    }
+
+    /// Puts and deletes that were cut off leave what is none.
+    async fn has_objects(&self, id: VdiskId) -> Result<bool, VolumeError> {
+        let mut after: Option<ObjectName> = None;
+        loop {
+            let page = self.backend.list(&vdisk_prefix(id), after.as_ref(), 1000).await?;
+            let Some(last) = page.last() else { return Ok(false) };
+            after = Some(last.name.clone());
+            for object in page {
+                match self.backend.get_range(&object.name, 0, 1).await {
+                    Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {}
+                    Err(error @ BackendError::Retry { .. }) => return Err(error.into()),
+                    Ok(_) | Err(_) => return Ok(true),
+                }
+            }
+        }
     }
 
     /// Returns what is wrong with one of them.
@@ -293,15 +320,19 @@ fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
     found_vdisk(id, &nothing, Some(reason))
 }
 
-/// What is at the tombstone's place counts only if it is this vDisk's tombstone: everything is removed on its word.
+/// What is at the tombstone's place counts only if it is this vDisk's tombstone, and is there to stay: everything is removed on its
+/// word. One that was never finished says nothing; the next deletion puts the same bytes.
 pub(super) async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
     let name = journal::tombstone_name(id);
-    match backend.get(&name).await {
+    match backend.get_lasting(&name).await {
         Ok(bytes) => match tombstone::decode(&bytes, id) {
             Ok(()) => Ok(true),
             Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
         },
-        Err(BackendError::NotFound { .. }) => Ok(false),
+        Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

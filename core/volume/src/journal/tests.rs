@@ -1,10 +1,11 @@
 //! Journals as a crash, a stale owner or a lost object leaves them.
 
 use super::*;
-use bytes::Bytes;
 use ovs_backend::MemoryBackend;
 use ovs_units::ByteCount;
 use uuid::Uuid;
+
+pub(crate) mod unfinished;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
 
@@ -89,11 +90,13 @@ fn a_place_beside_the_chain_is_refused() {
 fn the_newest_record_is_found_with_and_without_a_listing() {
     run(async {
         let backend = journal().await;
-        assert_eq!(newest(&backend, VDISK, None).await.unwrap(), Some(at(3, 2)));
-        assert_eq!(newest(&backend, VdiskId(Uuid::from_u128(2)), None).await.unwrap(), None);
+        let end = async |vdisk, at_least| newest(&backend, vdisk, at_least).await.unwrap();
+        let ends = |position: Position| Some(End { position, epoch: position.epoch });
+        assert_eq!(end(VDISK, None).await, ends(at(3, 2)));
+        assert_eq!(end(VdiskId(Uuid::from_u128(2)), None).await, None);
         // A copy of the map names a record that the listing does not have.
-        assert_eq!(newest(&backend, VDISK, Some(at(4, 7))).await.unwrap(), Some(at(4, 7)));
-        assert_eq!(newest(&backend, VDISK, Some(at(1, 0))).await.unwrap(), Some(at(3, 2)));
+        assert_eq!(end(VDISK, Some(at(4, 7))).await, ends(at(4, 7)));
+        assert_eq!(end(VDISK, Some(at(1, 0))).await, ends(at(3, 2)));
         let mut records = 0;
         for (from, count) in [(None, 7), (Some(at(1, 3)), 3), (Some(at(3, 2)), 0)] {
             let (objects, bytes) = weight(&backend, VDISK, from).await.unwrap();

@@ -145,13 +145,13 @@ impl NewPages<'_> {
             return Ok(child.entry(id));
         }
         let page = child.known_page().expect("a page that is not stored is in memory");
-        if let Some(id) = self.numbered.get(&Rc::as_ptr(page)) {
+        if let Some(id) = self.numbered.get(&Rc::as_ptr(&page)) {
             return Ok(child.entry(*id));
         }
         let node = page.resident().expect("a page that is not stored is in memory");
         let id = match &*node {
             Node::Leaf(places) => self.add(|id| page::encode_leaf(id, places)).await?,
-            Node::Packed(packed) => self.add(|id| page::encode_leaf(id, &packed.places())).await?,
+            Node::Packed(packed) => self.add(|id| page::encode_packed_leaf(id, packed)).await?,
             Node::Inner(children) => {
                 let mut entries = Box::new([ChildEntry::default(); FANOUT]);
                 for (entry, below) in entries.iter_mut().zip(children.iter()) {
@@ -162,8 +162,8 @@ impl NewPages<'_> {
                 self.add(|id| page::encode_inner(id, &entries)).await?
             }
         };
-        self.numbered.insert(Rc::as_ptr(page), id);
-        self.stored.push((Stored::Page(page.clone()), id));
+        self.numbered.insert(Rc::as_ptr(&page), id);
+        self.stored.push((Stored::Page(page), id));
         Ok(child.entry(id))
     }
 }

@@ -2,7 +2,6 @@
 
 mod checkpoint;
 pub(crate) mod copy;
-mod leaf;
 mod marks;
 mod memory;
 mod table;

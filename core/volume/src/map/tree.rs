@@ -7,13 +7,14 @@
 //! Cloning a tree is cloning its root's reference: pages are shared and copied when one of the sharers changes them.
 //! Pages that are stored keep their number until they change, and are loaded when they are needed (see `memory.rs`).
 
-use super::leaf::Packed;
 use super::memory::MapMemory;
 use crate::{PageId, PageStore, VolumeError};
-use ovs_format::page::{self, ChildEntry, FANOUT, RootEntry};
+use ovs_format::leaf::Packed;
+use ovs_format::page::{self, ChildEntry, FANOUT, Leaf, RootEntry};
 use ovs_units::{Cluster, ClusterCount, ClusterRange, planted};
 use std::{
-    cell::{Cell, OnceCell, RefCell, RefMut},
+    cell::{Cell, RefCell, RefMut},
+    num::NonZeroU64,
     rc::Rc,
 };
 
@@ -46,15 +47,19 @@ pub(crate) struct Tree {
     memory: Rc<MapMemory>,
 }
 
-#[derive(Clone)]
 pub(super) struct Child {
     /// Once somebody has asked for it.
-    page: OnceCell<Rc<Page>>,
-    /// Its number, if it was stored when this was made.
-    stored: u64,
-    /// Clusters mapped below.
-    mapped: u64,
+    page: Cell<Option<Rc<Page>>>,
+    /// All that a leaf says whose clusters lie one behind the other: its first place, and no page. 0 where that is not so, or not known.
+    run: Cell<u64>,
+    /// The page's number, if it was stored when this was made.
+    stored: Cell<u64>,
+    mapped: Mapped,
 }
+
+/// Clusters mapped below. One more is kept, so that a child that is not there takes no more than one that is.
+#[derive(Clone, Copy)]
+struct Mapped(NonZeroU64);
 
 pub(super) struct Page {
     /// Its number in the page store; 0 while it is not stored as it is.
@@ -108,12 +113,12 @@ impl Drop for Prepared {
 
 impl Tree {
     pub(crate) fn mapped(&self) -> ClusterCount {
-        ClusterCount(self.root.as_ref().map_or(0, |root| root.mapped))
+        ClusterCount(self.root.as_ref().map_or(0, |root| root.mapped.get()))
     }
 
     /// Nothing has changed between the two; for as long as both are there.
     pub(crate) fn is_same(&self, other: &Tree) -> bool {
-        let root = |tree: &Tree| tree.root.as_ref().and_then(Child::known_page).map(Rc::as_ptr);
+        let root = |tree: &Tree| tree.root.as_ref().and_then(Child::known_page).map(|page| Rc::as_ptr(&page));
         root(self) == root(other)
     }
 
@@ -125,9 +130,11 @@ impl Tree {
     /// A tree whose root is in the page store.
     pub(crate) fn stored(root: RootEntry, memory: &Rc<MapMemory>) -> Tree {
         // Made here: copies of the tree share it.
-        let page = |root: &RootEntry| OnceCell::from(Page::stored(root.page, memory));
-        let root =
-            (root.page != 0).then(|| Child { page: page(&root), stored: root.page, mapped: root.mapped });
+        let root = (root.page != 0).then(|| {
+            let child = Child::stored(ChildEntry { page: root.page, mapped: root.mapped });
+            child.page(memory);
+            child
+        });
         Tree { root, memory: memory.clone() }
     }
 
@@ -155,24 +162,29 @@ impl Tree {
         range: ClusterRange,
     ) -> Result<(Option<Place>, u64), VolumeError> {
         let (cluster, wanted) = (range.start.0, range.count.0);
-        let Some(mut child) = self.root.clone() else { return Ok((None, wanted)) };
-        for level in (1..=TOP_LEVEL).rev() {
-            let node = child.page(&self.memory).node(store, level).await?;
-            let Node::Inner(children) = &*node else { return Err(wrong_level(&child)) };
-            match &children[index_at(cluster, level)] {
-                Some(below) => {
-                    below.page(&self.memory);
-                    child = below.clone();
-                }
-                None => {
-                    let span = span(level);
-                    return Ok((None, wanted.min(span - cluster % span)));
-                }
-            }
-        }
-        let node = child.page(&self.memory).node(store, 0).await?;
+        let Some(root) = &self.root else { return Ok((None, wanted)) };
         let first = index_at(cluster, 0);
         let run_max = wanted.min((FANOUT - first) as u64) as usize;
+        let mut page = root.page(&self.memory);
+        let mut level = TOP_LEVEL;
+        let node = loop {
+            let node = page.node(store, level).await?;
+            let Node::Inner(children) = &*node else { return Err(page.is_of_a_wrong_level()) };
+            let Some(below) = &children[index_at(cluster, level)] else {
+                let span = span(level);
+                return Ok((None, wanted.min(span - cluster % span)));
+            };
+            if below.run.get() != 0 {
+                return Ok((Place::unpack(below.run.get() + first as u64), run_max as u64));
+            }
+            page = below.page(&self.memory);
+            level -= 1;
+            if level == 0 {
+                let leaf = page.node(store, 0).await?;
+                below.keep_if_run(&page, &leaf);
+                break leaf;
+            }
+        };
         let (place, count) = match &*node {
             Node::Leaf(places) => {
                 let run = &places[first..first + run_max];
@@ -181,7 +193,7 @@ impl Tree {
                 (run[0], run.iter().enumerate().take_while(|entry| same(*entry)).count())
             }
             Node::Packed(packed) => packed.find(first, run_max),
-            Node::Inner(_) => return Err(wrong_level(&child)),
+            Node::Inner(_) => return Err(page.is_of_a_wrong_level()),
         };
         Ok((Place::unpack(place), count as u64))
     }
@@ -197,7 +209,7 @@ impl Tree {
             && !range.is_empty()
         {
             let root = root.page(&self.memory);
-            prepare(store, root, TOP_LEVEL, range.start.0, range.end().0, &mut prepared).await?;
+            prepare(store, &root, TOP_LEVEL, range.start.0, range.end().0, &mut prepared).await?;
         }
         Ok(prepared)
     }
@@ -211,7 +223,7 @@ impl Tree {
         let root = self.root.get_or_insert_with(|| Child::empty(TOP_LEVEL, &self.memory));
         let packed = place.map_or(0, Place::pack);
         set_in(root, &self.memory, TOP_LEVEL, range.start.0, range.end().0, packed);
-        if root.mapped == 0 {
+        if root.mapped.get() == 0 {
             self.root = None;
         }
     }
@@ -229,10 +241,6 @@ fn span(level: u32) -> u64 {
 
 fn index_at(cluster: u64, level: u32) -> usize {
     ((cluster / span(level)) % FANOUT as u64) as usize
-}
-
-fn wrong_level(child: &Child) -> VolumeError {
-    VolumeError::Damaged(format!("map page {} is of a wrong level", child.stored_page()))
 }
 
 async fn prepare(
@@ -253,16 +261,19 @@ async fn prepare(
         let is_whole = to - from == span;
         if let Some(below) = &children[(index % FANOUT as u64) as usize]
             && !is_whole
+            // What is known of a run stays with the page above, which is pinned; it is that page that is changed, since whoever prepares
+            // and changes holds the vDisk's `meta` between the two.
+            && below.run.get() == 0
         {
             let below = below.page(&page.memory);
-            Box::pin(prepare(store, below, level - 1, from, to, prepared)).await?;
+            Box::pin(prepare(store, &below, level - 1, from, to, prepared)).await?;
         }
     }
     Ok(())
 }
 
 fn set_in(child: &mut Child, memory: &Rc<MapMemory>, level: u32, start: u64, end: u64, packed: u64) {
-    let mut mapped = child.mapped;
+    let mut mapped = child.mapped.get();
     match &mut *child.change(memory) {
         Node::Leaf(places) => {
             let step = u64::from(packed != 0);
@@ -280,7 +291,7 @@ fn set_in(child: &mut Child, memory: &Rc<MapMemory>, level: u32, start: u64, end
             for index in start / span..=(end - 1) / span {
                 let (from, to) = (start.max(index * span), end.min((index + 1) * span));
                 let slot = &mut children[(index % FANOUT as u64) as usize];
-                mapped -= slot.as_ref().map_or(0, |below| below.mapped);
+                mapped -= slot.as_ref().map_or(0, |below| below.mapped.get());
                 if to - from == span && !planted("map: zeros of a whole page are forgotten") {
                     *slot = None; // whole: what was there need not even be loaded
                 }
@@ -290,12 +301,33 @@ fn set_in(child: &mut Child, memory: &Rc<MapMemory>, level: u32, start: u64, end
                 } else if let Some(below) = slot {
                     set_in(below, memory, level - 1, from, to, 0);
                 }
-                slot.take_if(|below| below.mapped == 0);
-                mapped += slot.as_ref().map_or(0, |below| below.mapped);
+                slot.take_if(|below| below.mapped.get() == 0);
+                mapped += slot.as_ref().map_or(0, |below| below.mapped.get());
             }
         }
     }
-    child.mapped = mapped;
+    child.mapped = Mapped::new(mapped);
+}
+
+impl Mapped {
+    fn new(clusters: u64) -> Mapped {
+        Mapped(NonZeroU64::MIN.saturating_add(clusters))
+    }
+
+    fn get(self) -> u64 {
+        self.0.get() - 1
+    }
+}
+
+impl Clone for Child {
+    fn clone(&self) -> Child {
+        Child {
+            page: Cell::new(self.known_page()),
+            run: self.run.clone(),
+            stored: self.stored.clone(),
+            mapped: self.mapped,
+        }
+    }
 }
 
 impl Child {
@@ -304,30 +336,51 @@ impl Child {
             0 => Node::Leaf(Box::new([0; FANOUT])),
             _ => Node::Inner(Box::new([const { None }; FANOUT])),
         };
-        let page = OnceCell::from(Page::new(Some(Rc::new(node)), memory));
-        Child { page, stored: 0, mapped: 0 }
+        let page = Cell::new(Some(Page::new(Some(Rc::new(node)), memory)));
+        Child { page, run: Cell::new(0), stored: Cell::new(0), mapped: Mapped::new(0) }
     }
 
     fn stored(entry: ChildEntry) -> Child {
-        Child { page: OnceCell::new(), stored: entry.page, mapped: entry.mapped }
+        Child {
+            page: Cell::new(None),
+            run: Cell::new(0),
+            stored: Cell::new(entry.page),
+            mapped: Mapped::new(entry.mapped),
+        }
     }
 
-    pub(super) fn page(&self, memory: &Rc<MapMemory>) -> &Rc<Page> {
-        self.page.get_or_init(|| Page::stored(self.stored, memory))
+    fn page(&self, memory: &Rc<MapMemory>) -> Rc<Page> {
+        let page = self.page.take().unwrap_or_else(|| Page::stored(self.stored.get(), memory));
+        self.page.set(Some(page.clone()));
+        page
     }
 
     /// The page, if it may be in memory.
-    pub(super) fn known_page(&self) -> Option<&Rc<Page>> {
-        self.page.get()
+    pub(super) fn known_page(&self) -> Option<Rc<Page>> {
+        let page = self.page.take();
+        self.page.set(page.clone());
+        page
+    }
+
+    /// Keeps all that the leaf says, if that is one run, instead of the leaf: most leaves of what was written in large pieces are one.
+    fn keep_if_run(&self, page: &Rc<Page>, leaf: &Node) {
+        let is_stored = page.id.get() != 0 && !page.has(flag::CHANGED);
+        if let Node::Packed(packed) = leaf
+            && let Some(first) = packed.run().filter(|first| is_stored && *first != 0)
+        {
+            self.run.set(first);
+            self.stored.set(page.id.get());
+            self.page.set(None);
+        }
     }
 
     /// Its number in the page store; 0 while it is not stored as it is.
     pub(super) fn stored_page(&self) -> u64 {
-        self.page.get().map_or(self.stored, |page| page.id.get())
+        self.known_page().map_or(self.stored.get(), |page| page.id.get())
     }
 
     pub(super) fn entry(&self, page: u64) -> ChildEntry {
-        ChildEntry { page, mapped: self.mapped }
+        ChildEntry { page, mapped: self.mapped.get() }
     }
 
     fn add_stored_pages(&self, level: u32, found: &mut Vec<(u64, u32)>) {
@@ -344,11 +397,17 @@ impl Child {
 
     /// The page's contents, for changing: copied if anybody else has them, and no longer what is stored.
     fn change(&mut self, memory: &Rc<MapMemory>) -> RefMut<'_, Node> {
-        if Rc::strong_count(self.page(memory)) > 1 {
-            let node = self.page(memory).node.borrow().clone();
-            self.page = OnceCell::from(Page::new(node, memory));
+        let first = self.run.take();
+        let page = match (self.page.take(), first) {
+            (Some(page), _) if Rc::strong_count(&page) == 1 => page,
+            (Some(shared), _) => Page::new(shared.node.borrow().clone(), memory),
+            (None, 0) => Page::stored(self.stored.get(), memory),
+            (None, first) => Page::new(Some(Rc::new(Node::Packed(Packed::of_run(first)))), memory),
+        };
+        if planted("map: a run that is changed stays what it was") {
+            self.run.set(first);
         }
-        let page = self.page(memory);
+        let page = self.page.get_mut().insert(page);
         if !planted("map: a changed page keeps its stored number") {
             page.id.set(0);
         }
@@ -383,6 +442,10 @@ impl Page {
         let page = Page::stored(0, memory);
         *page.node.borrow_mut() = node;
         page
+    }
+
+    fn is_of_a_wrong_level(&self) -> VolumeError {
+        VolumeError::Damaged(format!("map page {} is of a wrong level", self.id.get()))
     }
 
     fn pin(&self) {
@@ -444,7 +507,11 @@ impl Page {
             .ok_or_else(|| VolumeError::Damaged(format!("map page {id} is missing from the local store")))?;
         let damaged = |error| VolumeError::Damaged(format!("map page {id}: {error}"));
         if level == 0 {
-            return Ok(Node::leaf(page::decode_leaf(id, &bytes).map_err(damaged)?));
+            return Ok(match page::read_leaf(id, &bytes).map_err(damaged)? {
+                // Of before leaves were stored packed, or one that cannot be.
+                Leaf::Plain(places) => Packed::new(&places).map_or(Node::Leaf(places), Node::Packed),
+                Leaf::Packed(packed) => Node::Packed(packed),
+            });
         }
         let entries = page::decode_inner(id, &bytes).map_err(damaged)?;
         let mut children = Box::new([const { None }; FANOUT]);
@@ -485,7 +552,7 @@ impl Page {
     }
 
     fn has_resident_children(&self) -> bool {
-        let is_resident = |child: &Child| child.page.get().is_some_and(|page| page.node.borrow().is_some());
+        let is_resident = |child: &Child| child.known_page().is_some_and(|page| page.node.borrow().is_some());
         match self.node.borrow().as_deref() {
             Some(Node::Inner(children)) => children.iter().flatten().any(is_resident),
             _ => false,
@@ -508,11 +575,6 @@ impl Drop for Page {
 }
 
 impl Node {
-    /// Packed, if that is smaller.
-    fn leaf(places: Box<[u64; FANOUT]>) -> Node {
-        Packed::new(&places).map_or(Node::Leaf(places), Node::Packed)
-    }
-
     /// Of memory, pages below excepted.
     fn words(&self) -> u16 {
         let behind = match self {

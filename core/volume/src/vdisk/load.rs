@@ -430,7 +430,9 @@ pub(crate) async fn metadata_of(
     let copies = copy::list(backend, id).await?;
     // A copy shows that its record was there, whatever a listing of the journal says.
     let at_least = copies.first().map(CopyId::position);
-    let Some(newest) = journal::newest(backend, id, at_least).await? else { return Ok(None) };
+    let Some(journal::End { position: newest, epoch }) = journal::newest(backend, id, at_least).await? else {
+        return Ok(None);
+    };
     let mut first_reason = None;
     for copy in copies.into_iter().filter(|copy| copy.position() <= newest) {
         match metadata_from_copy(backend, id, copy, newest).await {
@@ -441,6 +443,7 @@ pub(crate) async fn metadata_of(
             }
             Ok(mut head) => {
                 head.vpool = vpool;
+                head.epoch = head.epoch.max(epoch);
                 return Ok(Some(head));
             }
             Err(error) => return Err(error),
@@ -449,7 +452,10 @@ pub(crate) async fn metadata_of(
     let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
     match (take_chain(backend, id, &mut head, None, newest).await, first_reason) {
         (Err(VolumeError::Damaged(_)), Some(reason)) => Err(VolumeError::Damaged(reason)),
-        (taken, _) => taken.map(|()| Some(head)),
+        (taken, _) => taken.map(|()| {
+            head.epoch = head.epoch.max(epoch);
+            Some(head)
+        }),
     }
 }
 
@@ -459,7 +465,7 @@ async fn metadata_from_copy(
     copy: CopyId,
     newest: Position,
 ) -> Result<Head, VolumeError> {
-    let mut head = Head::decode(id, &copy::get(backend, id, copy).await?.head)?;
+    let mut head = Head::decode(id, &copy::get_lasting(backend, id, copy).await?.head)?;
     // Which clones there are is found out anew.
     head.snapshots.iter_mut().for_each(|snapshot| snapshot.clones.clear());
     take_chain(backend, id, &mut head, Some(copy.position()), newest).await?;
@@ -481,7 +487,8 @@ async fn take_chain(
 }
 
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
-/// a recovery from the backend. At most one, since the journal has one writer. Returns whether there was one.
+/// a recovery from the backend. At most one, since the journal has one writer. One that was never finished did not happen: its
+/// name is not looked at again, in case it is finished late. Returns whether the head has changed.
 pub(crate) async fn catch_up(
     backend: &dyn Backend,
     id: VdiskId,
@@ -489,8 +496,17 @@ pub(crate) async fn catch_up(
 ) -> Result<bool, VolumeError> {
     let start = Position { epoch: head.epoch, index: JournalIndex(0) };
     let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
-    let Some(record) = journal::get(backend, id, next).await? else { return Ok(false) };
-    take_record(head, next, record);
+    match journal::get_lasting(backend, id, next).await? {
+        journal::Found::Record(record) => take_record(head, next, record),
+        journal::Found::Unfinished => {
+            // Whoever gave it up may have gone on in an epoch that this registry does not know.
+            if let Some(position) = head.position() {
+                journal::check_not_older(backend, id, head.epoch, position).await?;
+            }
+            head.epoch = head.epoch.next();
+        }
+        journal::Found::Nothing => return Ok(false),
+    }
     // Only a recovery may need snapshots that nobody refers to here.
     head.drop_snapshots();
     Ok(true)

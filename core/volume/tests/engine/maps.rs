@@ -1,4 +1,4 @@
-//! Maps that are larger than the memory for them.
+//! Maps that are larger than the memory for them, and sweeps of the pages that nothing needs.
 
 use crate::world::{MIB, World, range, run};
 use ovs_units::ByteOffset;
@@ -117,6 +117,35 @@ fn what_a_failed_checkpoint_has_stored_goes() {
         let left = world.stored_pages();
         assert!((600..650).contains(&left), "{left}");
         check(&world.open(disk.id()).await, 600, 3).await;
+    });
+}
+
+#[test]
+fn map_pages_that_nothing_needs_are_swept() {
+    run(async {
+        let mut world = World::new().await;
+        let disk = world.create(64 * MIB).await;
+        let mut snapshots = Vec::new();
+        for round in 1..=4u8 {
+            let disk = world.open(disk.id()).await;
+            disk.write(ByteOffset(0), vec![round; 4 * MIB as usize].into(), false).await.unwrap();
+            if round % 2 == 0 {
+                snapshots.push((world.snapshot(&disk, &format!("s{round}")).await, round));
+            }
+            world.close_and_reopen().await;
+        }
+        let disk = world.open(disk.id()).await;
+        // Rounds 1 and 3 are in no map any more: two leaves and what leads to them, each.
+        assert!(world.engine().sweep_pages().await.unwrap() >= 10);
+        assert_eq!(world.engine().sweep_pages().await.unwrap(), 0);
+        let clone = world.clone_of(&disk, snapshots[0].0, 64 * MIB).await;
+        world.close_and_reopen().await;
+        let (disk, clone) = (world.open(disk.id()).await, world.open(clone.id()).await);
+        for (id, round) in snapshots {
+            let back = disk.read_snapshot(id, range(0, 4 * MIB)).await.unwrap();
+            assert!(back.iter().all(|byte| *byte == round));
+        }
+        assert!(clone.read(range(0, 4 * MIB)).await.unwrap().iter().all(|byte| *byte == 2));
     });
 }
 

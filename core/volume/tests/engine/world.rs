@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 pub const MIB: u64 = 1 << 20;
+/// One that has nothing to do with the world's.
+pub const OTHER_VPOOL: VpoolId = VpoolId(Uuid::from_u128(99));
 const STALL: OnFull = OnFull::Stall { timeout: None };
 
 pub fn range(start: u64, length: u64) -> ByteRange {

@@ -4,6 +4,7 @@ use super::*;
 use futures_util::StreamExt;
 use std::fmt::Debug;
 use std::sync::Mutex;
+use tokio::sync::watch;
 
 /// What stands behind the door in tests.
 #[derive(Debug, Default)]
@@ -12,6 +13,8 @@ pub(super) struct Double {
     pub begun: AtomicU64,
     /// Changes that ran to their end.
     pub finished: AtomicU64,
+    /// None ends while this is so.
+    pub holds_changes: watch::Sender<bool>,
     /// Events for the next stream.
     pub events: Mutex<Vec<Event>>,
 }
@@ -61,7 +64,7 @@ impl Double {
             "get_status" => Some(Problem::new(ProblemKind::Unavailable, "starting").with("retry_after_s", 1)),
             "set_template" => {
                 self.begun.fetch_add(1, Ordering::SeqCst);
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                drop(self.holds_changes.subscribe().wait_for(|holds| !holds).await);
                 self.finished.fetch_add(1, Ordering::SeqCst);
                 None
             }

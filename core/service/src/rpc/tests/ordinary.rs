@@ -195,13 +195,7 @@ fn the_wire_form_of_an_event_is_three_fields() {
     *door.double.events.lock().unwrap() = vec![event(41, EventKind::VdiskCreated)];
     let mut stream = door.connect();
     stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    let mut buffer = [0; 1024];
-    while !text.contains("vdisk.created") || !text.ends_with("\n\n\r\n") {
-        let length = stream.read(&mut buffer).unwrap();
-        assert!(length > 0, "{text}");
-        text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
-    }
+    let text = read_events_until(&mut stream, "vdisk.created");
     assert!(text.contains("content-type: text/event-stream"), "{text}");
     assert!(text.contains("event:vdisk.created\n") && text.contains("id:41\n"), "{text}");
     assert!(text.contains(r#"line one\nline two"#), "{text}");
@@ -209,18 +203,35 @@ fn the_wire_form_of_an_event_is_three_fields() {
     assert!(text.contains("event:stream.started\n") && !text.contains("id:40\n"), "{text}");
 }
 
+/// Whole events, up to one of this kind.
+fn read_events_until(stream: &mut UnixStream, kind: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while !text.contains(kind) || !text.ends_with("\n\n\r\n") {
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "{text}");
+        text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+    }
+    text
+}
+
 #[test]
 fn a_stop_ends_streams_and_answers_what_is_in_flight() {
     let mut door = Door::open(PATIENCE);
+    door.double.holds_changes.send_replace(true);
     let mut events = door.connect();
     events.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    read_events_until(&mut events, "stream.started");
     let mut slow = door.connect();
     slow.write_all(b"POST /v1/vdisks/p:x/template HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    wait_for(&door.double.begun, 1);
     let stopped = tokio::time::Instant::now();
+    drop(door.stop.take());
+    // The stream ends while the change waits still.
+    read_answer(&mut events);
+    door.double.holds_changes.send_replace(false);
     door.close();
     assert!(stopped.elapsed() < Duration::from_secs(4), "{:?}", stopped.elapsed());
     assert_eq!(status_of(&read_answer(&mut slow)), 409);
-    assert!(read_answer(&mut events).contains("stream.started"));
     assert!(UnixStream::connect(&door.socket).is_err());
 }

@@ -323,3 +323,28 @@ fn an_attachment_lost_with_the_registry_is_made_again_for_who_had_it() {
         refused(volumes.create_attachment(unknown).await, ProblemKind::NotFound);
     });
 }
+
+/// An opening that waits, for a backend that is away say, keeps no client in.
+#[test]
+fn a_fence_does_not_wait_for_who_works_on_the_vdisk() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        let id = volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap().value.uuid;
+        let made = volumes.create_attachment(attach("a", "c", AttachmentMode::Exclusive)).await.unwrap();
+        volumes.slot(id).unsettle();
+        let held = world.gates.hold(Call::Get, &format!("head/{id}"));
+        let opening = tokio::task::spawn_local({
+            let volumes = volumes.clone();
+            async move { volumes.ensure_open(id).await.map(drop) }
+        });
+        world.gates.until_held().await;
+        let before = volumes.record(id).await.unwrap().record.generation;
+        let force = DeleteAttachmentQuery { force: true };
+        volumes.delete_attachment(made.value.uuid, force, no_terms()).await.unwrap();
+        assert!(!opening.is_finished());
+        let record = volumes.record(id).await.unwrap().record;
+        assert_eq!((record.generation, record.fenced.contains(&made.value.uuid)), (before + 1, true));
+        drop(held);
+        opening.await.unwrap().unwrap();
+    });
+}

@@ -194,6 +194,48 @@ fn what_lies_together_is_found_together() {
     assert_eq!(find(5 * above + 7, 1 << 40), (None, above - 7));
 }
 
+/// A leaf whose clusters lie one behind the other is a word of the page above once it was read.
+#[test]
+fn of_a_run_only_its_beginning_is_kept() {
+    const LEAVES: u64 = 200;
+    let mut world = World::new(1 << 20);
+    let leaf = FANOUT as u64;
+    world.set(0, place(1, 0)); // no run: nothing is behind it
+    for index in 1..LEAVES {
+        let range = range(index * leaf, leaf);
+        drop(now(world.tree.prepare(&world.store, range)));
+        world.tree.set(range, Some(place(index, 0)));
+    }
+    world.tree = Tree::stored(world.checkpoint().root, &world.memory);
+    let find = |world: &World, cluster| now(world.tree.find(&world.store, range(cluster, 1 << 40)));
+    let read_all = |world: &World| {
+        for index in 1..LEAVES {
+            assert_eq!(find(world, index * leaf + 5), (Some(place(index, 5)), leaf - 5), "{index}");
+        }
+    };
+    read_all(&world);
+    let inner = (TOP_LEVEL as usize * size_of::<[Option<Child>; FANOUT]>()) as u64;
+    assert!(world.resident_bytes() < inner + 1024, "{} of {inner}", world.resident_bytes());
+    let loads = world.memory.stats().loads;
+    read_all(&world);
+    assert_eq!(world.memory.stats().loads, loads);
+
+    // Another tree that shares all of it does not see what is changed in this one.
+    let before = world.tree.clone();
+    world.set(7 * leaf + 9, place(500, 3));
+    assert_eq!(world.memory.stats().loads, loads, "nothing has to be read for that");
+    for (tree, place) in [(&world.tree, place(500, 3)), (&before, place(7, 9))] {
+        assert_eq!(now(tree.find(&world.store, range(7 * leaf + 9, 1))), (Some(place), 1));
+    }
+    assert_eq!(find(&world, 7 * leaf), (Some(place(7, 0)), 9));
+    assert_eq!(find(&world, 7 * leaf + 10), (Some(place(7, 10)), leaf - 10));
+    // It is stored like any other page, and what was not changed stays stored.
+    let stored = world.checkpoint();
+    world.tree = Tree::stored(stored.root, &world.memory);
+    assert_eq!(find(&world, 7 * leaf + 9), (Some(place(500, 3)), 1));
+    assert_eq!(find(&world, 8 * leaf + 9), (Some(place(8, 9)), leaf - 9));
+}
+
 /// What a whole page says is forgotten without reading it.
 #[test]
 fn a_page_that_becomes_zeros_need_not_be_in_memory() {
@@ -226,7 +268,7 @@ fn a_change_up_to_the_end_of_a_page_leaves_the_next_one_alone() {
     next.known_page().unwrap().let_go();
     tree.set(range(end - 2, 2), place(7));
     tree.set(range(end - 1, 1), None);
-    assert_eq!(tree.root.unwrap().mapped, 3);
+    assert_eq!(tree.mapped(), ClusterCount(3));
 }
 
 /// Nor is one that the range covers: nobody asks what it said.

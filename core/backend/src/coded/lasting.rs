@@ -1,0 +1,83 @@
+//! Making an object stand that a put may have left with fewer fragments than it is acknowledged with.
+
+use super::known::Object;
+use super::on_their_way::PutAtWork;
+use super::reconstruct::has_body;
+use super::{Compression, Inner, Policy, name, timed};
+use crate::{BackendError, ObjectName, Urgency};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use ovs_format::fragment::Header;
+use std::{collections::BTreeSet, rc::Rc};
+
+/// What stands of an object.
+struct Standing {
+    is_enough: bool,
+    /// Fragments that are not what was put: another takes their place only when they are gone.
+    rotten: Vec<(usize, ObjectName)>,
+}
+
+impl Inner {
+    /// What is read, when as much of it stands as of any put that was acknowledged; if there is less, it is put again.
+    pub(super) async fn get_lasting(self: Rc<Self>, object: ObjectName) -> Result<Bytes, BackendError> {
+        // From here on a delete waits: what it removed would be put again.
+        let _at_work = PutAtWork::new(&self, &object);
+        if self.on_their_way.is_being_deleted(&object) {
+            let reason = "it is being deleted".to_owned();
+            return Err(BackendError::Retry { operation: "get", object: object.to_string(), reason });
+        }
+        let bytes = self.get(&object).await?;
+        let known = self.known.borrow().get(&object);
+        let standing = match known {
+            Some(object) => self.standing(&object).await,
+            None => Standing { is_enough: false, rotten: Vec::new() },
+        };
+        if !standing.is_enough {
+            tracing::info!(%object, "a put was cut off, or fragments of it are damaged: its object is put again");
+            for (drive, own) in &standing.rotten {
+                timed("delete", own.as_str(), self.drives[*drive].backend.delete(own)).await?;
+            }
+            // Not compressed: other versions of this program may compress to other bytes, and would not be let by.
+            let put = Rc::clone(&self).put(object, vec![bytes.clone()], Compression::None, Urgency::Reserve);
+            put.await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Are so many fragments of each chunk there, and there to stay, as a policy of this preset acknowledges?
+    async fn standing(&self, object: &Rc<Object>) -> Standing {
+        let found = self.look(&object.name).await;
+        let own =
+            found.fragments.iter().filter(|(place, _)| object.place(place.chunk, place.number) == **place);
+        let own = own.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
+        let read = join_all(own.map(async |(place, drive)| {
+            let own = name::fragment(&object.name, place.layout, place.chunk, place.number).ok()?;
+            let read = self.drives[drive].backend.get_lasting(&own);
+            let bytes = timed("get", own.as_str(), read).await.ok()?;
+            let header = Header::decode(&bytes).ok();
+            match header {
+                // Somebody else's: not ours to judge.
+                Some(header) if !object.is_own(&header, place.chunk, place.number) => None,
+                Some(header) if has_body(&header, &bytes) => Some(Ok((place.chunk, place.number))),
+                _ => Some(Err((drive, own))),
+            }
+        }));
+        let (mut there, mut rotten) = (BTreeSet::new(), Vec::new());
+        for fragment in read.await.into_iter().flatten() {
+            match fragment {
+                Ok(good) => drop(there.insert(good)),
+                Err(bad) => rotten.push(bad),
+            }
+        }
+        let geometry = object.geometry();
+        let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
+        let spare = self.preset.policies.iter().filter(is_it).map(Policy::spare).max();
+        let is_enough = spare.is_some_and(|spare| {
+            (0..geometry.chunks()).all(|chunk| {
+                let count = there.iter().filter(|(of, _): &&(u32, u8)| *of == chunk).count();
+                count >= usize::from(geometry.data_stored(chunk)) + spare as usize
+            })
+        });
+        Standing { is_enough, rotten }
+    }
+}

@@ -1,0 +1,289 @@
+//! What is half there: puts and deletes that were cut off.
+
+use super::*;
+
+/// The only read that may rest on fragments that no put was acknowledged with.
+#[test]
+fn what_is_read_to_last_survives_what_any_acknowledged_object_does() {
+    for preset in presets(&[policy(4, 2, 5, 3)]) {
+        local(async {
+            let mut world = world(9, preset);
+            let expected = bytes(1, 200_000);
+            world.put_whole("v/j/1", &expected).await;
+            world.leave(4);
+            world.forget();
+            assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()));
+            world.backend.settle().await;
+            for lost in world.fragments() {
+                let kept = world.drives[lost.0].inner().bytes(&lost.1);
+                world.drives[lost.0].inner().damage(&lost.1, None);
+                world.forget();
+                assert!(world.get("v/j/1").await == Ok(expected.clone()), "without {lost:?}");
+                world.drives[lost.0].inner().damage(&lost.1, kept);
+            }
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_made_to_stand_is_not_shown() {
+    local(async {
+        let mut world = world(6, preset(&[policy(4, 2, 5, 3)]));
+        world.put_whole("v/j/1", &bytes(1, 200_000)).await;
+        world.leave(4);
+        world.forget();
+        world.set_schedule(|_, call| (call.operation == Operation::Put).then_some(Fault::ErrorBefore));
+        let error = world.backend.get_lasting(&name("v/j/1")).await.expect_err("nothing can be put");
+        assert!(matches!(error, BackendError::Retry { .. }), "{error}");
+        // What stands is not put again.
+        world.set_schedule(|_, _| None);
+        world.backend.get_lasting(&name("v/j/1")).await.expect("it can be put");
+        world.backend.settle().await;
+        world.forget();
+        world.set_schedule(|_, call| (call.operation == Operation::Put).then_some(Fault::ErrorBefore));
+        world.backend.get_lasting(&name("v/j/1")).await.expect("it stands");
+    });
+}
+
+/// One drive for each site.
+fn over(sites: &[World]) -> CodedBackend {
+    let drive = |(number, site): (usize, &World)| Drive {
+        id: Uuid::from_u128(number as u128 + 1),
+        node: number.to_string(),
+        site: String::new(),
+        weight: 1,
+        backend: Rc::new(site.backend.clone()),
+    };
+    let drives = sites.iter().enumerate().map(drive).collect();
+    CodedBackend::new(drives, &[], preset(&[policy(1, 1, 2, 1)]), Work::Here).expect("good drives")
+}
+
+/// Half of each fragment is none of any.
+#[test]
+fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
+    local(async {
+        let sites = [0, 1].map(|_| world(3, preset(&[policy(2, 1, 3, 3)])));
+        over(&sites).put(&name("v/j/1"), vec![bytes(2, 100_000)], Urgency::Normal).await.expect("put");
+        for site in &sites {
+            site.leave(1);
+        }
+        let read = over(&sites).get(&name("v/j/1")).await;
+        assert!(
+            matches!(read, Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. })),
+            "{read:?}"
+        );
+    });
+}
+
+/// What a delete removes is not put again by who makes it stand at the same time, whichever began first.
+#[test]
+fn what_is_deleted_meanwhile_does_not_come_back() {
+    for half_ms in 0..20 {
+        for is_delete_first in [false, true] {
+            local(async {
+                let mut world = world(9, preset(&[policy(4, 2, 5, 3)]));
+                world.put_whole("v/j/1", &bytes(1, 200_000)).await;
+                world.leave(4);
+                world.forget();
+                let object = name("v/j/1");
+                let ms = Duration::from_millis(1);
+                world.set_schedule(move |_, _| Some(Fault::Delay(Box::pin(tokio::time::sleep(ms)))));
+                let later = ms * half_ms / 2;
+                let (first, second) =
+                    if is_delete_first { (later, Duration::ZERO) } else { (Duration::ZERO, later) };
+                let read = async {
+                    tokio::time::sleep(first).await;
+                    world.backend.get_lasting(&object).await
+                };
+                let deleted = async {
+                    tokio::time::sleep(second).await;
+                    world.backend.delete(&object).await
+                };
+                let (read, deleted) = tokio::join!(read, deleted);
+                world.backend.settle().await;
+                assert_eq!(deleted, Ok(()));
+                assert_eq!(world.fragments(), [], "{half_ms}, {is_delete_first}: {read:?}");
+            });
+        }
+    }
+}
+
+/// One that is not what was put is in the way of the one that takes its place.
+#[test]
+fn a_damaged_fragment_does_not_keep_an_object_from_standing() {
+    for preset in presets(&[policy(2, 1, 3, 3)]) {
+        local(async {
+            let mut world = world(3, preset);
+            let expected = bytes(4, 100_000);
+            world.put_whole("v/j/1", &expected).await;
+            for (drive, fragment) in world.fragments() {
+                let mut bad = world.drives[drive].inner().bytes(&fragment).expect("a fragment").to_vec();
+                *bad.last_mut().expect("bytes") ^= 1;
+                world.drives[drive].inner().damage(&fragment, Some(bad.into()));
+                world.forget();
+                assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()));
+                world.backend.settle().await;
+                world.forget();
+                assert!(world.get("v/j/1").await == Ok(expected.clone()));
+            }
+        });
+    }
+}
+
+/// A drive that is a coded backend may have half a fragment, too.
+#[test]
+fn what_lasts_lasts_on_drives_that_are_made_of_drives() {
+    local(async {
+        let sites = [0, 1].map(|_| world(3, preset(&[policy(2, 1, 3, 3)])));
+        let (global, expected) = (over(&sites), bytes(2, 100_000));
+        global.put(&name("v/j/1"), vec![expected.clone()], Urgency::Normal).await.expect("put");
+        for site in &sites {
+            site.leave(2);
+        }
+        assert!(global.get_lasting(&name("v/j/1")).await == Ok(expected));
+        assert!(sites.iter().all(|site| site.fragments().len() == 3));
+    });
+}
+
+/// Everything fails from the n-th call of a kind on, for every n: then the object is there, or it is not.
+async fn cut_off(operation: Operation, act: impl AsyncFn(&World) -> bool) {
+    let small = preset(&[policy(2, 1, 3, 3)]).with_fragments_of(FRAME_BYTES).expect("allowed");
+    for calls in 0usize.. {
+        let mut world = world(6, small.clone());
+        let expected = bytes(3, 3 * 2 * FRAME_BYTES as usize - 100);
+        if operation == Operation::Delete {
+            world.put_whole("v/s/1", &expected).await;
+        }
+        let left = Cell::new(calls);
+        world.set_schedule(move |_, call| {
+            let is_over = call.operation == operation && left.replace(left.get().saturating_sub(1)) == 0;
+            is_over.then_some(Fault::ErrorBefore)
+        });
+        let is_done = act(&world).await;
+        world.backend.settle().await;
+        world.set_schedule(|_, _| None);
+        world.forget();
+        let (whole, range) = (world.get("v/s/1").await, world.backend.get_range(&name("v/s/1"), 0, 10).await);
+        assert_eq!(whole.is_ok(), range.is_ok(), "{calls}: a part is there without the others");
+        match whole {
+            Ok(whole) => assert!(whole == expected, "{calls}"),
+            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {
+                assert!(operation == Operation::Delete || !is_done, "{calls}: it was acknowledged")
+            }
+            Err(error) => panic!("{calls}: {error}"),
+        }
+        // Whatever there is of it can be found and removed.
+        let listed = world.backend.list("v/", None, 9).await.expect("a listing");
+        assert_eq!(listed.is_empty(), world.fragments().is_empty());
+        world.backend.delete(&name("v/s/1")).await.expect("deleted");
+        assert_eq!(world.fragments(), []);
+        if is_done {
+            assert!(calls >= 9);
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_object_of_several_chunks_is_there_as_a_whole_or_not_at_all() {
+    let expected = bytes(3, 3 * 2 * FRAME_BYTES as usize - 100);
+    local(cut_off(Operation::Put, async |world| world.put("v/s/1", &expected).await.is_ok()));
+    local(cut_off(Operation::Delete, async |world| world.backend.delete(&name("v/s/1")).await.is_ok()));
+}
+
+/// A store in which a put goes its way, whether anybody waits for it or not.
+struct Stubborn {
+    inner: Rc<MemoryBackend>,
+    takes: Duration,
+}
+
+impl Backend for Stubborn {
+    fn put(
+        &self,
+        name: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        let (inner, takes, name) = (Rc::clone(&self.inner), self.takes, name.clone());
+        let put = tokio::task::spawn_local(async move {
+            tokio::time::sleep(takes).await;
+            inner.put(&name, parts, urgency).await
+        });
+        Box::pin(async move { put.await.expect("it goes on") })
+    }
+
+    fn get_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        length: u64,
+    ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.inner.get_range(name, offset, length)
+    }
+
+    fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.inner.get(name)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
+        self.inner.list(prefix, after, limit)
+    }
+
+    fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
+        self.inner.delete(name)
+    }
+
+    fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
+        self.inner.capacity()
+    }
+}
+
+#[test]
+fn a_put_that_takes_too_long_lands_before_a_delete_or_the_delete_is_not_done() {
+    local(async {
+        let stores: Vec<Rc<MemoryBackend>> = (0..6).map(|_| Rc::default()).collect();
+        let drive = |(number, inner): (usize, &Rc<MemoryBackend>)| Drive {
+            id: Uuid::from_u128(number as u128 + 1),
+            node: String::new(),
+            site: String::new(),
+            weight: 1,
+            backend: Rc::new(Stubborn {
+                inner: Rc::clone(inner),
+                takes: Duration::from_secs(if number == 0 { 100 } else { 0 }),
+            }),
+        };
+        let drives = stores.iter().enumerate().map(drive).collect();
+        let backend = CodedBackend::new(drives, &[], preset(&[policy(3, 2, 5, 9)]), Work::Here);
+        let (backend, object) = (backend.expect("good drives"), bytes(4, 300_000));
+        for number in 0..6 {
+            let name = name(&format!("v/s/{number}"));
+            backend.put(&name, vec![object.clone()], Urgency::Normal).await.expect("five others take it");
+            match backend.delete(&name).await {
+                Ok(()) => {}
+                Err(error) => assert!(matches!(error, BackendError::Retry { .. }), "{error}"),
+            }
+        }
+        // As long as nobody waits for it, nothing says that it is gone.
+        let late = name("v/s/late");
+        let order = |name: &ObjectName| placement::order(&backend.inner.drives, name, 0)[0];
+        let late = (0..99).map(|number| name(&format!("{late}{number}"))).find(|name| order(name) == 0);
+        let late = late.expect("one of many begins on the first drive");
+        tokio::time::sleep(SUSPECT_MAX * 2).await;
+        backend.put(&late, vec![object], Urgency::Normal).await.expect("five others take it");
+        let error = backend.delete(&late).await.expect_err("a fragment is on its way");
+        assert!(matches!(error, BackendError::Retry { .. }), "{error}");
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        backend.delete(&late).await.expect("it has landed");
+        for number in 0..6 {
+            backend.delete(&name(&format!("v/s/{number}"))).await.expect("all have");
+        }
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        let left: usize = stores.iter().map(|store| store.names().len()).sum();
+        assert_eq!(left, 0);
+    });
+}

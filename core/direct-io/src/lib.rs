@@ -1,0 +1,190 @@
+//! Between files and memory without the page cache: aligned buffers, and writes that copy only what they must.
+//!
+//! Direct I/O wants memory, offset and length in blocks of the device; 4 KiB are that everywhere.
+
+use bytes::Bytes;
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    ops::{Deref, DerefMut},
+    sync::{Mutex, PoisonError},
+};
+
+/// What memory, offsets and lengths are multiples of.
+pub const BLOCK_BYTES: usize = 4096;
+/// Smaller parts of a write are copied together.
+const PIECE_BYTES_MIN: usize = 64 << 10;
+/// Pieces of one system call: the kernel takes 1024.
+const PIECES_MAX: usize = 512;
+/// Buffers that are kept for who comes next, so that a write does not have to have memory made for it, and how large they may be.
+const KEPT_MAX: usize = 4;
+const KEPT_BYTES_MAX: usize = 8 << 20;
+
+static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Bytes that begin where direct I/O may. What is in it at first may be anything that was written before.
+#[derive(Debug)]
+pub struct Buffer {
+    memory: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    /// A buffer of so many bytes.
+    pub fn of(length: usize) -> Buffer {
+        let needed = if length == 0 { 0 } else { length + BLOCK_BYTES };
+        let found = kept(|kept| {
+            let at = kept.iter().position(|memory| memory.len() >= needed && needed > 0)?;
+            Some(kept.swap_remove(at))
+        });
+        let memory = found.unwrap_or_else(|| vec![0; needed]);
+        let start = if length == 0 { 0 } else { memory.as_ptr().align_offset(BLOCK_BYTES) };
+        Buffer { memory, start, length }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.length]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.length]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        if (BLOCK_BYTES..=KEPT_BYTES_MAX).contains(&memory.len()) {
+            // What is not kept is given back behind the lock.
+            let _surplus = kept(|kept| match kept.len() < KEPT_MAX {
+                true => {
+                    kept.push(memory);
+                    None
+                }
+                false => Some(memory),
+            });
+        }
+    }
+}
+
+fn kept<T>(with: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
+    with(&mut KEPT.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Writes the parts one behind the other. Large ones that direct I/O can take as they are go as they are; the others are
+/// gathered. Each is whole blocks, and so is the offset. After an error some of it may be written.
+pub fn write_at(file: &File, parts: &[Bytes], offset: u64) -> io::Result<()> {
+    debug_assert!(parts.iter().all(|part| part.len().is_multiple_of(BLOCK_BYTES)), "parts are whole blocks");
+    let gathered = parts.iter().filter(|part| !is_taken_as_it_is(part)).map(Bytes::len).sum();
+    let mut buffer = Buffer::of(gathered);
+    let mut at = 0;
+    for part in parts.iter().filter(|part| !is_taken_as_it_is(part)) {
+        buffer[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    let mut rest = &buffer[..];
+    let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len());
+    let mut run = 0;
+    for part in parts {
+        if !is_taken_as_it_is(part) {
+            run += part.len();
+            continue;
+        }
+        if run > 0 {
+            slices.push(IoSlice::new(rest.split_off(..run).unwrap_or_default()));
+            run = 0;
+        }
+        slices.push(IoSlice::new(part));
+    }
+    if run > 0 {
+        slices.push(IoSlice::new(rest));
+    }
+    write_all_vectored_at(file, &mut slices, offset)
+}
+
+/// Is it worth a piece of its own, and does it begin and end where direct I/O may?
+fn is_taken_as_it_is(part: &Bytes) -> bool {
+    part.len() >= PIECE_BYTES_MIN
+        && part.len().is_multiple_of(BLOCK_BYTES)
+        && (part.as_ptr() as usize).is_multiple_of(BLOCK_BYTES)
+}
+
+fn write_all_vectored_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    while !slices.is_empty() {
+        let now = slices.len().min(PIECES_MAX);
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, &slices[..now], offset))?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut slices, written);
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_parts_that_direct_io_can_take_are_not_copied() {
+        let memory = Bytes::from(vec![0; 3 * PIECE_BYTES_MIN]);
+        let aligned = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let part = |start: usize, length: usize| memory.slice(aligned + start..aligned + start + length);
+        assert!(is_taken_as_it_is(&part(0, 64 << 10)));
+        assert!(is_taken_as_it_is(&part(BLOCK_BYTES, (64 << 10) + BLOCK_BYTES)));
+        assert!(!is_taken_as_it_is(&part(0, (64 << 10) - BLOCK_BYTES)));
+        assert!(!is_taken_as_it_is(&part(0, (64 << 10) + 512)));
+        assert!(!is_taken_as_it_is(&part(512, 64 << 10)));
+    }
+
+    #[test]
+    fn what_is_gathered_and_what_is_not_lies_in_its_order() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = Bytes::from(vec![9; PIECE_BYTES_MIN + BLOCK_BYTES]);
+        let aligned = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let large = memory.slice(aligned..aligned + PIECE_BYTES_MIN);
+        assert!(is_taken_as_it_is(&large));
+        let small = |byte: u8| Bytes::from(vec![byte; BLOCK_BYTES]);
+        let parts = [small(1), small(2), large.clone(), small(3), large, small(4), small(5)];
+        write_at(&file, &parts, BLOCK_BYTES as u64).unwrap();
+        let mut found = vec![0; parts.iter().map(Bytes::len).sum()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, BLOCK_BYTES as u64).unwrap();
+        assert!(found == parts.concat());
+    }
+
+    /// One case: what is kept is the process's.
+    #[test]
+    fn a_few_buffers_are_kept() {
+        let large = Buffer::of(KEPT_BYTES_MAX);
+        drop(large);
+        let count = || kept(|kept| kept.len());
+        let many: Vec<Buffer> = (0..2 * KEPT_MAX).map(|_| Buffer::of(8192)).collect();
+        for buffer in &many {
+            assert_eq!((buffer.len(), buffer.as_ptr().align_offset(BLOCK_BYTES)), (8192, 0));
+        }
+        drop(many);
+        assert!(count() <= KEPT_MAX);
+        assert!(kept(|kept| kept.iter().all(|memory| memory.len() <= KEPT_BYTES_MAX)));
+        assert_eq!((Buffer::of(3).len(), Buffer::of(0).len()), (3, 0));
+    }
+
+    #[test]
+    fn more_pieces_than_one_call_takes_are_written_in_several() {
+        let file = tempfile::tempfile().unwrap();
+        let pieces: Vec<[u8; 3]> = (0..2 * PIECES_MAX + 9).map(|number| [number as u8, 1, 2]).collect();
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        write_all_vectored_at(&file, &mut slices, 7).unwrap();
+        let mut found = vec![0; 3 * pieces.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 7).unwrap();
+        assert!(found == pieces.concat());
+        assert_eq!(file.metadata().unwrap().len(), 7 + found.len() as u64);
+    }
+}
