@@ -277,7 +277,8 @@ impl<'a> Building<'a> {
             let silent_max =
                 preset.policies.iter().map(|p| u32::from(p.c.saturating_sub(p.k))).min().unwrap_or(0);
             let opened = open_preset(preset, secrets).await?;
-            let backend = CodedBackend::new(drives, opened, Work::OnThreads).map_err(|error| {
+            // No drive is taken out or replaced as yet: what was on one is there, or away.
+            let backend = CodedBackend::new(drives, &[], opened, Work::OnThreads).map_err(|error| {
                 Problem::new(ProblemKind::Conflict, format!("backend {}: {error}", record.name))
             })?;
             Ok((Rc::new(backend) as Rc<dyn Backend>, silent <= silent_max))
