@@ -270,6 +270,19 @@ impl Record for PresetRecord {
         if self.key.is_some() == self.keys.is_empty() {
             return Err("an encrypted preset has keys and says where theirs is".into());
         }
+        if self.keys.iter().any(|key| key.number == 0) {
+            return Err("keys are numbered from 1".into());
+        }
+        if self.policies.is_empty() {
+            return Err("it has no policy".into());
+        }
+        // Sums and differences of these are taken without asking again.
+        for PolicyRecord { k, m, c, x } in &self.policies {
+            let fragments = u16::from(*k) + u16::from(*m);
+            if *k == 0 || c < k || u16::from(*c) > fragments || fragments > 255 || *x == 0 {
+                return Err(format!("policy {k},{m},{c},{x} cannot be"));
+            }
+        }
         Ok(())
     }
 }
@@ -384,6 +397,29 @@ mod tests {
             record[member] = bad;
             let refused = read(&record).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_is_damage() {
+        let stored = json!({
+            "format": 1, "uuid": Uuid::nil(), "name": "p", "version": 1, "compression": "none", "fragment_bytes": 32768,
+            "policies": [{"k": 4, "m": 2, "c": 5, "x": 2}], "created_ms": 7, "request": null,
+        });
+        let read = |record: &Value| decode::<PresetRecord>("preset/x", &serde_json::to_vec(record).unwrap());
+        read(&stored).unwrap();
+        for (k, m, c, x) in
+            [(4, 2, 3, 1), (4, 2, 7, 1), (0, 2, 1, 1), (4, 2, 5, 0), (200, 100, 200, 1), (255, 255, 0, 1)]
+        {
+            let mut record = stored.clone();
+            record["policies"][0] = json!({"k": k, "m": m, "c": c, "x": x});
+            let refused = read(&record).unwrap_err().to_string();
+            assert!(refused.contains(&format!("policy {k},{m},{c},{x} cannot be")), "{refused}");
+        }
+        for (member, bad) in [("policies", json!([])), ("keys", json!([{"number": 0, "wrapped": ""}]))] {
+            let mut record = stored.clone();
+            record[member] = bad;
+            read(&record).unwrap_err();
         }
     }
 }
