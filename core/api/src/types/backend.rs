@@ -65,6 +65,9 @@ pub struct Backend {
     /// Of a composite: what that comes to now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<BackendPlan>,
+    /// Of a composite: what of it cannot be read, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Of a store: what it did when it was tried, at its creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeResult>,

@@ -87,16 +87,16 @@ pub struct RemoteArgs {
     /// Of swift with Keystone: the domain of user and project [default: Default]
     #[arg(long)]
     pub domain: Option<String>,
-    /// A file below /etc/ovs with the access key's id (s3), the user (swift) or the account (azure)
+    /// A file in the folder secrets/stores beside ovsd.yaml with the access key's id (s3), the user (swift) or the account (azure)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub user_file: Option<PathBuf>,
-    /// A variable OVS_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub user_env: Option<String>,
-    /// A file below /etc/ovs, readable by its owner alone, with the secret key, the password or the service account's JSON
+    /// A file in the folder secrets/stores beside ovsd.yaml, readable by root alone, with the secret key, the password or the service account's JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub secret_file: Option<PathBuf>,
-    /// A variable OVS_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub secret_env: Option<String>,
 }
@@ -164,10 +164,10 @@ pub struct CreatePresetArgs {
     /// How objects are encrypted
     #[arg(long, value_enum, default_value = "none")]
     pub encryption: EncryptionArg,
-    /// A file below /etc/ovs, readable by its owner alone, with a key of 64 hexadecimal digits (openssl rand -hex 32)
+    /// A file in the folder secrets/keys beside ovsd.yaml, readable by root alone, with a key of 64 hexadecimal digits (openssl rand -hex 32)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "key_env")]
     pub key_file: Option<PathBuf>,
-    /// A variable OVS_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub key_env: Option<String>,
     /// The largest fragment

@@ -13,7 +13,7 @@ use super::{
     remotes::{decode_store, store_of},
     stores::{BackendSet, NESTING_MAX},
 };
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join_all};
 use ovs_api::{
     Backend as ApiBackend, BackendPlan, CreateBackend, Created, EventKind, Policy, Problem, ProblemKind,
 };
@@ -41,6 +41,7 @@ impl Volumes {
         }
         let tried = match request.remote.as_ref().and_then(|remote| store_of(request.kind, remote)) {
             Some(store) => {
+                self.check_is_allowed(&request.name, &store)?;
                 self.check_store_is_free(&store).await?;
                 Some(self.probe_store(store).await?)
             }
@@ -61,7 +62,11 @@ impl Volumes {
                 make_folder(&folder).await.map_err(|error| cannot_use(&folder, &error))?;
                 StoreRecord::Dir { path: path.clone() }
             }
-            (None, None) => self.compose(&request).await?.0,
+            (None, None) => {
+                let (store, drives, _) = self.compose(&request).await?;
+                self.fix_nodes(drives).await?;
+                store
+            }
         };
         let labels = labels_of(&request);
         let record = self.insert_backend(request.name, store, labels, asked.clone()).await?;
@@ -79,7 +84,7 @@ impl Volumes {
                 "type: a dry run says what a composite would come to; other types have nothing to plan";
             return Err(Problem::new(ProblemKind::Conflict, detail));
         }
-        self.compose(&request).await.map(|(_, plan)| plan)
+        self.compose(&request).await.map(|(_, _, plan)| plan)
     }
 
     async fn known_backend(
@@ -102,7 +107,10 @@ impl Volumes {
     }
 
     /// A composite, not stored yet, and what it comes to. Refused unless puts can be acknowledged on it.
-    async fn compose(&self, request: &CreateBackend) -> Result<(StoreRecord, BackendPlan), Problem> {
+    async fn compose(
+        &self,
+        request: &CreateBackend,
+    ) -> Result<(StoreRecord, Vec<Stored<BackendRecord>>, BackendPlan), Problem> {
         let set = self.backend_set().await?;
         let preset_name = request
             .preset
@@ -114,81 +122,93 @@ impl Volumes {
         })?;
         let mut drives = Vec::new();
         for name in &request.of {
-            let drive = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?.record;
-            if let Some(pool) = self.pool_on(drive.uuid) {
-                return Err(backend_in_use(name, &pool.record()));
-            }
-            if let Some(user) = set.composite_of(drive.uuid) {
-                return Err(is_drive_of(name, user));
-            }
-            set.parts(drive.uuid)?;
-            if set.nesting(drive.uuid) >= NESTING_MAX {
+            let drive = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
+            self.check_is_unused(&set, &drive.record).await?;
+            set.parts(drive.record.uuid)?;
+            if set.nesting(drive.record.uuid).is_none_or(|nesting| nesting >= NESTING_MAX) {
                 let allowed = format!("at most {NESTING_MAX} composites in one another");
                 return Err(Problem::field("of", name, &allowed));
             }
             drives.push(drive);
         }
-        let plan = self.plan_of(&set, &drives, &stored.record).await?;
+        let uuids: Vec<Uuid> = drives.iter().map(|drive| drive.record.uuid).collect();
+        let plan = self.plan_of(&set, &uuids, &stored.record).await?;
         if plan.policy.is_none() {
             let reasons: Vec<String> = plan.policies.iter().map(|of| why_unsatisfied(&plan, of)).collect();
             let detail = format!("preset: no policy of {preset_name} is satisfied: {}", reasons.join("; "));
             return Err(Problem::new(ProblemKind::Conflict, detail));
         }
-        let drives = drives.into_iter().map(|drive| drive.uuid).collect();
-        Ok((StoreRecord::Composite { drives, preset: stored.record.uuid }, plan))
+        Ok((StoreRecord::Composite { drives: uuids, preset: stored.record.uuid }, drives, plan))
+    }
+
+    /// Where fragments are follows from the nodes of drives: from now on it does not matter what this host is called.
+    async fn fix_nodes(&self, drives: Vec<Stored<BackendRecord>>) -> Result<(), Problem> {
+        for drive in drives {
+            if drive.record.folder().is_none() || drive.record.labels.node.is_some() {
+                continue;
+            }
+            let mut record = drive.record.clone();
+            record.labels.node = Some(self.settings.host_name.clone());
+            record.version += 1;
+            self.catalogue.update(&drive, record).await.map_err(from_catalogue)?;
+        }
+        Ok(())
     }
 
     /// What these drives under this preset come to.
-    pub(super) async fn plan_of(
-        &self,
-        set: &BackendSet,
-        drives: &[BackendRecord],
-        preset: &PresetRecord,
-    ) -> Result<BackendPlan, Problem> {
-        let mut planned = Vec::new();
-        let mut devices: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        for drive in drives {
-            let (node, site) = set.place(drive, &self.settings.host_name);
-            planned.push(PlannedDrive { node, site, bytes: self.room(set, drive).await? });
-            if let Some(device) = device_of(drive).await {
-                devices.entry(device).or_default().push(drive.name.to_string());
-            }
-        }
-        let policies: Vec<Policy> = preset.policies.iter().copied().map(from_policy).collect();
-        let mut plan = plan(&planned, &policies);
-        for together in devices.values().filter(|names| names.len() > 1) {
-            plan.remarks.push(format!(
-                "{} are on one file system: what is lost with it is lost together, and their room is counted more than once",
-                together.join(", ")
-            ));
-        }
-        for of in plan.policies.iter().filter(|of| !of.is_satisfied) {
-            plan.remarks.push(why_unsatisfied(&plan, of));
-        }
-        if plan.policies.iter().find(|of| of.is_satisfied).is_some_and(|of| of.drives_lost_max == 0) {
-            plan.remarks.push("no drive may be lost: each object needs all that it is stored on".into());
-        }
-        Ok(plan)
-    }
-
-    /// The room of a drive, where there is such a notion.
-    fn room<'a>(
+    pub(super) fn plan_of<'a>(
         &'a self,
         set: &'a BackendSet,
-        drive: &'a BackendRecord,
-    ) -> LocalBoxFuture<'a, Result<Option<u64>, Problem>> {
+        drives: &'a [Uuid],
+        preset: &'a PresetRecord,
+    ) -> LocalBoxFuture<'a, Result<BackendPlan, Problem>> {
         Box::pin(async move {
-            Ok(match &drive.store {
-                StoreRecord::Dir { path } => {
-                    folder_space(PathBuf::from(path)).await.map(|(total_bytes, _)| total_bytes)
+            let drives: Vec<&BackendRecord> =
+                drives.iter().map(|uuid| set.backend(*uuid)).collect::<Result<_, _>>()?;
+            let rooms = join_all(drives.iter().map(|drive| self.room(set, drive))).await;
+            let mut planned = Vec::new();
+            let mut devices: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+            for (drive, room) in drives.iter().zip(rooms) {
+                let (bytes, device) = room?;
+                planned.push(PlannedDrive { place: set.place(drive.uuid), bytes });
+                if let Some(device) = device {
+                    devices.entry(device).or_default().push(drive.name.to_string());
                 }
-                StoreRecord::Remote { .. } => None,
-                StoreRecord::Composite { drives, preset } => {
-                    let of: Result<Vec<_>, _> =
-                        drives.iter().map(|uuid| set.backend(*uuid).cloned()).collect();
-                    self.plan_of(set, &of?, set.preset(*preset)?).await?.usable_bytes
-                }
-            })
+            }
+            let policies: Vec<Policy> = preset.policies.iter().copied().map(from_policy).collect();
+            let mut plan = plan(&planned, &policies);
+            for together in devices.values().filter(|names| names.len() > 1) {
+                plan.remarks.push(format!(
+                    "{} are on one file system: what is lost with it is lost together, and their room is counted more than once",
+                    together.join(", ")
+                ));
+            }
+            for of in plan.policies.iter().filter(|of| !of.is_satisfied) {
+                plan.remarks.push(why_unsatisfied(&plan, of));
+            }
+            if plan.policies.iter().find(|of| of.is_satisfied).is_some_and(|of| of.drives_lost_max == 0) {
+                plan.remarks.push("no drive may be lost: each object needs all that it is stored on".into());
+            }
+            Ok(plan)
+        })
+    }
+
+    /// The room of a drive, where there is such a notion, and the file system that it is on.
+    async fn room(
+        &self,
+        set: &BackendSet,
+        drive: &BackendRecord,
+    ) -> Result<(Option<u64>, Option<u64>), Problem> {
+        Ok(match &drive.store {
+            StoreRecord::Dir { path } => {
+                let space = folder_space(PathBuf::from(path)).await;
+                (space.map(|(total_bytes, _)| total_bytes), device_of(drive).await)
+            }
+            StoreRecord::Remote { .. } => (None, None),
+            StoreRecord::Composite { drives, preset } => {
+                set.parts(drive.uuid)?;
+                (self.plan_of(set, drives, set.preset(*preset)?).await?.usable_bytes, None)
+            }
         })
     }
 
@@ -199,7 +219,21 @@ impl Volumes {
         labels: Labels,
         request: serde_json::Value,
     ) -> Result<BackendRecord, Problem> {
-        let record = BackendRecord {
+        let record = self.new_backend(name, store, labels, request);
+        let record = self.catalogue.insert(record).await.map_err(from_catalogue)?.record;
+        self.write_inventory().await?;
+        self.publish_backend(&record);
+        Ok(record)
+    }
+
+    pub(super) fn new_backend(
+        &self,
+        name: Name,
+        store: StoreRecord,
+        labels: Labels,
+        request: serde_json::Value,
+    ) -> BackendRecord {
+        BackendRecord {
             format: BackendRecord::format_of(&store),
             uuid: self.chance.uuid(),
             name,
@@ -208,15 +242,24 @@ impl Volumes {
             labels,
             created_ms: self.clock.wall_ms(),
             request,
-        };
-        let record = self.catalogue.insert(record).await.map_err(from_catalogue)?.record;
-        self.write_inventory().await?;
+        }
+    }
+
+    pub(super) fn publish_backend(&self, record: &BackendRecord) {
         self.publish(EventKind::BackendCreated, |event| {
             event.subject = Some(record.uuid);
             event.name = Some(record.name.to_string());
             event.revision = Some(record.version);
         });
-        Ok(record)
+    }
+
+    /// No other backend is there, in there or around it.
+    pub(super) async fn check_place_is_free(&self, store: &StoreRecord) -> Result<(), Problem> {
+        match store {
+            StoreRecord::Dir { path } => self.check_backend_path(Path::new(path)).await,
+            StoreRecord::Remote { .. } => self.check_store_is_free(store).await,
+            StoreRecord::Composite { .. } => Ok(()),
+        }
     }
 
     /// A folder in another backend's folder, or around it, would mix their objects.
@@ -258,18 +301,19 @@ impl Volumes {
         let _locked = self.locks.lock("backends").await;
         let stored = self.backend_by_name(&name).await?.ok_or_else(|| not_found("backend", &name))?;
         terms.check_revision(stored.record.version)?;
-        self.check_is_unused(&self.backend_set().await?, &stored.record).await?;
         self.forget_backend(&stored).await
     }
 
-    /// Neither a vPool nor a composite uses it.
+    /// Neither a vPool nor a composite uses it, also none that is half made or half deleted.
     pub(super) async fn check_is_unused(
         &self,
         set: &BackendSet,
         record: &BackendRecord,
     ) -> Result<(), Problem> {
-        if let Some(pool) = self.pool_on(record.uuid) {
-            return Err(backend_in_use(&record.name, &pool.record()));
+        let log = |error: CatalogueError| tracing::error!(%error, "a vPool's record cannot be read");
+        let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
+        if let Some(user) = vpools.iter().find(|stored| stored.record.backend == record.uuid) {
+            return Err(backend_in_use(&record.name, &user.record));
         }
         match set.composite_of(record.uuid) {
             Some(user) => Err(is_drive_of(&record.name, user)),
@@ -277,10 +321,25 @@ impl Volumes {
         }
     }
 
+    /// What cannot be read may use whatever there is: nothing is forgotten meanwhile.
+    pub(super) async fn check_all_can_be_read(&self) -> Result<(), Problem> {
+        let mut unread = Vec::new();
+        let mut note = |error: CatalogueError| unread.push(error.to_string());
+        self.catalogue.all::<VpoolRecord>(&mut note).await.map_err(from_catalogue)?;
+        self.catalogue.all::<BackendRecord>(&mut note).await.map_err(from_catalogue)?;
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let detail = format!("whether it is used cannot be told: {}", unread.join("; "));
+        Err(Problem::new(ProblemKind::Damaged, detail))
+    }
+
     pub(super) async fn forget_backend(&self, stored: &Stored<BackendRecord>) -> Result<(), Problem> {
+        self.check_is_unused(&self.backend_set().await?, &stored.record).await?;
+        self.check_all_can_be_read().await?;
+        self.change_inventory(|inventory| inventory.forget(stored.record.uuid)).await?;
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
         self.object_gone(stored.record.uuid).await;
-        self.write_inventory().await?;
         self.publish(EventKind::BackendDeleted, |event| {
             event.subject = Some(stored.record.uuid);
             event.name = Some(stored.record.name.to_string());
@@ -311,7 +370,7 @@ impl Volumes {
     }
 }
 
-fn labels_of(request: &CreateBackend) -> Labels {
+pub(super) fn labels_of(request: &CreateBackend) -> Labels {
     Labels { node: request.node.clone(), site: request.site.clone(), weight: request.weight.unwrap_or(1) }
 }
 

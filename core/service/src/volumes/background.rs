@@ -272,6 +272,7 @@ async fn tick(volumes: Weak<Volumes>) {
             volumes.retry().await;
         }
         if count % TICKS_PER_FINISH == 0 {
+            volumes.finish_vpools().await;
             volumes.finish_what_was_begun().await;
         }
         if count % TICKS_PER_SWEEP == 0 {

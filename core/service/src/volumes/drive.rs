@@ -1,26 +1,55 @@
-//! A drive of a composite: it may be away when it is needed, and comes back when it can be opened.
+//! One place where a vPool's objects are: a folder or a part of a store. It may be away when it is needed, and comes back when it
+//! can be opened.
+//!
+//! ```text
+//!  closed ─▶ opening: one for all who ask, each waits so long at most ─▶ open, for good
+//!                 ▲                                                  └─▶ failed: asked again after a while
+//!                 └─────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariant: at most one `DirBackend` of a folder; two would not know of each other's failed syncs.
 
 use super::{
-    layout::has_layout,
+    layout::check_drive,
     namespace::{Namespace, cannot_use, remove_folder},
     problem::from_backend,
     remotes::open_store,
+    secrets::Secrets,
 };
 use bytes::Bytes;
-use futures_util::future::LocalBoxFuture;
+use futures_util::{
+    FutureExt,
+    future::{Either, LocalBoxFuture, Shared, select},
+};
 use ovs_api::Problem;
 use ovs_backend::{Backend, BackendError, Capacity, DirBackend, DirOptions, ObjectInfo, ObjectName, Urgency};
 use ovs_cluster::catalogue::CredentialsRecord;
 use ovs_remote::{RemoteBackend, RemoteOptions, RemoteStore};
-use std::{cell::RefCell, path::PathBuf, rc::Rc};
+use ovs_volume::Clock;
+use std::{cell::RefCell, path::PathBuf, pin::pin, rc::Rc, time::Duration};
 use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// An opening is waited for so long; it goes on.
+const OPENING_PATIENCE: Duration = Duration::from_secs(10);
+/// What could not be opened is not tried again for so long.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Where a vPool's objects are on a backend that is made of no other.
 #[derive(Debug, Clone)]
-pub(super) enum Leaf {
+pub(super) struct Leaf {
+    /// Which drive has to be there. A directory alone has no other that it could be taken for.
+    pub(super) drive: Option<Uuid>,
+    pub(super) location: Location,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Location {
     /// In a folder.
     Dir {
-        /// The vPool's own.
+        /// The backend's.
+        root: PathBuf,
+        /// The vPool's own, in that.
         folder: PathBuf,
     },
     /// In a store.
@@ -34,8 +63,8 @@ pub(super) struct RemoteLeaf {
     pub(super) store: RemoteStore,
     /// Where its credentials are.
     pub(super) credentials: CredentialsRecord,
-    /// The folder that these may be in.
-    pub(super) secrets: PathBuf,
+    /// Where these may be.
+    pub(super) secrets: Secrets,
     /// Of the times between attempts.
     pub(super) seed: u64,
     /// Where requests run.
@@ -51,8 +80,8 @@ impl RemoteLeaf {
 
 impl Leaf {
     async fn open(&self, expected: Namespace) -> Result<Rc<dyn Backend>, BackendError> {
-        match self {
-            Leaf::Dir { folder } => {
+        let store: Rc<dyn Backend> = match &self.location {
+            Location::Dir { folder, .. } => {
                 let folder = folder.clone();
                 let opened = tokio::task::spawn_blocking(move || {
                     let options = DirOptions::new(folder);
@@ -61,27 +90,40 @@ impl Leaf {
                         Namespace::Existing => DirBackend::open_existing(options),
                     }
                 });
-                Ok(Rc::new(opened.await.map_err(|error| cannot_open(error.to_string()))??))
+                Rc::new(opened.await.map_err(|error| cannot_open(error.to_string()))??)
             }
-            Leaf::Remote(leaf) => {
+            Location::Remote(leaf) => {
+                Rc::new(leaf.open().await.map_err(|problem| cannot_open(problem.detail))?)
+            }
+        };
+        if let Some(drive) = self.drive {
+            check_drive(&*store, drive, expected).await?;
+        }
+        Ok(store)
+    }
+
+    /// Asks whether a vPool could begin there, and changes nothing.
+    async fn ask(&self) -> Result<(), BackendError> {
+        match &self.location {
+            Location::Dir { root, .. } => {
+                let root = root.clone();
+                let found = tokio::task::spawn_blocking(move || std::fs::read_dir(root).map(drop)).await;
+                found.map_err(std::io::Error::other).flatten().map_err(|error| cannot_open(error.to_string()))
+            }
+            Location::Remote(leaf) => {
                 let store = leaf.open().await.map_err(|problem| cannot_open(problem.detail))?;
-                // An emptied bucket, or another one of this name, is not an empty vPool.
-                if expected == Namespace::Existing && !has_layout(&store).await? {
-                    let reason = format!("{}: nothing of this vPool is there", leaf.store);
-                    return Err(cannot_open(reason));
-                }
-                Ok(Rc::new(store))
+                store.list("", None, 1).await.map(drop)
             }
         }
     }
 
     /// Removes all that is there.
-    pub(super) async fn remove(&self) -> Result<(), Problem> {
-        let store = match self {
-            Leaf::Dir { folder } => {
+    async fn remove(&self) -> Result<(), Problem> {
+        let store = match &self.location {
+            Location::Dir { folder, .. } => {
                 return remove_folder(folder.clone()).await.map_err(|error| cannot_use(folder, &error));
             }
-            Leaf::Remote(leaf) => leaf.open().await?,
+            Location::Remote(leaf) => leaf.open().await?,
         };
         let mut after = None;
         loop {
@@ -95,35 +137,93 @@ impl Leaf {
     }
 }
 
-fn cannot_open(reason: String) -> BackendError {
+pub(super) fn cannot_open(reason: String) -> BackendError {
     BackendError::Retry { operation: "open", object: String::new(), reason }
 }
 
-/// A leaf that is opened when it is asked for something, again and again until it can be.
+type Opened = Result<Rc<dyn Backend>, BackendError>;
+
+enum State {
+    Closed,
+    Opening { since: Duration, opening: Shared<LocalBoxFuture<'static, Opened>> },
+    Open(Rc<dyn Backend>),
+    Failed { at: Duration, error: BackendError },
+}
+
+/// A leaf that is opened when it is asked for something.
 pub(super) struct Drive {
     leaf: Leaf,
-    opened: RefCell<Option<Rc<dyn Backend>>>,
+    clock: Rc<dyn Clock>,
+    state: Rc<RefCell<State>>,
 }
 
 impl Drive {
-    pub(super) fn new(leaf: Leaf) -> Drive {
-        Drive { leaf, opened: RefCell::new(None) }
+    pub(super) fn new(leaf: Leaf, clock: Rc<dyn Clock>) -> Drive {
+        Drive { leaf, clock, state: Rc::new(RefCell::new(State::Closed)) }
     }
 
-    /// What stores its objects, now.
-    pub(super) async fn open(&self, expected: Namespace) -> Result<Rc<dyn Backend>, BackendError> {
-        let opened = self.opened.borrow().clone();
-        match opened {
-            Some(opened) => Ok(opened),
-            None => {
-                let opened = self.leaf.open(expected).await?;
-                *self.opened.borrow_mut() = Some(opened.clone());
-                Ok(opened)
+    /// What stores its objects.
+    pub(super) async fn open(&self, expected: Namespace) -> Opened {
+        let now = self.clock.now();
+        let (since, opening) = {
+            let mut state = self.state.borrow_mut();
+            match &*state {
+                State::Open(opened) => return Ok(opened.clone()),
+                State::Failed { at, error } if now < *at + PAUSE => return Err(error.clone()),
+                State::Opening { since, opening } => (*since, opening.clone()),
+                State::Closed | State::Failed { .. } => {
+                    let opening = self.begin(expected);
+                    *state = State::Opening { since: now, opening: opening.clone() };
+                    (now, opening)
+                }
             }
+        };
+        self.within((since + OPENING_PATIENCE).saturating_sub(now), opening).await?
+    }
+
+    fn begin(&self, expected: Namespace) -> Shared<LocalBoxFuture<'static, Opened>> {
+        let (leaf, clock, state) = (self.leaf.clone(), self.clock.clone(), Rc::downgrade(&self.state));
+        let opening = async move {
+            let opened = leaf.open(expected).await;
+            if let Some(state) = state.upgrade() {
+                *state.borrow_mut() = match &opened {
+                    Ok(opened) => State::Open(opened.clone()),
+                    Err(error) => State::Failed { at: clock.now(), error: error.clone() },
+                };
+            }
+            opened
+        };
+        opening.boxed_local().shared()
+    }
+
+    /// Whether a vPool could begin there. Nothing changes.
+    pub(super) async fn ask(&self) -> Result<(), BackendError> {
+        self.within(OPENING_PATIENCE, pin!(self.leaf.ask())).await?
+    }
+
+    /// Removes all that is there. A folder is waited for as at opening; a store has bounds of its own.
+    pub(super) async fn remove(&self) -> Result<(), Problem> {
+        match &self.leaf.location {
+            Location::Dir { .. } => {
+                let removed = self.within(OPENING_PATIENCE, pin!(self.leaf.remove())).await;
+                removed.map_err(from_backend)?
+            }
+            Location::Remote(_) => self.leaf.remove().await,
         }
     }
 
-    async fn opened(&self) -> Result<Rc<dyn Backend>, BackendError> {
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = T> + Unpin,
+    ) -> Result<T, BackendError> {
+        match select(work, self.clock.sleep(patience)).await {
+            Either::Left((done, _)) => Ok(done),
+            Either::Right(_) => Err(cannot_open("it does not answer".into())),
+        }
+    }
+
+    async fn opened(&self) -> Opened {
         self.open(Namespace::Existing).await
     }
 }

@@ -5,20 +5,20 @@
 //!              ─▶ vpool-<uuid>/pool/layout-…: it is a drive of others: they are opened, and tell the vPool's record together
 //! ```
 //!
-//! Nothing is stored before the vPool's record has been read.
+//! Nothing is stored before the vPool's record has been read. What is known here has to be as the directory says, and free: a
+//! folder in use is not even opened.
 
 use super::{
     Pool, Volumes,
-    layout::get_layout,
-    namespace::{Namespace, get_config, put_config},
-    problem::{exists, from_backend, from_catalogue},
+    backends::labels_of,
+    layout::{drives_at, get_layout},
+    namespace::{Namespace, get_config, put_config, real_path},
+    problem::{exists, from_backend, from_catalogue, not_found},
     stores::{BackendSet, Opened},
 };
 use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
 use ovs_backend::{DirBackend, DirOptions};
-use ovs_cluster::catalogue::{
-    BackendRecord, Labels, LayoutRecord, PresetRecord, State, StoreRecord, VpoolRecord,
-};
+use ovs_cluster::catalogue::{FORMAT, LayoutRecord, Record, State, StoreRecord, VpoolRecord};
 use ovs_units::{Name, VpoolId};
 use std::{
     path::{Path, PathBuf},
@@ -30,17 +30,21 @@ use uuid::Uuid;
 enum Told {
     /// Its record.
     Config(Box<VpoolRecord>),
-    /// What its record is to be read with.
-    Layout(LayoutRecord),
+    /// What its record is to be read with, and which of the drives this one is.
+    Layout(LayoutRecord, Uuid),
 }
 
 impl Told {
     fn vpool(&self) -> (VpoolId, &Name) {
         match self {
             Told::Config(config) => (config.id, &config.name),
-            Told::Layout(layout) => (layout.vpool, &layout.name),
+            Told::Layout(layout, _) => (layout.vpool, &layout.name),
         }
     }
+}
+
+fn conflict(detail: String) -> Problem {
+    Problem::new(ProblemKind::Conflict, detail)
 }
 
 impl Volumes {
@@ -53,32 +57,21 @@ impl Volumes {
         if let Ok(pool) = self.pool_by_name(&request.name) {
             return Err(exists("vPool", &request.name, pool.record().id.0));
         }
+        self.check_nothing_is_half_done(&request.name).await?;
         let (BackendKind::Dir, Some(path)) = (request.backend.kind, request.backend.path.clone()) else {
             let allowed = "a directory: of a composite, that of any of its drives";
             return Err(Problem::field("backend", &request.backend.name, allowed));
         };
-        let (namespace, told) = find_namespace(&path, &request.name).await?;
-        if let Ok(pool) = self.pool(told.vpool().0) {
-            return Err(exists("vPool", &pool.record().name, told.vpool().0.0));
-        }
-        let (backend, opened, config) = match told {
-            Told::Config(config) => {
-                let backend = self.known_or_new_backend(&request, &path).await?;
-                let set = self.backend_set().await?;
-                let opened = self.open_store(&set, backend.uuid, &namespace, Namespace::Existing).await?;
-                (backend.uuid, opened, *config)
-            }
-            Told::Layout(layout) => {
-                let (opened, config) = self.open_layout(&layout, &namespace).await?;
-                (layout.backend, opened, config)
+        let (namespace, told) = self.find_namespace(&path, &request.name).await?;
+        let layout = match told {
+            Told::Config(config) => self.layout_of_directory(&request, &path, *config).await?,
+            Told::Layout(layout, drive) => {
+                check_is_its_place(&layout, drive, &path).await?;
+                layout
             }
         };
-        let mut record = VpoolRecord { namespace, backend, state: State::Ready, ..config.clone() };
-        record.name = request.name;
-        if record != config {
-            record.version += 1;
-            put_config(&*opened.store, &record).await?;
-        }
+        let taken = self.take_in_layout(&layout, &namespace, request.name).await;
+        let (record, opened) = taken.inspect_err(|_| self.forget_drives(&namespace))?;
         let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));
         self.attach_pool(&pool, opened);
@@ -88,100 +81,173 @@ impl Volumes {
     }
 
     /// Opens what a layout describes, reads the vPool's record in there, and makes known what is not.
-    async fn open_layout(
+    async fn take_in_layout(
         &self,
         layout: &LayoutRecord,
         namespace: &str,
-    ) -> Result<(Opened, VpoolRecord), Problem> {
-        let set = BackendSet::new(layout.backends.clone(), layout.presets.clone());
-        let (mut backends, mut presets) = (Vec::new(), Vec::new());
+        name: Name,
+    ) -> Result<(VpoolRecord, Opened), Problem> {
+        let (backends, presets) = (layout.backends.clone(), layout.presets.clone());
+        let set = BackendSet::new(backends, presets, &self.settings.host_name);
+        let here = self.backend_set().await?;
+        self.check_is_unused(&here, here.backend(layout.backend).or_else(|_| set.backend(layout.backend))?)
+            .await?;
+        let (mut missing, mut missing_presets) = (Vec::new(), Vec::new());
         for record in set.parts(layout.backend)? {
-            if self.catalogue.find::<BackendRecord>(record.uuid).await.map_err(from_catalogue)?.is_some() {
-                continue;
+            match here.composite_of(record.uuid) {
+                // One that is known is used by what it was used by, if at all.
+                Some(user) if set.backend(user.uuid).is_err() => {
+                    return Err(conflict(format!("backend {} is a drive of {}", record.name, user.name)));
+                }
+                _ => {}
             }
-            if let Some(known) = self.backend_by_name(&record.name).await? {
-                return Err(exists("backend", &record.name, known.record.uuid));
+            if let Some(pool) = self.pool_on(record.uuid) {
+                return Err(super::backends::backend_in_use(&record.name, &pool.record()));
             }
-            if let Some(folder) = record.folder() {
-                self.check_backend_path(Path::new(folder)).await?;
+            if self.is_missing(record, |here, told| here.store == told.store).await? {
+                self.check_place_is_free(&record.store).await?;
+                missing.push(record);
             }
-            backends.push(record.clone());
         }
         for record in &layout.presets {
-            if self.catalogue.find::<PresetRecord>(record.uuid).await.map_err(from_catalogue)?.is_some() {
-                continue;
+            if self
+                .is_missing(record, |here, told| here.policies == told.policies && here.keys == told.keys)
+                .await?
+            {
+                missing_presets.push(record);
             }
-            if let Some(known) = self.preset_by_name(&record.name).await? {
-                return Err(exists("preset", &record.name, known.record.uuid));
-            }
-            presets.push(record.clone());
         }
         let opened = self.open_store(&set, layout.backend, namespace, Namespace::Existing).await?;
-        let config = self.config_of(&*opened.store, &layout.name).await?;
-        for record in presets {
-            self.catalogue.restore(record).await.map_err(from_catalogue)?;
+        let config = self.config_of(&*opened.store, layout.vpool, &layout.name).await?;
+        let (backend, namespace) = (layout.backend, namespace.to_owned());
+        let mut record = VpoolRecord { name, namespace, backend, state: State::Ready, ..config.clone() };
+        if record != config {
+            record.version += 1;
+            put_config(&*opened.store, &record).await?;
         }
-        for record in backends {
-            self.catalogue.restore(record).await.map_err(from_catalogue)?;
+        for preset in missing_presets {
+            self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
         }
-        Ok((opened, config))
+        for backend in missing {
+            self.catalogue.restore(backend.clone()).await.map_err(from_catalogue)?;
+            self.publish_backend(backend);
+        }
+        Ok((record, opened))
     }
 
-    /// The backend whose folder this is, made known if it is not.
-    async fn known_or_new_backend(
+    /// Whether a record that is told of is not here. One that is has to be the same, and its name nobody else's.
+    async fn is_missing<T: Record>(
+        &self,
+        told: &T,
+        is_same: impl Fn(&T, &T) -> bool,
+    ) -> Result<bool, Problem> {
+        match self.catalogue.find::<T>(told.uuid()).await.map_err(from_catalogue)? {
+            Some(known) if is_same(&known.record, told) => Ok(false),
+            Some(_) => {
+                let detail =
+                    format!("{} {} is known here, and is not what the directory says", T::KIND, told.name());
+                Err(conflict(detail))
+            }
+            None => {
+                for key in told.index_keys() {
+                    if self.catalogue.find_by::<T>(&key).await.map_err(from_catalogue)?.is_some() {
+                        let detail = format!("{} {} exists, and is another", T::KIND, told.name());
+                        return Err(Problem::new(ProblemKind::Exists, detail));
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// A directory that was all of a vPool's backend, as the backend that is known at this place or a new one.
+    async fn layout_of_directory(
         &self,
         request: &RecoverVpool,
         path: &str,
-    ) -> Result<BackendRecord, Problem> {
-        let backends = self.all_backends().await?;
-        let is_it = |known: &&BackendRecord| {
-            known.folder().is_some_and(|folder| Path::new(folder) == Path::new(path))
-        };
-        if let Some(known) = backends.iter().find(is_it) {
-            return Ok(known.clone());
+        config: VpoolRecord,
+    ) -> Result<LayoutRecord, Problem> {
+        let real = real_path(Path::new(path)).await;
+        let mut backend = None;
+        for known in self.all_backends().await? {
+            if let Some(folder) = known.folder()
+                && real_path(Path::new(folder)).await == real
+            {
+                backend = Some(known);
+                break;
+            }
         }
-        if let Some(known) = backends.iter().find(|known| known.name == request.backend.name) {
-            return Err(exists("backend", &known.name, known.uuid));
+        let backend = backend.unwrap_or_else(|| {
+            let asked = serde_json::to_value(&request.backend).unwrap_or_default();
+            let store = StoreRecord::Dir { path: path.to_owned() };
+            self.new_backend(request.backend.name.clone(), store, labels_of(&request.backend), asked)
+        });
+        Ok(LayoutRecord {
+            format: FORMAT,
+            vpool: config.id,
+            name: config.name,
+            backend: backend.uuid,
+            backends: vec![backend],
+            presets: Vec::new(),
+        })
+    }
+
+    /// The vPool's own folder in a backend's: the only one that nobody knows, or the one whose vPool has this name.
+    async fn find_namespace(&self, path: &str, name: &Name) -> Result<(String, Told), Problem> {
+        let folder = path.to_owned();
+        let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
+        let folders = folders
+            .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
+            .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
+        let (mut found, mut problems, mut known) = (Vec::new(), Vec::new(), None);
+        for (namespace, id) in folders {
+            // Whoever uses a folder is not disturbed by another one that opens it.
+            if let Some(stored) = self.catalogue.find::<VpoolRecord>(id).await.map_err(from_catalogue)? {
+                known = Some(stored.record);
+                continue;
+            }
+            match ask_namespace(Path::new(path).join(&namespace)).await {
+                Ok(Some(told)) if told.vpool().0 == VpoolId(id) => found.push((namespace, told)),
+                Ok(Some(told)) => {
+                    problems.push(format!("{namespace}: it has the record of vPool {}", told.vpool().0))
+                }
+                Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
+                Err(problem) => problems.push(format!("{namespace}: {problem}")),
+            }
         }
-        let asked = serde_json::to_value(&request.backend).unwrap_or_default();
-        let store = StoreRecord::Dir { path: path.to_owned() };
-        self.insert_backend(request.backend.name.clone(), store, Labels::default(), asked).await
+        if found.len() > 1 {
+            found.retain(|(_, told)| told.vpool().1 == name);
+        }
+        let is_damaged = !problems.is_empty();
+        match (found.pop(), found.is_empty(), known) {
+            (Some(found), true, _) => Ok(found),
+            (Some(_), false, _) => {
+                let detail = format!("path: several vPools in {path} are named {name}");
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            (None, _, _) if is_damaged => {
+                let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            (None, _, Some(known)) => Err(exists("vPool", &known.name, known.id.0)),
+            (None, _, None) => {
+                let detail = format!("path: there is no vPool {name} in {path}");
+                Err(Problem::new(ProblemKind::NotFound, detail))
+            }
+        }
     }
 }
 
-/// The vPool's own folder in a backend's: the only one there is, or the one whose vPool has this name.
-async fn find_namespace(path: &str, name: &Name) -> Result<(String, Told), Problem> {
-    let folder = path.to_owned();
-    let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
-    let folders = folders
-        .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
-        .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
-    let (mut found, mut problems) = (Vec::new(), Vec::new());
-    for namespace in folders {
-        match ask_namespace(Path::new(path).join(&namespace)).await {
-            Ok(Some(told)) => found.push((namespace, told)),
-            Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
-            Err(problem) => problems.push(format!("{namespace}: {problem}")),
-        }
+/// The directory is where the layout says that this drive is: where the others are is not known otherwise either.
+async fn check_is_its_place(layout: &LayoutRecord, drive: Uuid, path: &str) -> Result<(), Problem> {
+    let record = layout.backends.iter().find(|record| record.uuid == drive);
+    let record = record.ok_or_else(|| not_found("drive", drive))?;
+    let folder = record.folder().unwrap_or_default();
+    if real_path(Path::new(folder)).await == real_path(Path::new(path)).await {
+        return Ok(());
     }
-    if found.len() > 1 {
-        found.retain(|(_, told)| told.vpool().1 == name);
-    }
-    let is_damaged = !problems.is_empty();
-    match (found.pop(), found.is_empty()) {
-        (Some(found), true) => Ok(found),
-        (Some(_), false) => {
-            let detail = format!("path: several vPools in {path} are named {name}");
-            Err(Problem::new(ProblemKind::Damaged, detail))
-        }
-        (None, _) if is_damaged => {
-            let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
-            Err(Problem::new(ProblemKind::Damaged, detail))
-        }
-        (None, _) => {
-            Err(Problem::new(ProblemKind::NotFound, format!("path: there is no vPool {name} in {path}")))
-        }
-    }
+    let detail = format!("path: {path} has drive {}, which was at {folder}: mount it there", record.name);
+    Err(conflict(detail))
 }
 
 async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
@@ -193,17 +259,17 @@ async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
     if let Some(config) = get_config(&store).await? {
         return Ok(Some(Told::Config(Box::new(config))));
     }
-    Ok(get_layout(&store).await?.map(Told::Layout))
+    let drive = drives_at(&store).await.map_err(from_backend)?.into_iter().next();
+    Ok(get_layout(&store).await?.zip(drive).map(|(layout, drive)| Told::Layout(layout, drive)))
 }
 
-fn list_namespaces(path: &Path) -> std::io::Result<Vec<String>> {
+/// Folders that vPools have in a backend's, and which vPools.
+fn list_namespaces(path: &Path) -> std::io::Result<Vec<(String, Uuid)>> {
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_namespace = name.strip_prefix("vpool-").is_some_and(|uuid| Uuid::try_parse(uuid).is_ok());
-        if is_namespace {
-            folders.push(name);
-        }
+        let uuid = name.strip_prefix("vpool-").and_then(|uuid| Uuid::try_parse(uuid).ok());
+        folders.extend(uuid.map(|uuid| (name, uuid)));
     }
     folders.sort();
     Ok(folders)

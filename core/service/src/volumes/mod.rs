@@ -56,6 +56,7 @@ pub use pools::Pool;
 
 use crate::{events::Events, sockets::VdiskSockets, tasks::Tasks};
 use attachments::Attachments;
+use drive::Drive;
 use inventory::Inventory;
 use locks::Locks;
 use ovs_api::{Event, EventId, EventKind, Paths, Timestamp};
@@ -134,6 +135,8 @@ pub struct Volumes {
     inventory: RefCell<Inventory>,
     locks: Locks,
     pools: RefCell<BTreeMap<VpoolId, Rc<Pool>>>,
+    /// Where objects are: by backend and vPool's own part of it.
+    drives: RefCell<BTreeMap<(Uuid, String), Rc<Drive>>>,
     slots: RefCell<HashMap<VdiskId, Rc<Slot>>>,
     /// Numbers of events below this are reserved.
     events_reserved: Cell<u64>,

@@ -1,23 +1,22 @@
 //! What a composite comes to: how many fragments find a place, what can be lost, what there is room for. Arithmetic alone.
 
+use super::stores::Place;
 use ovs_api::{BackendPlan, Policy, PolicyPlan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A drive, as far as this goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PlannedDrive {
-    /// What else is lost when it is.
-    pub(super) node: String,
-    /// Where it is; drives of which nobody said it are all in one place.
-    pub(super) site: String,
+    /// Where it is; drives of which nobody said it are all in one site.
+    pub(super) place: Place,
     /// Its room, where there is such a notion.
     pub(super) bytes: Option<u64>,
 }
 
 /// What these policies come to over these drives, all of which work.
 pub(super) fn plan(drives: &[PlannedDrive], policies: &[Policy]) -> BackendPlan {
-    let nodes = by(drives, |drive| &drive.node);
-    let sites = by(drives, |drive| &drive.site);
+    let nodes = by_node(drives);
+    let sites: BTreeSet<&String> = drives.iter().flat_map(|drive| &drive.place.sites).collect();
     let of_policies: Vec<PolicyPlan> = policies.iter().map(|policy| plan_policy(drives, *policy)).collect();
     let used = of_policies.iter().find(|of| of.is_satisfied);
     let raw_bytes = drives
@@ -33,7 +32,11 @@ pub(super) fn plan(drives: &[PlannedDrive], policies: &[Policy]) -> BackendPlan 
         usable_bytes: used
             .filter(|_| raw_bytes.is_some())
             .map(|of| usable_bytes(&nodes, of.policy, of.fragment_count)),
-        drives_away_max: policies.iter().map(|policy| u32::from(policy.c - policy.k)).min().unwrap_or(0),
+        drives_away_max: policies
+            .iter()
+            .map(|policy| u32::from(policy.c.saturating_sub(policy.k)))
+            .min()
+            .unwrap_or(0),
         policies: of_policies,
         remarks: Vec::new(),
     }
@@ -53,26 +56,35 @@ pub(super) fn why_unsatisfied(plan: &BackendPlan, of: &PolicyPlan) -> String {
 }
 
 fn plan_policy(drives: &[PlannedDrive], policy: Policy) -> PolicyPlan {
-    let on_node = |drives: &[&PlannedDrive]| count(drives.len()).min(policy.x.into());
-    let of_nodes: Vec<u32> = by(drives, |drive| &drive.node).values().map(|drives| on_node(drives)).collect();
     let wanted = u32::from(policy.k) + u32::from(policy.m);
-    let fragment_count = of_nodes.iter().sum::<u32>().min(wanted);
+    let fragment_count = places(drives, policy).min(wanted);
     let is_satisfied = fragment_count >= policy.c.into();
-    let spare = if is_satisfied { fragment_count - u32::from(policy.k) } else { 0 };
-    let of_sites = by(drives, |drive| &drive.site).into_values().map(|drives| {
-        let drives: Vec<PlannedDrive> = drives.into_iter().cloned().collect();
-        by(&drives, |drive| &drive.node).values().map(|drives| on_node(drives)).sum::<u32>()
-    });
+    let spare = if is_satisfied { fragment_count.saturating_sub(policy.k.into()) } else { 0 };
+    // A composite that spans several is taken for lost with each: what of it lives on is its own plan's affair.
+    let lost_with = |groups: fn(&Place) -> &BTreeSet<String>| {
+        let all: BTreeSet<&String> = drives.iter().flat_map(|drive| groups(&drive.place)).collect();
+        let of_group = |group: &String| {
+            let lost: Vec<PlannedDrive> =
+                drives.iter().filter(|drive| groups(&drive.place).contains(group)).cloned().collect();
+            places(&lost, policy)
+        };
+        losses(all.into_iter().map(of_group).collect(), spare)
+    };
     PolicyPlan {
         policy,
         is_satisfied,
         fragment_count,
         stored_percent: fragment_count * 100 / u32::from(policy.k.max(1)),
         drives_lost_max: spare,
-        drives_lost_at_once_max: if is_satisfied { u32::from(policy.c - policy.k) } else { 0 },
-        nodes_lost_max: losses(of_nodes.clone(), spare),
-        sites_lost_max: losses(of_sites.collect(), spare),
+        drives_lost_at_once_max: if is_satisfied { policy.c.saturating_sub(policy.k).into() } else { 0 },
+        nodes_lost_max: lost_with(|place| &place.nodes),
+        sites_lost_max: lost_with(|place| &place.sites),
     }
+}
+
+/// How many fragments of a chunk find a place.
+fn places(drives: &[PlannedDrive], policy: Policy) -> u32 {
+    by_node(drives).values().map(|drives| count(drives.len()).min(policy.x.into())).sum()
 }
 
 /// How many groups may go, the largest first, until more fragments than can be spared are gone.
@@ -110,15 +122,13 @@ fn usable_bytes(nodes: &BTreeMap<&str, Vec<&PlannedDrive>>, policy: Policy, frag
     enough.saturating_mul(policy.k.into())
 }
 
-fn by<'a>(
-    drives: &'a [PlannedDrive],
-    group: impl Fn(&'a PlannedDrive) -> &'a String,
-) -> BTreeMap<&'a str, Vec<&'a PlannedDrive>> {
-    let mut groups: BTreeMap<&str, Vec<&PlannedDrive>> = BTreeMap::new();
+/// By the node that a policy bounds the fragments of.
+fn by_node(drives: &[PlannedDrive]) -> BTreeMap<&str, Vec<&PlannedDrive>> {
+    let mut nodes: BTreeMap<&str, Vec<&PlannedDrive>> = BTreeMap::new();
     for drive in drives {
-        groups.entry(group(drive)).or_default().push(drive);
+        nodes.entry(&drive.place.node).or_default().push(drive);
     }
-    groups
+    nodes
 }
 
 fn count(length: usize) -> u32 {
@@ -132,12 +142,14 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn drives(described: &[(&str, &str, u64)]) -> Vec<PlannedDrive> {
-        let drive = |(node, site, gib): &(&str, &str, u64)| PlannedDrive {
-            node: (*node).into(),
-            site: (*site).into(),
-            bytes: Some(gib * GIB),
-        };
+        let drive = |(node, site, gib): &(&str, &str, u64)| drive(node, &[node], &[site], Some(gib * GIB));
         described.iter().map(drive).collect()
+    }
+
+    fn drive(node: &str, nodes: &[&str], sites: &[&str], bytes: Option<u64>) -> PlannedDrive {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let place = Place { node: node.into(), site: sites[0].into(), nodes: set(nodes), sites: set(sites) };
+        PlannedDrive { place, bytes }
     }
 
     fn policy(k: u8, m: u8, c: u8, x: u8) -> Policy {
@@ -173,6 +185,23 @@ mod tests {
     }
 
     #[test]
+    fn what_spans_sites_or_nodes_is_lost_with_each_of_them() {
+        let lost = |drives: &[PlannedDrive]| {
+            let of = plan(drives, &[policy(1, 1, 2, 1)]).policies.remove(0);
+            (of.drives_lost_max, of.nodes_lost_max, of.sites_lost_max)
+        };
+        let mirror = |name: &str, nodes: &[&str], sites: &[&str]| drive(name, nodes, sites, None);
+        let each_over_both =
+            [mirror("one", &["a", "b"], &["s", "t"]), mirror("other", &["c", "d"], &["s", "t"])];
+        assert_eq!(lost(&each_over_both), (1, 1, 0));
+        let each_in_one = [mirror("one", &["a", "b"], &["s"]), mirror("other", &["c", "d"], &["t"])];
+        assert_eq!(lost(&each_in_one), (1, 1, 1));
+        let sharing_a_node = [mirror("one", &["a", "b"], &["s"]), mirror("other", &["b", "c"], &["t"])];
+        assert_eq!(lost(&sharing_a_node), (1, 0, 1));
+        assert_eq!(plan(&each_over_both, &[policy(1, 1, 2, 1)]).site_count, 2);
+    }
+
+    #[test]
     fn the_first_policy_that_drives_satisfy_is_used() {
         let five: Vec<_> = ["a", "b", "c", "d", "e"].iter().map(|node| (*node, "", 1)).collect();
         let plan = plan(&drives(&five), &[policy(8, 2, 9, 1), policy(4, 2, 5, 2), policy(1, 1, 1, 1)]);
@@ -197,7 +226,7 @@ mod tests {
         check_room(&[("a", "", 10), ("b", "", 10), ("c", "", 20), ("d", "", 20)], (1, 1, 2, 1), 30);
         // Two on a node, one fragment of a chunk on each node.
         check_room(&[("a", "", 10), ("a", "", 10), ("b", "", 10), ("b", "", 10)], (1, 1, 2, 1), 20);
-        let unknown = [PlannedDrive { node: "a".into(), site: String::new(), bytes: None }];
+        let unknown = [drive("a", &["a"], &[""], None)];
         assert_eq!(plan(&unknown, &[policy(1, 0, 1, 1)]).usable_bytes, None);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     idempotency::Terms,
     keys,
     problem::{exists, from_catalogue, not_found},
-    secrets::read_secret,
+    secrets::Secrets,
 };
 use ovs_api::{
     Compression, CreatePreset, Created, Encryption, Labels, ListQuery, Page, Policy, Preset, Problem,
@@ -15,7 +15,7 @@ use ovs_api::{
 use ovs_backend::coded;
 use ovs_cluster::catalogue::{CatalogueError, CompressionRecord, FORMAT, PolicyRecord, PresetRecord, Stored};
 use ovs_units::Name;
-use std::{num::NonZeroU32, path::Path};
+use std::num::NonZeroU32;
 use uuid::Uuid;
 
 /// The preset of whatever is no composite: one copy of each object, whole, as it is.
@@ -52,7 +52,7 @@ impl Volumes {
         };
         let mut made = Vec::new();
         if let Some(reference) = key {
-            let secret = read_secret("key", reference, &self.secrets_folder()).await?;
+            let secret = self.secrets().key(reference).await?;
             made.push(keys::make(&keys::parse(&secret, reference)?, uuid, 1, &*self.chance));
         }
         let record = PresetRecord {
@@ -70,7 +70,7 @@ impl Volumes {
             request: asked.clone(),
         };
         // Refused here, if at all, by the one who will use it.
-        open_preset(&record, &self.secrets_folder()).await?;
+        open_preset(&record, &self.secrets()).await?;
         let record = self.catalogue.insert(record).await.map_err(from_catalogue)?.record;
         self.write_inventory().await?;
         self.remember(&terms, &asked, record.uuid).await?;
@@ -109,9 +109,11 @@ impl Volumes {
             let detail = format!("preset {name} is used by backend {backend}: delete that first");
             return Err(Problem::new(ProblemKind::InUse, detail));
         }
+        self.check_all_can_be_read().await?;
+        self.change_inventory(|inventory| inventory.forget(stored.record.uuid)).await?;
         self.catalogue.remove(&stored).await.map_err(from_catalogue)?;
         self.object_gone(stored.record.uuid).await;
-        self.write_inventory().await
+        Ok(())
     }
 
     pub(super) async fn preset_by_name(&self, name: &Name) -> Result<Option<Stored<PresetRecord>>, Problem> {
@@ -142,7 +144,7 @@ impl Volumes {
 }
 
 /// The preset as a coded backend takes it, its keys among it.
-pub(super) async fn open_preset(record: &PresetRecord, secrets: &Path) -> Result<coded::Preset, Problem> {
+pub(super) async fn open_preset(record: &PresetRecord, secrets: &Secrets) -> Result<coded::Preset, Problem> {
     let refused = |error: coded::PresetError| {
         Problem::new(ProblemKind::Conflict, format!("preset {}: {error}", record.name))
     };
@@ -150,7 +152,7 @@ pub(super) async fn open_preset(record: &PresetRecord, secrets: &Path) -> Result
     let policies = policies.collect::<Result<Vec<_>, _>>().map_err(refused)?;
     let mut opened = Vec::new();
     if let Some(reference) = &record.key {
-        let secret = read_secret("key", reference, secrets).await?;
+        let secret = secrets.key(reference).await?;
         let operators = keys::parse(&secret, reference)?;
         for key in &record.keys {
             let number = NonZeroU32::new(key.number).ok_or_else(|| {

@@ -14,13 +14,13 @@ use super::{
     namespace::get_config,
     open::from_properties,
     presets::PRESET,
-    problem::{from_catalogue, from_volume},
+    problem::{from_catalogue, from_volume, not_found},
 };
 use crate::tasks::{About, Running};
 use ovs_api::{Accepted, EventKind, Problem, ProblemKind, Task, TaskId};
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{
-    BaseRecord, CatalogueError, FORMAT, OnFullPolicy, SnapshotRecord, State, VdiskRecord, VpoolRecord,
+    BaseRecord, CatalogueError, FORMAT, OnFullPolicy, Record, SnapshotRecord, State, VdiskRecord, VpoolRecord,
 };
 use ovs_units::{Name, VdiskId, VpoolId};
 use ovs_volume::FoundVdisk;
@@ -44,24 +44,38 @@ impl Outcome {
 }
 
 impl Volumes {
-    /// What `vpools.json` knows and a lost registry does not: placeholders, until their backends tell the rest.
+    /// What `vpools.json` knows and a lost registry does not: backends and presets, and placeholders of vPools until their
+    /// backends tell the rest.
     pub(super) async fn rebuild_registry(self: &Rc<Self>, known: &Inventory) -> Result<(), Problem> {
+        for backend in known.backend_records() {
+            self.restore_missing(backend).await?;
+        }
+        for preset in known.preset_records() {
+            self.restore_missing(preset).await?;
+        }
         let incomplete = self.inventory.borrow().incomplete.clone();
         for vpool in known.vpools.iter().filter(|vpool| incomplete.contains(&vpool.id)) {
-            if self.catalogue.find::<VpoolRecord>(vpool.id.0).await.map_err(from_catalogue)?.is_some() {
-                continue;
+            self.restore_missing(placeholder(vpool, self.clock.wall_ms())).await?;
+        }
+        Ok(())
+    }
+
+    /// What cannot be taken in stays in `vpools.json`, and keeps nobody from starting.
+    async fn restore_missing<T: Record>(&self, record: T) -> Result<(), Problem> {
+        match self.catalogue.find::<T>(record.uuid()).await {
+            Ok(Some(_)) | Err(CatalogueError::Damaged { .. }) => return Ok(()),
+            Ok(None) => {}
+            Err(error) => return Err(from_catalogue(error)),
+        }
+        let (kind, name) = (T::KIND, record.name());
+        match self.catalogue.restore(record).await {
+            Ok(_) => {
+                tracing::warn!(kind, name, "it was missing in the registry, and is taken from vpools.json")
             }
-            for backend in known.backends.iter().filter(|backend| backend.uuid == vpool.backend) {
-                self.catalogue.restore(backend.record()).await.map_err(from_catalogue)?;
+            Err(error @ (CatalogueError::Exists { .. } | CatalogueError::Damaged { .. })) => {
+                tracing::error!(kind, name, %error, "what vpools.json has of it cannot be taken in");
             }
-            for backend in &known.others {
-                self.catalogue.restore(backend.clone()).await.map_err(from_catalogue)?;
-            }
-            for preset in &known.presets {
-                self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
-            }
-            let record = placeholder(vpool, self.clock.wall_ms());
-            self.catalogue.restore(record).await.map_err(from_catalogue)?;
+            Err(error) => return Err(from_catalogue(error)),
         }
         Ok(())
     }
@@ -70,13 +84,22 @@ impl Volumes {
     /// its vDisks.
     pub(super) async fn use_pool(self: &Rc<Self>, pool: &Rc<Pool>) -> Result<(), Problem> {
         let record = pool.record();
-        let opened = self.open_pool_backend(&record).await?;
-        if record.version == 0 {
-            let config = self.config_of(&*opened.store, &record.name).await?;
-            let config = VpoolRecord { state: State::Ready, ..config };
-            pool.set_record(self.catalogue.restore(config).await.map_err(from_catalogue)?.record);
+        {
+            // It is deleted under this lock: what is gone does not come back.
+            let _locked = self.locks.lock(format!("vpool/{}", record.id)).await;
+            let known = self.catalogue.get::<VpoolRecord>(record.id.0).await.map_err(from_catalogue)?;
+            if known.record.state != State::Ready {
+                return Err(not_found("vPool", &record.name));
+            }
+            let opened = self.open_pool_backend(&record).await?;
+            if record.version == 0 {
+                let config = self.config_of(&*opened.store, record.id, &record.name).await?;
+                let VpoolRecord { backend, namespace, .. } = record;
+                let config = VpoolRecord { state: State::Ready, backend, namespace, ..config };
+                pool.set_record(self.catalogue.restore(config).await.map_err(from_catalogue)?.record);
+            }
+            self.attach_pool(pool, opened);
         }
-        self.attach_pool(pool, opened);
         self.complete(pool).await;
         Ok(())
     }
@@ -108,13 +131,24 @@ impl Volumes {
         self.store_inventory(inventory).await
     }
 
-    pub(super) async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
-        get_config(store).await?.ok_or_else(|| {
-            Problem::new(
-                ProblemKind::NotFound,
-                format!("the folder of vPool {name} holds no record of a vPool"),
-            )
-        })
+    /// A vPool's record on its backend.
+    pub(super) async fn config_of(
+        &self,
+        store: &dyn Backend,
+        id: VpoolId,
+        name: &Name,
+    ) -> Result<VpoolRecord, Problem> {
+        match get_config(store).await? {
+            Some(config) if config.id == id => Ok(config),
+            Some(config) => {
+                let detail = format!("where vPool {name} ({id}) was is the record of another: {}", config.id);
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            None => {
+                let detail = format!("the folder of vPool {name} holds no record of a vPool");
+                Err(Problem::new(ProblemKind::NotFound, detail))
+            }
+        }
     }
 
     /// Compares a vPool with its backend and takes in what is missing here.

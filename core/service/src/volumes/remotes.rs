@@ -1,18 +1,20 @@
 //! Object stores as backends: between the words of the API, of the registry and of `ovs-remote`.
 
-use super::{Volumes, problem::from_backend, secrets::read_secret};
+use super::{Volumes, problem::from_backend, secrets::Secrets};
 use ovs_api::{BackendKind, ProbeResult, Problem, ProblemKind};
 use ovs_cluster::catalogue::{CredentialsRecord, StoreRecord};
 use ovs_remote::{
     Credentials, KeystoneProject, Probe, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions, RemoteStore,
 };
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// What our names begin with where nobody says it.
 const PREFIX: &str = "ovs";
 /// Who creates a backend waits: a store that does not answer is tried for so long.
 const PROBE_RETRY: Duration = Duration::from_secs(3);
+/// All of it takes so long at most.
+const PROBE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A store's record, before it was tried.
 pub(super) fn store_of(kind: BackendKind, asked: &ovs_api::RemoteStore) -> Option<StoreRecord> {
@@ -70,15 +72,15 @@ pub(super) fn kind_of(store: &RemoteStore) -> BackendKind {
 pub(super) async fn open_store(
     store: RemoteStore,
     credentials: &CredentialsRecord,
-    secrets: &Path,
+    secrets: &Secrets,
     options: RemoteOptions,
     runtime: Handle,
 ) -> Result<RemoteBackend, Problem> {
     let user = match &credentials.user {
-        Some(user) => read_secret("user", user, secrets).await?,
+        Some(user) => secrets.of_store("user", user).await?,
         None => ovs_remote::Secret::new(""),
     };
-    let secret = read_secret("secret", &credentials.secret, secrets).await?;
+    let secret = secrets.of_store("secret", &credentials.secret).await?;
     RemoteBackend::open(store, Credentials { name: user, secret }, options, runtime)
         .map_err(|error| Problem::new(ProblemKind::Conflict, format!("remote: {error}")))
 }
@@ -115,9 +117,13 @@ impl Volumes {
         let described = decode_store(&store)?;
         let shown = described.to_string();
         let backend =
-            open_store(described, &credentials, &self.secrets_folder(), options, self.runtime.clone())
-                .await?;
-        let probe = backend.probe().await.map_err(from_backend)?;
+            open_store(described, &credentials, &self.secrets(), options, self.runtime.clone()).await?;
+        let probe = tokio::time::timeout(PROBE_PATIENCE, backend.probe()).await.map_err(|_| {
+            let seconds = PROBE_PATIENCE.as_secs();
+            let detail = format!("remote: {shown} was not tried to the end within {seconds} s");
+            Problem::new(ProblemKind::Unavailable, detail)
+        })?;
+        let probe = probe.map_err(from_backend)?;
         let result = serde_json::to_value(&probe).unwrap_or_default();
         if !probe.is_usable() {
             let detail = format!("remote: {shown} does not keep the rules that data rests on: {result}");

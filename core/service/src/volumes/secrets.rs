@@ -1,7 +1,11 @@
 //! Secrets: where ovsd looks for them.
 //!
-//! Whoever may use the RPC names files and variables that ovsd reads and shows to a store. So these are few: files below the
-//! folder of `ovsd.yaml`, and variables that begin with `OVS_`.
+//! Whoever may use the RPC names files and variables that ovsd reads, and what it reads for a store is shown to a server of his
+//! choice. So these are few, and keys are never shown to a server:
+//!
+//! ```text
+//!  secrets/keys/…, secrets/stores/… beside ovsd.yaml      variables OVS_SECRET_…
+//! ```
 
 use super::Volumes;
 use ovs_api::{Problem, ProblemKind};
@@ -9,46 +13,44 @@ use ovs_remote::{Secret, SecretReference};
 use std::path::{Path, PathBuf};
 
 /// What variables of the environment with secrets begin with.
-const VARIABLE_PREFIX: &str = "OVS_";
+const VARIABLE_PREFIX: &str = "OVS_SECRET_";
+
+/// Where secrets are.
+#[derive(Debug, Clone)]
+pub(super) struct Secrets(PathBuf);
 
 impl Volumes {
-    /// The folder that secrets are in.
-    pub(super) fn secrets_folder(&self) -> PathBuf {
-        let config = self.settings.paths.config_file();
-        config.parent().map(Path::to_owned).unwrap_or(config)
+    pub(super) fn secrets(&self) -> Secrets {
+        Secrets(self.settings.paths.config_file().with_file_name("secrets"))
     }
 }
 
-/// Reads a secret now.
-pub(super) async fn read_secret(field: &str, reference: &str, folder: &Path) -> Result<Secret, Problem> {
-    let refused = |reason: String| Problem::new(ProblemKind::Conflict, format!("{field}: {reason}"));
-    let parsed =
-        SecretReference::try_from(reference.to_owned()).map_err(|error| refused(error.to_string()))?;
-    let folder = folder.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
-        match &parsed {
-            SecretReference::Environment(name) if !name.starts_with(VARIABLE_PREFIX) => {
-                return Err(format!(
-                    "{parsed}: ovsd reads variables that begin with {VARIABLE_PREFIX} alone"
-                ));
-            }
-            SecretReference::File(path) => {
-                let is_inside = match (path.canonicalize(), folder.canonicalize()) {
-                    (Ok(path), Ok(folder)) => path.starts_with(folder),
-                    (Err(error), _) => return Err(format!("{}: {error}", path.display())),
-                    _ => false,
-                };
-                if !is_inside {
-                    let (path, folder) = (path.display(), folder.display());
-                    return Err(format!("{path} lies outside of {folder}: ovsd reads secrets there alone"));
-                }
-            }
-            SecretReference::Environment(_) => {}
-        }
-        parsed.resolve().map_err(|error| error.to_string())
-    });
-    match read.await {
-        Ok(read) => read.map_err(refused),
+impl Secrets {
+    /// What the keys of a preset are encrypted under, as it is now.
+    pub(super) async fn key(&self, reference: &str) -> Result<Secret, Problem> {
+        read("key", reference, self.0.join("keys")).await
+    }
+
+    /// What a store is shown, as it is now.
+    pub(super) async fn of_store(&self, field: &'static str, reference: &str) -> Result<Secret, Problem> {
+        read(field, reference, self.0.join("stores")).await
+    }
+}
+
+async fn read(field: &'static str, reference: &str, folder: PathBuf) -> Result<Secret, Problem> {
+    let reference = reference.to_owned();
+    let read = tokio::task::spawn_blocking(move || parse_and_read(reference, &folder)).await;
+    match read {
+        Ok(read) => read.map_err(|reason| Problem::new(ProblemKind::Conflict, format!("{field}: {reason}"))),
         Err(error) => Err(Problem::new(ProblemKind::Internal, format!("{field}: {error}"))),
     }
+}
+
+fn parse_and_read(reference: String, folder: &Path) -> Result<Secret, String> {
+    let parsed = SecretReference::try_from(reference).map_err(|error| error.to_string())?;
+    if matches!(&parsed, SecretReference::Environment(name) if !name.starts_with(VARIABLE_PREFIX)) {
+        // Perhaps it is the secret that was given for its name: it is not shown.
+        return Err(format!("ovsd reads variables whose names begin with {VARIABLE_PREFIX} alone"));
+    }
+    parsed.read_below(folder).map_err(|error| error.to_string())
 }

@@ -1,30 +1,36 @@
 //! Backends as the API's documents.
 
 use super::{
-    Volumes,
+    Pool, Volumes,
     namespace::folder_space,
     problem::not_found,
     remotes::{decode_store, kind_of, show_probe},
-    stores::BackendSet,
+    stores::{BackendSet, Place},
 };
+use futures_util::future::join_all;
 use ovs_api::{Backend as ApiBackend, BackendDrive, BackendKind, ListQuery, Page, Problem, Timestamp};
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{BackendRecord, StoreRecord};
 use ovs_units::Name;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 impl Volumes {
-    /// The backends by name.
+    /// The backends by name. One that cannot be shown hides no other.
     pub async fn list_backends(&self, query: ListQuery) -> Result<Page<ApiBackend>, Problem> {
-        let mut records = self.all_backends().await?;
-        records.sort_by(|one, other| one.name.cmp(&other.name));
-        let items = records.into_iter().map(|record| (record.name.to_string(), record));
+        let set = self.backend_set().await?;
+        let items = set.by_name().into_iter().map(|record| (record.name.to_string(), record));
         let page = Page::cut(items, query.limit, query.cursor.as_ref())?;
-        let mut shown = Vec::new();
-        for record in &page.items {
-            shown.push(self.show_backend(record).await?);
+        let mut items = Vec::new();
+        for (record, shown) in
+            page.items.iter().zip(join_all(page.items.iter().map(|record| self.show_in(&set, record))).await)
+        {
+            match shown {
+                Ok(shown) => items.push(shown),
+                Err(problem) => tracing::error!(backend = %record.name, %problem, "it cannot be shown"),
+            }
         }
-        Ok(Page { items: shown, next_cursor: page.next_cursor })
+        Ok(Page { items, next_cursor: page.next_cursor })
     }
 
     /// One backend.
@@ -34,7 +40,10 @@ impl Volumes {
     }
 
     pub(super) async fn show_backend(&self, record: &BackendRecord) -> Result<ApiBackend, Problem> {
-        let set = self.backend_set().await?;
+        self.show_in(&self.backend_set().await?, record).await
+    }
+
+    async fn show_in(&self, set: &BackendSet, record: &BackendRecord) -> Result<ApiBackend, Problem> {
         let pool = self.pool_on(record.uuid);
         let space = match (pool.as_ref().and_then(|pool| pool.backend()), record.folder()) {
             (Some(backend), _) => {
@@ -43,7 +52,7 @@ impl Volumes {
             (None, Some(path)) => folder_space(PathBuf::from(path)).await,
             (None, None) => None,
         };
-        let (node, site) = set.place(record, &self.settings.host_name);
+        let Place { node, site, .. } = set.place(record.uuid);
         let (path, probe) = match &record.store {
             StoreRecord::Dir { path } => (path.clone(), None),
             StoreRecord::Remote { store, probe, .. } => (decode_store(store)?.address(), show_probe(probe)),
@@ -64,21 +73,32 @@ impl Volumes {
             drives: Vec::new(),
             preset: None,
             plan: None,
+            problem: None,
             probe,
             total_bytes: space.map(|space| space.0),
             free_bytes: space.map(|space| space.1),
             created_at: Timestamp::from_unix_ms(record.created_ms),
         };
         if let StoreRecord::Composite { drives, preset } = &record.store {
-            let preset = set.preset(*preset)?;
-            let drives: Result<Vec<BackendRecord>, _> =
-                drives.iter().map(|uuid| set.backend(*uuid).cloned()).collect();
-            let drives = drives?;
-            shown.preset = Some(preset.name.clone());
-            shown.plan = Some(self.plan_of(&set, &drives, preset).await?);
-            for drive in &drives {
-                shown.drives.push(self.show_drive(&set, record, drive).await?);
+            // The vPool is on the outermost of the composites.
+            let pool = self.pool_on(set.outermost(record).uuid);
+            let mut problems = Vec::new();
+            for drive in
+                join_all(drives.iter().map(|drive| self.show_drive(set, pool.as_deref(), *drive))).await
+            {
+                match drive {
+                    Ok(drive) => shown.drives.push(drive),
+                    Err(problem) => problems.push(problem.detail),
+                }
             }
+            match set.preset(*preset) {
+                Ok(preset) => {
+                    shown.preset = Some(preset.name.clone());
+                    shown.plan = self.plan_of(set, drives, preset).await.ok();
+                }
+                Err(problem) => problems.push(problem.detail),
+            }
+            shown.problem = (!problems.is_empty()).then(|| problems.join("; "));
         }
         Ok(shown)
     }
@@ -86,37 +106,46 @@ impl Volumes {
     async fn show_drive(
         &self,
         set: &BackendSet,
-        composite: &BackendRecord,
-        drive: &BackendRecord,
+        pool: Option<&Pool>,
+        uuid: Uuid,
     ) -> Result<BackendDrive, Problem> {
-        let (node, site) = set.place(drive, &self.settings.host_name);
-        // The vPool is on the outermost of the composites.
-        let mut outermost = composite;
-        while let Some(user) = set.composite_of(outermost.uuid) {
-            outermost = user;
+        let (drive, parts) = (set.backend(uuid)?, set.parts(uuid)?);
+        let leaves: Vec<&BackendRecord> = parts.into_iter().filter(|part| part.drives().is_empty()).collect();
+        let asked = join_all(leaves.iter().map(|leaf| ask(pool, leaf))).await;
+        let (mut total_bytes, mut problems) = (None, Vec::new());
+        for (leaf, asked) in leaves.iter().zip(asked) {
+            match asked {
+                Ok(bytes) => total_bytes = bytes.filter(|_| leaf.uuid == uuid),
+                Err(reason) if leaf.uuid == uuid => problems.push(reason),
+                Err(reason) => problems.push(format!("{}: {reason}", leaf.name)),
+            }
         }
-        let opened = self.pool_on(outermost.uuid).and_then(|pool| pool.drive(drive.uuid));
-        let (problem, total_bytes) = match (opened, drive.folder()) {
-            (Some(opened), _) => match opened.capacity().await {
-                Ok(space) => (None, space.map(|space| space.total_bytes)),
-                Err(error) => (Some(error.to_string()), None),
-            },
-            (None, Some(path)) => match folder_space(PathBuf::from(path)).await {
-                Some((total_bytes, _)) => (None, Some(total_bytes)),
-                None => (Some(format!("{path} cannot be read")), None),
-            },
-            (None, None) => (None, None),
-        };
+        let Place { node, site, .. } = set.place(uuid);
         Ok(BackendDrive {
-            uuid: drive.uuid,
+            uuid,
             name: drive.name.clone(),
             kind: kind(drive)?,
             node,
             site,
             weight: drive.labels.weight,
-            problem,
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
             total_bytes,
         })
+    }
+}
+
+/// The room of a drive in the end, or why its vPool cannot use it.
+async fn ask(pool: Option<&Pool>, leaf: &BackendRecord) -> Result<Option<u64>, String> {
+    match (pool.and_then(|pool| pool.drive(leaf.uuid)), leaf.folder()) {
+        (Some(opened), _) => match opened.capacity().await {
+            Ok(space) => Ok(space.map(|space| space.total_bytes)),
+            Err(error) => Err(error.to_string()),
+        },
+        (None, Some(path)) => match folder_space(PathBuf::from(path)).await {
+            Some((total_bytes, _)) => Ok(Some(total_bytes)),
+            None => Err(format!("{path} cannot be read")),
+        },
+        (None, None) => Ok(None),
     }
 }
 

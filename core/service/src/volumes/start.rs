@@ -11,10 +11,12 @@ use super::{
     Pool, Settings, Volumes, VolumesParts,
     background::Alarms,
     inventory::Inventory,
+    namespace::Namespace,
     problem::{from_catalogue, from_volume},
 };
 use crate::{events::Events, sockets::VdiskSockets};
 use anyhow::Context;
+use futures_util::future::join_all;
 use ovs_api::{CreateVpool, Labels, Problem, VpoolCachePatch};
 use ovs_cluster::catalogue::{
     Catalogue, CatalogueError, Counter, FORMAT, State, Stored, VdiskRecord, VpoolRecord,
@@ -69,6 +71,7 @@ impl Volumes {
             inventory: RefCell::new(inventory),
             locks: Default::default(),
             pools: RefCell::default(),
+            drives: RefCell::default(),
             slots: RefCell::default(),
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
@@ -97,7 +100,17 @@ impl Volumes {
         }
         self.is_rebuilt.set(!self.is_all_known());
         self.rebuild_registry(&known).await?;
-        for stored in self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)? {
+        let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
+        // What does not answer is waited for once, and not for one vPool after the other.
+        let set = self.backend_set().await?;
+        let open = |vpool: &VpoolRecord| {
+            let (backend, namespace) = (vpool.backend, vpool.namespace.clone());
+            let set = &set;
+            async move { self.open_store(set, backend, &namespace, Namespace::Existing).await.map(drop) }
+        };
+        let ready = vpools.iter().map(|stored| &stored.record).filter(|record| record.state == State::Ready);
+        join_all(ready.map(open)).await;
+        for stored in vpools {
             self.bring_up_vpool(stored).await;
         }
         if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {

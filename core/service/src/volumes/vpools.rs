@@ -60,11 +60,18 @@ impl Volumes {
             }
             return Ok(Created::existing(self.show_vpool(&pool).await?));
         }
+        self.check_nothing_is_half_done(&request.name).await?;
+        let id = VpoolId(self.chance.uuid());
+        let namespace = format!("vpool-{id}");
+        let cache = request.cache.patch(VpoolCache::default())?;
         let (backend, owns_backend) = match &request.backend {
             Some(name) => {
                 let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
-                self.check_is_unused(&self.backend_set().await?, &stored.record).await?;
-                self.check_is_allowed(&stored.record)?;
+                let set = self.backend_set().await?;
+                self.check_is_unused(&set, &stored.record).await?;
+                self.check_is_allowed(name, &stored.record.store)?;
+                self.check_preset(request.preset.as_ref(), Some(&stored.record)).await?;
+                self.check_can_begin(&set, stored.record.uuid, &namespace).await?;
                 (stored.record, false)
             }
             None => {
@@ -73,7 +80,6 @@ impl Volumes {
             }
         };
         let preset = self.check_preset(request.preset.as_ref(), Some(&backend)).await?;
-        let id = VpoolId(self.chance.uuid());
         let record = VpoolRecord {
             format: BackendRecord::format_of(&backend.store),
             id,
@@ -81,7 +87,7 @@ impl Volumes {
             version: 1,
             state: State::Creating,
             backend: backend.uuid,
-            namespace: format!("vpool-{id}"),
+            namespace,
             owns_backend,
             preset,
             description: request.description,
@@ -89,13 +95,19 @@ impl Volumes {
             stall_timeout_ms: request.stall_timeout_ms.filter(|ms| *ms > 0),
             default_size_bytes: request.default_size_bytes.unwrap_or(DEFAULT_SIZE_BYTES),
             trash_retention_s: request.trash_retention_s.unwrap_or(TRASH_RETENTION_S),
-            cache: request.cache.patch(VpoolCache::default())?,
+            cache,
             labels: request.labels.0,
             created_ms: self.clock.wall_ms(),
             request: asked.clone(),
         };
         // Prepare: the intention. Put: the folder with the vPool's record. Finish: ready.
-        let prepared = self.catalogue.insert(record).await.map_err(from_catalogue)?;
+        let prepared = match self.catalogue.insert(record).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.forget_own_backend(backend.uuid, owns_backend).await;
+                return Err(from_catalogue(error));
+            }
+        };
         let ready = VpoolRecord { state: State::Ready, ..prepared.record.clone() };
         let set = self.backend_set().await?;
         let made = async {
@@ -174,27 +186,69 @@ impl Volumes {
         Err(Problem::new(ProblemKind::Conflict, detail))
     }
 
-    /// Takes back a vPool that was not finished: nothing of it has been seen by anybody.
+    /// What an error has cut off is finished by itself before the name is free.
+    pub(super) async fn check_nothing_is_half_done(&self, name: &Name) -> Result<(), Problem> {
+        let found = self.catalogue.find_by::<VpoolRecord>(&VpoolRecord::name_key(name)).await;
+        let doing = match found.map_err(from_catalogue)?.map(|stored| stored.record.state) {
+            Some(State::Creating) => "made",
+            Some(State::Deleting) => "deleted",
+            Some(State::Ready) | None => return Ok(()),
+        };
+        let detail = format!("vPool {name} is being {doing}, which goes on by itself: ask again later");
+        Err(Problem::new(ProblemKind::Conflict, detail))
+    }
+
+    /// Takes back a vPool that was not finished: nothing of it has been seen by anybody. What is away keeps its record and with
+    /// it its backend, until it can be asked.
     pub(super) async fn abandon_vpool(&self, prepared: &Stored<VpoolRecord>) {
-        let (backend, namespace) = (prepared.record.backend, &prepared.record.namespace);
+        let record = &prepared.record;
         let gone = async {
-            self.remove_objects(backend, namespace).await?;
+            self.remove_objects(record.backend, &record.namespace).await?;
             self.catalogue.remove(prepared).await.map_err(from_catalogue)
         };
-        let gone = gone.await;
-        match gone {
+        match gone.await {
             Ok(()) => {
-                tracing::warn!(vpool = %prepared.record.name, "a vPool that was not finished is taken back")
+                tracing::warn!(vpool = %record.name, "a vPool that was not finished is taken back");
+                self.forget_own_backend(record.backend, record.owns_backend).await;
             }
             Err(error) => {
-                tracing::error!(vpool = %prepared.record.name, %error, "a vPool that was not finished is still there");
+                tracing::error!(vpool = %record.name, %error, "a vPool that was not finished is still there");
             }
         }
-        if prepared.record.owns_backend
-            && let Ok(Some(stored)) = self.catalogue.find::<BackendRecord>(prepared.record.backend).await
-            && let Err(problem) = self.forget_backend(&stored).await
-        {
-            tracing::error!(backend = %stored.record.name, %problem, "a backend without a vPool is still there");
+    }
+
+    /// Forgets the backend that was made for a vPool which is gone, unless it has another user since.
+    async fn forget_own_backend(&self, backend: Uuid, is_own: bool) {
+        if !is_own {
+            return;
+        }
+        let gone = async {
+            match self.catalogue.find::<BackendRecord>(backend).await.map_err(from_catalogue)? {
+                Some(stored) => self.forget_backend(&stored).await,
+                None => Ok(()),
+            }
+        };
+        if let Err(problem) = gone.await {
+            tracing::error!(%backend, %problem, "a backend without a vPool is still there");
+        }
+    }
+
+    /// Finishes or abandons the vPools that an error cut off. Whoever makes or deletes one holds the lock.
+    pub(super) async fn finish_vpools(&self) {
+        let Some(_locked) = self.locks.try_lock("backends") else { return };
+        let log = |error| tracing::error!(%error, "a vPool's record cannot be read");
+        for stored in self.catalogue.all::<VpoolRecord>(log).await.unwrap_or_default() {
+            let finished = match stored.record.state {
+                State::Ready => Ok(()),
+                State::Creating => {
+                    self.abandon_vpool(&stored).await;
+                    Ok(())
+                }
+                State::Deleting => self.finish_vpool_delete(&stored).await,
+            };
+            if let Err(problem) = finished {
+                tracing::error!(vpool = %stored.record.name, %problem, "a deleted vPool is still there");
+            }
         }
     }
 
@@ -277,6 +331,8 @@ impl Volumes {
                 format!("vPool {name} has {} vDisks (those in the trash are counted)", members.len());
             return Err(Problem::new(ProblemKind::InUse, detail).with("vdisks", serde_json::json!(uuids)));
         }
+        self.check_can_end(&self.backend_set().await?, stored.record.backend, &stored.record.namespace)
+            .await?;
         let deleting = VpoolRecord {
             state: State::Deleting,
             version: stored.record.version + 1,
@@ -288,9 +344,11 @@ impl Volumes {
             self.wait_until_empty(&*store).await;
         }
         self.engine.detach_backend(id);
-        self.finish_vpool_delete(&stored).await?;
-        self.publish_vpool(EventKind::VpoolDeleted, &pool);
-        Ok(())
+        self.finish_vpool_delete(&stored).await.map_err(|problem| {
+            let detail =
+                format!("vPool {name} is being deleted, which goes on by itself: {}", problem.detail);
+            Problem::new(problem.kind(), detail)
+        })
     }
 
     /// The engine removes a deleted vDisk's objects, and then what it knows of it, in the background: it gets a moment.
@@ -303,27 +361,22 @@ impl Volumes {
         }
     }
 
-    /// The rest of a vPool's deletion; also done at start-up.
+    /// The rest of a vPool's deletion; also done at start-up, and now and then.
     pub(super) async fn finish_vpool_delete(&self, stored: &Stored<VpoolRecord>) -> Result<(), Problem> {
-        let backend = self.remove_objects(stored.record.backend, &stored.record.namespace).await?;
+        let record = &stored.record;
+        self.remove_objects(record.backend, &record.namespace).await?;
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
-        self.object_gone(stored.record.id.0).await;
-        if let Some(backend) = backend.filter(|_| stored.record.owns_backend) {
-            self.forget_backend(&backend).await?;
-        }
+        self.object_gone(record.id.0).await;
+        self.forget_own_backend(record.backend, record.owns_backend).await;
+        self.publish_vpool(EventKind::VpoolDeleted, &Pool::new(record.clone()));
         self.write_inventory().await
     }
 
-    /// Removes a vPool's objects; gives the backend that they were on, if that is known.
-    async fn remove_objects(
-        &self,
-        backend: Uuid,
-        namespace: &str,
-    ) -> Result<Option<Stored<BackendRecord>>, Problem> {
-        let stored = self.catalogue.find::<BackendRecord>(backend).await.map_err(from_catalogue)?;
-        if stored.is_some() {
-            self.remove_namespace(&self.backend_set().await?, backend, namespace).await?;
+    /// Removes a vPool's objects, if the backend that they were on is known.
+    async fn remove_objects(&self, backend: Uuid, namespace: &str) -> Result<(), Problem> {
+        if self.catalogue.find::<BackendRecord>(backend).await.map_err(from_catalogue)?.is_none() {
+            return Ok(());
         }
-        Ok(stored)
+        self.remove_namespace(&self.backend_set().await?, backend, namespace).await
     }
 }

@@ -1,7 +1,7 @@
 //! Composites and stores: what is refused, what is shown, and vPools that live through the loss of a drive.
 
 use super::{
-    presets::{encrypted, preset, secret_file},
+    presets::{encrypted, key_file, preset, secret_file},
     vpools::vpool,
     *,
 };
@@ -11,7 +11,7 @@ use ovs_api::{
 };
 use std::{fs, path::PathBuf};
 
-fn composite(text: &str, of: &[&str], preset: &str) -> CreateBackend {
+pub(super) fn composite(text: &str, of: &[&str], preset: &str) -> CreateBackend {
     CreateBackend {
         of: of.iter().copied().map(name).collect(),
         preset: Some(name(preset)),
@@ -19,12 +19,29 @@ fn composite(text: &str, of: &[&str], preset: &str) -> CreateBackend {
     }
 }
 
-fn folder(world: &World, text: &str) -> PathBuf {
+pub(super) fn folder(world: &World, text: &str) -> PathBuf {
     world.path().join("drives").join(text)
 }
 
+/// A bucket at this address.
+fn s3(endpoint: &str, secret: &str) -> CreateBackend {
+    let secret = ovs_api::SecretReference::try_from(secret.to_owned()).unwrap();
+    let store = RemoteStore {
+        endpoint: Some(endpoint.into()),
+        container: "bucket".into(),
+        region: None,
+        prefix: None,
+        bucket_in_host: false,
+        project: None,
+        domain: None,
+        user: Some(secret.clone()),
+        secret,
+    };
+    CreateBackend { remote: Some(store), ..CreateBackend::new(name("s"), BackendKind::S3) }
+}
+
 /// Directories, each a node of its own.
-async fn make_drives(world: &World, volumes: &Volumes, names: &[&str]) {
+pub(super) async fn make_drives(world: &World, volumes: &Volumes, names: &[&str]) {
     for text in names {
         let request = CreateBackend {
             node: Some(format!("node-{text}")),
@@ -35,7 +52,7 @@ async fn make_drives(world: &World, volumes: &Volumes, names: &[&str]) {
 }
 
 /// Three directories, a composite `all` of them under `preset`, and the vPool `p` on it with a vDisk `v`.
-async fn make_pool(world: &World, volumes: &Rc<Volumes>, request: ovs_api::CreatePreset) {
+pub(super) async fn make_pool(world: &World, volumes: &Rc<Volumes>, request: ovs_api::CreatePreset) {
     make_drives(world, volumes, &["a", "b", "c"]).await;
     let preset_name = request.name.to_string();
     volumes.create_preset(request, no_terms()).await.unwrap();
@@ -45,13 +62,13 @@ async fn make_pool(world: &World, volumes: &Rc<Volumes>, request: ovs_api::Creat
     volumes.create_vdisk(vdisk, no_terms()).await.unwrap();
 }
 
-async fn vdisk(volumes: &Volumes) -> ovs_volume::Vdisk {
+pub(super) async fn vdisk(volumes: &Volumes) -> ovs_volume::Vdisk {
     let id = volumes.resolve(&"p:v".parse().unwrap()).await.unwrap();
     volumes.ensure_open(id).await.unwrap()
 }
 
 /// One parity, and any drive may be silent.
-const TWO_AND_ONE: &[(u8, u8, u8, u8)] = &[(1, 2, 2, 1)];
+pub(super) const TWO_AND_ONE: &[(u8, u8, u8, u8)] = &[(1, 2, 2, 1)];
 
 #[test]
 fn a_composite_is_shown_with_its_drives_and_what_can_be_lost() {
@@ -142,6 +159,9 @@ fn a_record_that_says_a_backend_is_made_of_itself_is_damage() {
     world.life(async |volumes: Rc<Volumes>| {
         let set = volumes.backend_set().await.unwrap();
         assert!(set.parts(uuid.1).unwrap_err().detail.contains("more than once"));
+        let shown = volumes.list_backends(ListQuery::default()).await.unwrap().items;
+        assert_eq!(shown.len(), 4, "it hides no other, and ends");
+        assert!(volumes.get_backend(name("y")).await.unwrap().problem.unwrap().contains("more than once"));
         assert_eq!(volumes.get_vpool(name("default")).await.unwrap().state, VpoolState::Ok);
     });
 }
@@ -151,6 +171,12 @@ fn guests_data_rests_on_directories_unless_somebody_says_that_it_may_be_lost() {
     let world = World::new();
     world.allows_coded_backends.set(false);
     world.life(async |volumes: Rc<Volumes>| {
+        // Its secret does not exist: it is not looked for, and no server is asked.
+        let problem = refused(
+            volumes.create_backend(s3("http://127.0.0.1:1", "file:/x"), no_terms()).await,
+            ProblemKind::Conflict,
+        );
+        assert!(problem.detail.contains("experimental"), "{problem}");
         make_drives(&world, &volumes, &["a", "d"]).await;
         volumes.create_preset(preset("one", &[(1, 0, 1, 1)]), no_terms()).await.unwrap();
         volumes.create_backend(composite("x", &["a"], "one"), no_terms()).await.unwrap();
@@ -179,7 +205,7 @@ fn guests_data_rests_on_directories_unless_somebody_says_that_it_may_be_lost() {
 #[test]
 fn a_vpool_over_three_directories_lives_through_the_loss_of_one() {
     let world = World::new();
-    let key = secret_file(&world, &"0f".repeat(32));
+    let key = key_file(&world, &"0f".repeat(32));
     let lost = folder(&world, "b");
     let away = world.path().join("away");
     world.life(async |volumes: Rc<Volumes>| {
@@ -214,8 +240,9 @@ fn a_vpool_over_three_directories_lives_through_the_loss_of_one() {
         volumes.begin_background();
         volumes.clock.sleep(Duration::from_secs(15)).await;
         assert_eq!(vdisk(&volumes).await.read(range(0, 8192)).await.unwrap()[4095..=4096], [6, 5]);
-        // What returns is used again.
+        // What returns is used again; it is not tried at every request.
         fs::rename(&away, &lost).unwrap();
+        volumes.clock.sleep(Duration::from_secs(10)).await;
         let shown = volumes.get_backend(name("all")).await.unwrap();
         assert!(shown.drives.iter().all(|drive| drive.problem.is_none()), "{:?}", shown.drives);
     });
@@ -245,18 +272,18 @@ fn some_fragment(folder: &Path) -> PathBuf {
 #[test]
 fn a_wrong_key_is_refused_at_once() {
     let world = World::new();
-    let key = secret_file(&world, &"0f".repeat(32));
+    let key = key_file(&world, &"0f".repeat(32));
     world.life(async |volumes: Rc<Volumes>| {
         let request =
             ovs_api::CreatePreset { policies: preset("p", TWO_AND_ONE).policies, ..encrypted("p", key) };
         make_pool(&world, &volumes, request).await;
     });
-    secret_file(&world, &"0e".repeat(32));
+    key_file(&world, &"0e".repeat(32));
     world.life(async |volumes: Rc<Volumes>| {
         let reason = volumes.get_vpool(name("p")).await.unwrap().state_reason.unwrap();
         assert!(reason.contains("is not the one") && !reason.contains("0e0e"), "{reason}");
     });
-    secret_file(&world, &"0f".repeat(32));
+    key_file(&world, &"0f".repeat(32));
     world.life(async |volumes: Rc<Volumes>| {
         assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
     });
@@ -358,26 +385,64 @@ fn composites_of_composites_hold_data() {
 #[test]
 fn a_store_that_cannot_be_asked_is_refused_without_its_secrets() {
     let world = World::new();
-    let secret = secret_file(&world, "hunter2");
+    let secret = secret_file(&world, "stores/secret", "hunter2");
     world.life(async |volumes: Rc<Volumes>| {
-        let store = RemoteStore {
-            // Nobody listens there.
-            endpoint: Some("http://127.0.0.1:1".into()),
-            container: "bucket".into(),
-            region: None,
-            prefix: None,
-            bucket_in_host: false,
-            project: None,
-            domain: None,
-            user: Some(secret.clone()),
-            secret: secret.clone(),
-        };
-        let request = CreateBackend { remote: Some(store), ..CreateBackend::new(name("s"), BackendKind::S3) };
+        // Nobody listens there.
+        let request = s3("http://127.0.0.1:1", secret.as_str());
         let problem = refused(volumes.create_backend(request, no_terms()).await, ProblemKind::Unavailable);
         assert!(
             problem.detail.contains("127.0.0.1:1") && !format!("{problem:?}").contains("hunter2"),
             "{problem:?}"
         );
         refused(volumes.get_backend(name("s")).await, ProblemKind::NotFound);
+    });
+}
+
+#[test]
+fn a_store_that_answers_slowly_is_tried_for_so_long_and_no_longer() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new();
+    let secret = secret_file(&world, "stores/secret", "hunter2");
+    world.life(async |volumes: Rc<Volumes>| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let _ = client.read(&mut [0; 4096]).await;
+                    tokio::time::sleep(Duration::from_secs(9)).await;
+                    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                    let _ = client.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        let begun = volumes.clock.now();
+        let request = s3(&address, secret.as_str());
+        let problem = refused(volumes.create_backend(request, no_terms()).await, ProblemKind::Unavailable);
+        assert!(problem.detail.contains("within 20 s"), "{problem}");
+        assert!(volumes.clock.now() - begun < Duration::from_secs(22));
+    });
+}
+
+#[test]
+fn what_spans_a_site_is_lost_with_it() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        for (text, site) in [("a", "s"), ("b", "t"), ("c", "s"), ("d", "s")] {
+            let request = CreateBackend {
+                node: Some(text.into()),
+                site: Some(site.into()),
+                ..CreateBackend::dir(name(text), folder(&world, text).to_string_lossy())
+            };
+            volumes.create_backend(request, no_terms()).await.unwrap();
+        }
+        volumes.create_preset(preset("mirror", &[(1, 1, 2, 1)]), no_terms()).await.unwrap();
+        volumes.create_backend(composite("both", &["a", "b"], "mirror"), no_terms()).await.unwrap();
+        volumes.create_backend(composite("one", &["c", "d"], "mirror"), no_terms()).await.unwrap();
+        let plan = volumes.plan_backend(composite("all", &["both", "one"], "mirror")).await.unwrap();
+        assert_eq!(
+            (plan.site_count, plan.policies[0].sites_lost_max, plan.policies[0].nodes_lost_max),
+            (2, 0, 1)
+        );
     });
 }

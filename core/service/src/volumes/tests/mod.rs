@@ -5,6 +5,7 @@ mod attachments;
 mod backends;
 mod cache;
 mod crash;
+mod drives;
 mod opening;
 mod presets;
 mod recovery;
@@ -37,6 +38,7 @@ pub(super) struct World {
     wall_ms: Rc<Cell<u64>>,
     gates: Rc<Gates>,
     allows_coded_backends: Cell<bool>,
+    host_name: Cell<&'static str>,
 }
 
 impl World {
@@ -50,6 +52,7 @@ impl World {
             wall_ms,
             gates: Rc::default(),
             allows_coded_backends: Cell::new(true),
+            host_name: Cell::new("here"),
         }
     }
 
@@ -142,7 +145,7 @@ impl World {
         let engine = Engine::open(EngineConfig::default(), parts).await.unwrap();
         let settings = Settings {
             paths,
-            host_name: "here".into(),
+            host_name: self.host_name.get().into(),
             makes_default_vpool: true,
             default_backend_path: None,
             trash_retention: Duration::from_secs(3600),

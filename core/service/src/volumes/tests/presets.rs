@@ -16,11 +16,15 @@ pub(super) fn preset(text: &str, policies: &[(u8, u8, u8, u8)]) -> CreatePreset 
     }
 }
 
-/// A file of a secret where ovsd looks for it.
-pub(super) fn secret_file(world: &World, text: &str) -> SecretReference {
-    let folder = world.paths().config_file().parent().unwrap().to_owned();
-    fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("secret");
+/// A file of a key where ovsd looks for it.
+pub(super) fn key_file(world: &World, text: &str) -> SecretReference {
+    secret_file(world, "keys/secret", text)
+}
+
+/// A file of a secret in a place beside `ovsd.yaml`.
+pub(super) fn secret_file(world: &World, place: &str, text: &str) -> SecretReference {
+    let path = world.paths().config_file().with_file_name("secrets").join(place);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     SecretReference::try_from(format!("file:{}", path.display())).unwrap()
@@ -83,7 +87,7 @@ fn presets_are_kept_and_go_when_nobody_uses_them() {
 fn a_key_is_read_from_where_it_may_be_and_kept_nowhere() {
     const KEY: &str = "5ec2e7000000000000000000000000000000000000000000000000005ec2e700";
     let world = World::new();
-    let key = secret_file(&world, KEY);
+    let key = key_file(&world, KEY);
     world.life(async |volumes: Rc<Volumes>| {
         let made = volumes.create_preset(encrypted("e", key.clone()), no_terms()).await.unwrap().value;
         assert_eq!((made.encryption, made.key.as_ref()), (Encryption::Aes256Gcm, Some(&key)));
@@ -92,22 +96,26 @@ fn a_key_is_read_from_where_it_may_be_and_kept_nowhere() {
         assert!(stored.contains(key.as_str()) && !stored.contains("5ec2e7"), "{stored}");
 
         // Elsewhere ovsd reads nothing, and what it reads is not shown.
-        let outside = world.path().join("outside");
-        fs::write(&outside, KEY).unwrap();
+        // Beside ovsd.yaml are tokens and other keys, and what is for stores is shown to servers.
+        let (beside, of_stores) =
+            (secret_file(&world, "../tokens", KEY), secret_file(&world, "stores/secret", KEY));
         for (reference, words) in [
-            (format!("file:{}", outside.display()), "lies outside"),
-            ("file:/no/such/file".into(), "No such file"),
-            ("env:HOME".into(), "begin with OVS_"),
-            ("env:OVS_NO_SUCH_KEY".into(), "no such variable"),
+            (beside.as_str().replace("secrets/../", ""), "lies outside"),
+            (beside.as_str().to_owned(), "lies outside"),
+            (of_stores.as_str().to_owned(), "lies outside"),
+            (format!("{key}s"), "No such file"),
+            ("file:/etc/shadow".into(), "lies outside"),
+            ("env:OVS_5ec2e7".into(), "begin with OVS_SECRET_"),
+            ("env:OVS_SECRET_NO_SUCH_KEY".into(), "no such variable"),
         ] {
             let reference = SecretReference::try_from(reference).unwrap();
             let problem = refused(
                 volumes.create_preset(encrypted("f", reference), no_terms()).await,
                 ProblemKind::Conflict,
             );
-            assert!(problem.detail.contains(words), "{problem}");
+            assert!(problem.detail.contains(words) && !problem.detail.contains("5ec2e7"), "{problem}");
         }
-        secret_file(&world, "5ec2e7 is no key");
+        key_file(&world, "5ec2e7 is no key");
         let problem = refused(
             volumes.create_preset(encrypted("f", key.clone()), no_terms()).await,
             ProblemKind::Conflict,
