@@ -68,8 +68,9 @@ pub(super) fn unwrap(
     let plain = sealing_key(operators).open_in_place(nonce, associated, &mut sealed).map_err(|_| {
         let place = preset.key.as_deref().unwrap_or_default();
         let detail = format!(
-            "preset {}: the key in {place} is not the one that its objects' keys were encrypted under: put that one back",
-            preset.name
+            "preset {}: the key in {place} is not the one that its key {} was encrypted under, or what is stored of that is \
+             damaged: put the right one back, or the record",
+            preset.name, key.number
         );
         Problem::new(ProblemKind::Conflict, detail)
     })?;

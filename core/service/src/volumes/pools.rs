@@ -182,7 +182,7 @@ impl Volumes {
             preset: record.preset,
             state,
             state_reason: problem,
-            on_full: from_policy(record.on_full),
+            on_full: from_on_full(record.on_full),
             stall_timeout_ms: record.stall_timeout_ms,
             default_size_bytes: record.default_size_bytes,
             trash_retention_s: record.trash_retention_s,
@@ -200,7 +200,7 @@ impl Volumes {
 }
 
 /// The API's word as the registry's.
-pub(super) fn to_policy(on_full: OnFull) -> OnFullPolicy {
+pub(super) fn to_on_full(on_full: OnFull) -> OnFullPolicy {
     match on_full {
         OnFull::Stall => OnFullPolicy::Stall,
         OnFull::Enospc => OnFullPolicy::Enospc,
@@ -208,7 +208,7 @@ pub(super) fn to_policy(on_full: OnFull) -> OnFullPolicy {
 }
 
 /// The registry's word as the API's.
-pub(super) fn from_policy(policy: OnFullPolicy) -> OnFull {
+pub(super) fn from_on_full(policy: OnFullPolicy) -> OnFull {
     match policy {
         OnFullPolicy::Stall => OnFull::Stall,
         OnFullPolicy::Enospc => OnFull::Enospc,

@@ -7,7 +7,7 @@ use super::{
     Volumes,
     idempotency::Terms,
     namespace::{Namespace, cannot_use, make_folder, newest_version, put_config},
-    pools::{Pool, offline, to_policy},
+    pools::{Pool, offline, to_on_full},
     presets::PRESET,
     problem::{exists, from_catalogue, not_found},
 };
@@ -91,7 +91,7 @@ impl Volumes {
             owns_backend,
             preset,
             description: request.description,
-            on_full: to_policy(request.on_full.unwrap_or_default()),
+            on_full: to_on_full(request.on_full.unwrap_or_default()),
             stall_timeout_ms: request.stall_timeout_ms.filter(|ms| *ms > 0),
             default_size_bytes: request.default_size_bytes.unwrap_or(DEFAULT_SIZE_BYTES),
             trash_retention_s: request.trash_retention_s.unwrap_or(TRASH_RETENTION_S),
@@ -279,7 +279,7 @@ impl Volumes {
         terms.check_revision(stored.record.version)?;
         let mut record = stored.record.clone();
         if let Some(on_full) = patch.on_full {
-            record.on_full = to_policy(on_full);
+            record.on_full = to_on_full(on_full);
         }
         if let Some(timeout_ms) = patch.stall_timeout_ms {
             record.stall_timeout_ms = Some(timeout_ms).filter(|ms| *ms > 0);

@@ -63,6 +63,7 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
         .with_some("drive of", backend.drive_of.as_ref())
         .with_each("drives", drives)
         .with_some("preset", backend.preset.as_ref())
+        .with_some("unreadable", backend.problem.as_ref())
         .with_each("tried", backend.probe.iter().flat_map(probe_lines))
         .with_some("total", backend.total_bytes.map(size))
         .with_some("free", backend.free_bytes.map(size))
