@@ -59,6 +59,7 @@ def test_a_drive_of_a_composite_is_lost(make_stack, chance):
     away = [drive["name"] for drive in ovs.ovs("backend", "show", "all")["drives"] if "problem" in drive]
     assert away == ["d1"]
 
+    ovs.ovsd.stop()
     ovs.restart()
     with Connection(ovs.nbd_socket, "p/v") as connection:
         for number, data in blocks.items():

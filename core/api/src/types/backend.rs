@@ -385,7 +385,7 @@ fn check_remote(kind: BackendKind, remote: &RemoteStore) -> Result<(), Problem> 
     }
     if let Some(region) = &remote.region {
         check_word("region", region, 128)?;
-        if !is(BackendKind::S3) && !(is(BackendKind::Swift) && remote.project.is_some()) {
+        if !(is(BackendKind::S3) || is(BackendKind::Swift) && remote.project.is_some()) {
             return Err(Problem::field("region", region, "for s3, and for swift with a project, alone"));
         }
     }

@@ -61,7 +61,7 @@ async fn create(context: &Context, args: CreateBackendArgs) -> Result<(), Failur
     let request = new_backend(args)?;
     if is_dry {
         let plan = context.client.plan_backend(&request).await?;
-        return context.output.object(&plan, |plan| plan_view(plan));
+        return context.output.object(&plan, plan_view);
     }
     let created = context.client.create_backend(&request).await?.value;
     for remark in created.plan.iter().flat_map(|plan| &plan.remarks) {

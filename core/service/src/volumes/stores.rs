@@ -386,6 +386,9 @@ fn check_all_are_there(away: &BTreeMap<Uuid, String>) -> Result<(), Problem> {
     Err(Problem::new(ProblemKind::Unavailable, detail))
 }
 
+/// A backend, and whether so many of its drives are there that nothing waits for the others.
+type Built = (Rc<dyn Backend>, bool);
+
 /// What composites are put together of.
 struct Building<'a> {
     set: &'a BackendSet,
@@ -395,11 +398,7 @@ struct Building<'a> {
 }
 
 impl<'a> Building<'a> {
-    /// A backend, and whether so many of its drives are there that nothing waits for the others.
-    fn composite(
-        &'a self,
-        record: &'a BackendRecord,
-    ) -> LocalBoxFuture<'a, Result<(Rc<dyn Backend>, bool), Problem>> {
+    fn composite(&'a self, record: &'a BackendRecord) -> LocalBoxFuture<'a, Result<Built, Problem>> {
         Box::pin(async move {
             let StoreRecord::Composite { drives: uuids, preset } = &record.store else {
                 let drive = self.drives.get(&record.uuid).ok_or_else(|| not_found("backend", record.uuid))?;
