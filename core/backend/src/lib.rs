@@ -52,7 +52,7 @@ pub enum BackendError {
         object: String,
     },
     /// Of its parts so few are there that no put of it can have been acknowledged: one that never ended, or a delete that did
-    /// not. It counts as absent, but the name is used.
+    /// not. It counts as absent, but the name is used, or may be.
     #[error("object {object} is not complete: {reason}")]
     Incomplete {
         /// The name.
@@ -136,7 +136,8 @@ pub trait Backend {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
     /// The whole object, which is from now on as safe as one whose put was acknowledged: for whoever lets anything rest on what
-    /// a put that he knows nothing of has left. Where all that can be read is safe, that is [`Backend::get`].
+    /// a put that he knows nothing of has left. `NotFound` lasts, too: where a part of the backend is silent that may have something
+    /// of it, that is `Incomplete`. Where all that can be read is safe, and all is told, this is [`Backend::get`].
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         self.get(name)
     }

@@ -44,7 +44,7 @@ impl Inner {
     }
 
     /// Where what was put under the first policy begins.
-    fn first_place(&self) -> Place {
+    pub(super) fn first_place(&self) -> Place {
         let layout = encode::layout(&encode::template(
             &self.preset,
             self.preset.compression,
@@ -106,13 +106,13 @@ impl Inner {
                 header.map(|header| header.filter(|header| encode::layout(header) == place.layout)),
             )
         }));
-        let mut puts: BTreeMap<Header, BTreeSet<u8>> = BTreeMap::new();
+        let mut puts: BTreeMap<Header, Vec<(u8, usize)>> = BTreeMap::new();
         for (place, drive, header) in headers.await {
             match header {
                 Ok(Some(header)) => {
                     let fragment = header.fragment;
                     let key = Header { fragment: 0, body_bytes: 0, body_checksum: 0, ..header };
-                    puts.entry(key).or_default().insert(fragment);
+                    puts.entry(key).or_default().push((fragment, drive));
                 }
                 Ok(None) => self.count(|stats| stats.bad_fragments += 1),
                 Err(error @ (BackendError::Retry { .. } | BackendError::NoSpace { .. })) => {
@@ -126,14 +126,18 @@ impl Inner {
                 Err(_) => self.count(|stats| stats.bad_fragments += 1),
             }
         }
-        let is_enough = |(header, fragments): &(Header, BTreeSet<u8>)| {
-            fragments.len() >= header.geometry.data_stored(0).into() && except != Some(encode::layout(header))
-        };
-        // Of those that can be read, if any can; several can where a put was tried again under another policy.
-        let most = puts.iter().map(|(header, fragments)| (*header, fragments.clone()));
-        let most = most.max_by_key(|put| (is_enough(put), put.1.len()));
-        if let Some((header, _)) = most.filter(is_enough) {
-            let object = self.known.borrow_mut().learn(Object::new(name, header));
+        // Of those that can be read; several can where a put was tried again under another policy, and of these one that stands
+        // is still there when a drive is lost.
+        let readable = puts.iter().filter_map(|(header, found)| {
+            let numbers: BTreeSet<u8> = found.iter().map(|(number, _)| *number).collect();
+            let needed = u32::from(header.geometry.data_stored(0));
+            let is_readable = numbers.len() as u32 >= needed && except != Some(encode::layout(header));
+            let stands =
+                placement::on_drives_of_their_own(found) as u32 >= needed + self.spare_of(&header.geometry);
+            is_readable.then_some((stands, numbers.len(), header))
+        });
+        if let Some((.., header)) = readable.max() {
+            let object = self.known.borrow_mut().learn(Object::new(name, *header));
             *object.elsewhere.borrow_mut() = Some(Rc::new(found));
             return Ok(object);
         }

@@ -1,14 +1,16 @@
 //! Making an object stand that a put may have left with fewer fragments than it is acknowledged with.
 
+use super::get::PIECES_MAX;
 use super::known::Object;
 use super::on_their_way::PutAtWork;
 use super::reconstruct::has_body;
-use super::{Compression, Inner, Policy, name, timed};
+use super::{Compression, Inner, Policy, name, placement, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use ovs_format::fragment::Header;
-use std::{collections::BTreeSet, rc::Rc};
+use std::{collections::BTreeMap, rc::Rc};
 
 /// What stands of an object.
 struct Standing {
@@ -26,7 +28,13 @@ impl Inner {
             let reason = "it is being deleted".to_owned();
             return Err(BackendError::Retry { operation: "get", object: object.to_string(), reason });
         }
-        let bytes = self.get(&object).await?;
+        let bytes = match self.get(&object).await {
+            Err(BackendError::NotFound { .. }) if self.may_be_hidden(&object).await? => {
+                let reason = "a drive that may have part of it is silent".to_owned();
+                return Err(BackendError::Incomplete { object: object.to_string(), reason });
+            }
+            read => read?,
+        };
         let known = self.known.borrow().get(&object);
         let standing = match known {
             Some(object) => self.standing(&object).await,
@@ -44,13 +52,28 @@ impl Inner {
         Ok(bytes)
     }
 
-    /// Are so many fragments of each chunk there, and there to stay, as a policy of this preset acknowledges?
+    /// No acknowledged object can be where only so few drives are silent that it counts as absent; one that was begun can.
+    async fn may_be_hidden(&self, object: &ObjectName) -> Result<bool, BackendError> {
+        let found = self.look(object).await;
+        if !found.fragments.is_empty() || !found.silent.is_empty() {
+            return Ok(true);
+        }
+        // Drives that are made of drives answer when some of theirs do not: whatever they are asked for.
+        let first = self.first_place();
+        let own = name::fragment(object, first.layout, first.chunk, first.number)?;
+        let asked =
+            self.drives.iter().map(|drive| timed("get", own.as_str(), drive.backend.get_lasting(&own)));
+        let is_absent = |answer| matches!(answer, Err(BackendError::NotFound { .. }));
+        Ok(!join_all(asked).await.into_iter().all(is_absent))
+    }
+
+    /// Are so many fragments of each chunk there, on a drive each and there to stay, as a policy of this preset acknowledges?
     async fn standing(&self, object: &Rc<Object>) -> Standing {
         let found = self.look(&object.name).await;
         let own =
             found.fragments.iter().filter(|(place, _)| object.place(place.chunk, place.number) == **place);
         let own = own.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
-        let read = join_all(own.map(async |(place, drive)| {
+        let read = own.map(async |(place, drive)| {
             let own = name::fragment(&object.name, place.layout, place.chunk, place.number).ok()?;
             let read = self.drives[drive].backend.get_lasting(&own);
             let bytes = timed("get", own.as_str(), read).await.ok()?;
@@ -58,15 +81,17 @@ impl Inner {
             match header {
                 // Somebody else's: not ours to judge.
                 Some(header) if !object.is_own(&header, place.chunk, place.number) => None,
-                Some(header) if has_body(&header, &bytes) => Some(Ok((place.chunk, place.number))),
+                Some(header) if has_body(&header, &bytes) => Some(Ok((place, drive))),
                 _ => Some(Err((drive, own))),
             }
-        }));
-        let (mut there, mut rotten) = (BTreeSet::new(), Vec::new());
-        for fragment in read.await.into_iter().flatten() {
+        });
+        let mut read = stream::iter(read).buffered(PIECES_MAX);
+        let (mut there, mut rotten) = (BTreeMap::<u32, Vec<(u8, usize)>>::new(), Vec::new());
+        while let Some(fragment) = read.next().await {
             match fragment {
-                Ok(good) => drop(there.insert(good)),
-                Err(bad) => rotten.push(bad),
+                Some(Ok((place, drive))) => there.entry(place.chunk).or_default().push((place.number, drive)),
+                Some(Err(bad)) => rotten.push(bad),
+                None => {}
             }
         }
         let geometry = object.geometry();
@@ -74,7 +99,7 @@ impl Inner {
         let spare = self.preset.policies.iter().filter(is_it).map(Policy::spare).max();
         let is_enough = spare.is_some_and(|spare| {
             (0..geometry.chunks()).all(|chunk| {
-                let count = there.iter().filter(|(of, _): &&(u32, u8)| *of == chunk).count();
+                let count = there.get(&chunk).map_or(0, |found| placement::on_drives_of_their_own(found));
                 count >= usize::from(geometry.data_stored(chunk)) + spare as usize
             })
         });

@@ -75,6 +75,115 @@ fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
     });
 }
 
+/// A drive that answers again may show what was begun: only what all say is not there stays so.
+#[test]
+fn what_a_silent_drive_may_have_is_not_absent_for_good() {
+    local(async {
+        let world = world(6, preset(&[policy(2, 1, 3, 3)]));
+        let absent = async |backend: &CodedBackend| {
+            let (read, lasting) =
+                (backend.get(&name("v/j/1")).await, backend.get_lasting(&name("v/j/1")).await);
+            assert!(matches!(read, Err(BackendError::NotFound { .. })), "{read:?}");
+            lasting.expect_err("nothing is there")
+        };
+        assert!(matches!(absent(&world.backend).await, BackendError::NotFound { .. }));
+        world.set_schedule(|number, _| (number == 4).then_some(Fault::ErrorBefore));
+        assert!(matches!(absent(&world.backend).await, BackendError::Incomplete { .. }));
+        // Nor where a drive is made of drives.
+        let sites = [0, 1].map(|_| self::world(3, preset(&[policy(1, 1, 2, 3)])));
+        assert!(matches!(absent(&over(&sites)).await, BackendError::NotFound { .. }));
+        sites[1].set_schedule(|number, _| (number == 2).then_some(Fault::ErrorBefore));
+        assert!(matches!(absent(&over(&sites)).await, BackendError::Incomplete { .. }));
+    });
+}
+
+#[test]
+fn two_fragments_on_one_drive_are_lost_with_it() {
+    local(async {
+        let mut world = world(6, preset(&[policy(2, 1, 3, 3)]));
+        let expected = bytes(4, 100_000);
+        world.put_whole("v/j/1", &expected).await;
+        let all = world.fragments();
+        let (own, (drive, fragment)) = (all[0].0, all[1].clone());
+        let moved = world.drives[drive].inner().bytes(&fragment);
+        world.drives[drive].inner().damage(&fragment, None);
+        world.drives[own].inner().damage(&fragment, moved);
+        world.forget();
+        assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()));
+        world.backend.settle().await;
+        let on_own = |(drive, _): &(usize, ObjectName)| *drive == own;
+        for (drive, fragment) in world.fragments().into_iter().filter(on_own) {
+            world.drives[drive].inner().damage(&fragment, None);
+        }
+        world.forget();
+        assert!(world.get("v/j/1").await == Ok(expected));
+    });
+}
+
+/// However many fragments it has.
+#[test]
+fn what_is_read_to_last_is_not_in_memory_many_times() {
+    local(async {
+        let small = preset(&[policy(2, 1, 3, 3)]).with_fragments_of(FRAME_BYTES).expect("allowed");
+        let mut world = world(6, small);
+        let expected = bytes(3, 20 * FRAME_BYTES as usize);
+        world.put_whole("v/j/1", &expected).await;
+        world.forget();
+        let (now, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (at_once, seen) = (Rc::clone(&now), Rc::clone(&most));
+        world.set_schedule(move |_, call| {
+            let at_once = Rc::clone(&at_once);
+            if call.operation != Operation::Get {
+                return None;
+            }
+            at_once.set(at_once.get() + 1);
+            seen.set(seen.get().max(at_once.get()));
+            Some(Fault::Delay(Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                at_once.set(at_once.get() - 1);
+            })))
+        });
+        assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected));
+        assert_eq!((now.get(), most.get()), (0, get::PIECES_MAX));
+    });
+}
+
+/// Put twice: once more than half, and once so that it was acknowledged.
+#[test]
+fn of_two_layouts_the_one_that_stands_is_read() {
+    local(async {
+        let (wide, narrow) = (policy(4, 2, 5, 3), policy(1, 1, 2, 3));
+        let mut world = world(9, preset(&[wide]));
+        let expected = bytes(1, 200_000);
+        world.put_whole("v/j/1", &expected).await;
+        world.leave(4);
+        world.backend = reopen(&world.drives, preset(&[narrow]));
+        world.put_whole("v/j/1", &expected).await;
+        world.backend = reopen(&world.drives, preset(&[wide, narrow]));
+        let found = world.backend.inner.find_anywhere(&name("v/j/1"), None).await;
+        assert_eq!(found.map(|object| object.geometry().data), Ok(1));
+    });
+}
+
+/// Who can write to a drive can claim what he likes.
+#[test]
+fn no_room_is_made_for_what_a_header_claims() {
+    local(async {
+        let (policy, object) = (policy(1, 0, 1, 9), name("v/s/1"));
+        let world = world(6, preset(&[policy]));
+        let hash = encode::name_hash(&object);
+        let put = ovs_units::PutId(Uuid::nil());
+        let length = ovs_format::fragment::OBJECT_BYTES_MAX;
+        let header =
+            encode::template(&world.backend.inner.preset, Compression::None, hash, put, policy, length);
+        let own = name::fragment(&object, encode::layout(&header), 0, 0).expect("a good name");
+        let first = placement::order(&world.backend.inner.drives, &object, 0)[0];
+        world.drives[first].inner().damage(&own, Some(Bytes::copy_from_slice(&header.encode())));
+        let read = world.backend.get(&object).await;
+        assert!(matches!(read, Err(BackendError::Lost { .. })), "{read:?}");
+    });
+}
+
 /// What a delete removes is not put again by who makes it stand at the same time, whichever began first.
 #[test]
 fn what_is_deleted_meanwhile_does_not_come_back() {
