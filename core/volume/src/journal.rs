@@ -30,10 +30,29 @@ pub(crate) async fn put(
     Ok(length)
 }
 
+/// Why somebody reads what nobody may have committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// To tell of it: others may be at work there, and it is left as it is.
+    ToTell,
+    /// To rest something on it: from then on it is there to stay.
+    ToRestOn,
+}
+
+impl Reading {
+    pub(crate) async fn get(self, backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, BackendError> {
+        match self {
+            Reading::ToTell => backend.get(name).await,
+            Reading::ToRestOn => backend.get_lasting(name).await,
+        }
+    }
+}
+
 /// What is under a record's name.
 pub(crate) enum Found {
     Record(Record),
-    /// Of a put that was never acknowledged too little to read it: as if it were not there, but the name is used.
+    /// Of a put that was never acknowledged too little to read it, or nothing where some of it may be: as if it were not there, but
+    /// the name is used.
     Unfinished,
     Nothing,
 }
@@ -162,12 +181,13 @@ pub(crate) struct End {
     pub(crate) epoch: Epoch,
 }
 
-/// The end of the journal, found without any registry, and made to stand: the newest record that is listed and can be read, then
+/// The end of the journal, found without any registry, and made to stand if anything is to rest on it: the newest record that is listed and can be read, then
 /// dense probing (listings may lag) from there or from `at_least` on. What is listed and was never finished is not there.
 pub(crate) async fn newest(
     backend: &dyn Backend,
     vdisk: VdiskId,
     at_least: Option<Position>,
+    reading: Reading,
 ) -> Result<Option<End>, VolumeError> {
     let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
@@ -214,7 +234,10 @@ pub(crate) async fn newest(
         }
     }
     // One that a copy of the map names was committed.
-    if Some(position) > at_least && get_lasting(backend, vdisk, position).await?.record().is_none() {
+    if reading == Reading::ToRestOn
+        && Some(position) > at_least
+        && get_lasting(backend, vdisk, position).await?.record().is_none()
+    {
         let name = record_name(vdisk, position);
         return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
     }

@@ -2,19 +2,24 @@
 
 use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, head_key};
-use crate::journal;
+use crate::journal::{self, Reading};
 use crate::sco::vdisk_prefix;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
 use ovs_format::tombstone;
-use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
+use ovs_units::{COUNTER_MAX, Epoch, SnapshotId, VdiskId, VpoolId, planted};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use uuid::Uuid;
 
+/// An opening takes one epoch, and a record that is given up another: nobody takes so many one after the other without a record
+/// that is acknowledged. There is room for a thousand million recoveries.
+const EPOCHS_UNSEEN: u64 = 1 << 32;
+
 impl Engine {
-    /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them.
+    /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them. Of vDisks
+    /// that are in use, too: what is half there is left as it is. [`Engine::adopt_vdisk`] asks again.
     pub async fn discover(&self, vpool: VpoolId) -> Result<Vec<FoundVdisk>, VolumeError> {
         let backend = self.backend(vpool)?;
         let mut reader = Reader { backend: &*backend, vpool, told: HashMap::new() };
@@ -35,7 +40,8 @@ impl Engine {
         // depend on them.
         if found.iter().all(|vdisk| vdisk.problem.is_none()) {
             for id in deleted.into_iter().filter(|id| !needed.contains(id)) {
-                if self.head_of(id).await?.is_none() {
+                // What goes, goes on the tombstone's word: that stands before anything does.
+                if self.head_of(id).await?.is_none() && is_deleted(&*backend, id, Reading::ToRestOn).await? {
                     self.remove_objects(&*backend, id).await?;
                 }
             }
@@ -118,23 +124,26 @@ impl Engine {
     async fn adopt_one(&self, vpool: VpoolId, id: VdiskId) -> Result<Option<VdiskId>, VolumeError> {
         let backend = self.backend(vpool)?;
         let registry = &self.inner.context.registry;
-        let Some(mut head) = metadata_of(&*backend, id, vpool).await? else {
+        let Some(mut head) = metadata_of(&*backend, id, vpool, Reading::ToRestOn).await? else {
             return Err(VolumeError::NotFound(format!("the backend has no vDisk {id}")));
         };
-        head.deleted = is_deleted(&*backend, id).await?;
+        head.epoch = beyond(head.epoch);
+        let is_open = self.inner.vdisks.borrow().contains_key(&id);
+        head.deleted = is_deleted(&*backend, id, Reading::ToRestOn).await?;
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
             let mut old = Head::decode(id, &known.value)?;
             if old.position() >= head.position() {
                 let parent = old.base.map(|(parent, _)| parent);
-                if old.epoch < head.epoch {
-                    // All that is newer was never finished: its names are left alone, and that is all.
+                // All that is newer was never finished: its names are left alone, and that is all. One that is open goes
+                // on in its epoch.
+                if old.epoch < head.epoch && !is_open {
                     old.epoch = head.epoch;
                     self.commit_head(id, &old, known.revision).await?;
                 }
                 return Ok(parent);
             }
-            if self.inner.vdisks.borrow().contains_key(&id) {
+            if is_open {
                 return Err(VolumeError::Refused(format!("vDisk {id} is open; restart ovsd to recover it")));
             }
             head.epoch = head.epoch.max(old.epoch);
@@ -183,7 +192,7 @@ impl Engine {
             )));
         }
         if head.snapshot_mut(snapshot).is_none()
-            && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool).await?
+            && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool, Reading::ToRestOn).await?
         {
             head.snapshots.extend(told.snapshots.into_iter().filter(|known| known.id == snapshot));
             head.snapshots.sort_by_key(|known| (known.sequence, known.created_ms));
@@ -215,6 +224,12 @@ impl Engine {
     }
 }
 
+/// An epoch above any that was begun, where this one is the highest that shows: of those that nothing was acknowledged in, only a
+/// drive that is silent may have a name, or a put that lands yet.
+fn beyond(epoch: Epoch) -> Epoch {
+    Epoch((epoch.0 + EPOCHS_UNSEEN).min(COUNTER_MAX - 1))
+}
+
 /// Reads what a backend tells of each vDisk, once.
 struct Reader<'a> {
     backend: &'a dyn Backend,
@@ -234,8 +249,8 @@ impl Reader<'_> {
         if let Some(told) = self.told.get(&id) {
             return Ok(told.clone());
         }
-        let is_deleted = or_damage(is_deleted(self.backend, id).await)?;
-        let mut head = or_damage(metadata_of(self.backend, id, self.vpool).await)?;
+        let is_deleted = or_damage(is_deleted(self.backend, id, Reading::ToTell).await)?;
+        let mut head = or_damage(metadata_of(self.backend, id, self.vpool, Reading::ToTell).await)?;
         if let Ok(None) = head
             && self.has_objects(id).await?
         {
@@ -320,11 +335,15 @@ fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
     found_vdisk(id, &nothing, Some(reason))
 }
 
-/// What is at the tombstone's place counts only if it is this vDisk's tombstone, and is there to stay: everything is removed on its
-/// word. One that was never finished says nothing; the next deletion puts the same bytes.
-pub(super) async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
+/// What is at the tombstone's place counts only if it is this vDisk's tombstone. One that was never finished says nothing; the
+/// next deletion puts the same bytes.
+pub(super) async fn is_deleted(
+    backend: &dyn Backend,
+    id: VdiskId,
+    reading: Reading,
+) -> Result<bool, VolumeError> {
     let name = journal::tombstone_name(id);
-    match backend.get_lasting(&name).await {
+    match reading.get(backend, &name).await {
         Ok(bytes) => match tombstone::decode(&bytes, id) {
             Ok(()) => Ok(true),
             Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),

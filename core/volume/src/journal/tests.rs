@@ -90,7 +90,7 @@ fn a_place_beside_the_chain_is_refused() {
 fn the_newest_record_is_found_with_and_without_a_listing() {
     run(async {
         let backend = journal().await;
-        let end = async |vdisk, at_least| newest(&backend, vdisk, at_least).await.unwrap();
+        let end = async |vdisk, at_least| newest(&backend, vdisk, at_least, Reading::ToTell).await.unwrap();
         let ends = |position: Position| Some(End { position, epoch: position.epoch });
         assert_eq!(end(VDISK, None).await, ends(at(3, 2)));
         assert_eq!(end(VdiskId(Uuid::from_u128(2)), None).await, None);

@@ -16,7 +16,7 @@ use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
 use crate::cache::Handle;
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
-use crate::journal;
+use crate::journal::{self, Reading};
 use crate::limiter::Limiter;
 use crate::log::Record as LogRecord;
 use crate::map::copy::{self, CopyId};
@@ -426,16 +426,16 @@ pub(crate) async fn metadata_of(
     backend: &dyn Backend,
     id: VdiskId,
     vpool: ovs_units::VpoolId,
+    reading: Reading,
 ) -> Result<Option<Head>, VolumeError> {
     let copies = copy::list(backend, id).await?;
     // A copy shows that its record was there, whatever a listing of the journal says.
     let at_least = copies.first().map(CopyId::position);
-    let Some(journal::End { position: newest, epoch }) = journal::newest(backend, id, at_least).await? else {
-        return Ok(None);
-    };
+    let end = journal::newest(backend, id, at_least, reading).await?;
+    let Some(journal::End { position: newest, epoch }) = end else { return Ok(None) };
     let mut first_reason = None;
     for copy in copies.into_iter().filter(|copy| copy.position() <= newest) {
-        match metadata_from_copy(backend, id, copy, newest).await {
+        match metadata_from_copy(backend, id, copy, newest, reading).await {
             // Damaged, or of an owner that was none any more.
             Err(VolumeError::Damaged(reason)) => {
                 tracing::warn!(vdisk = %id, reason, "a copy of the map is of no use");
@@ -464,8 +464,9 @@ async fn metadata_from_copy(
     id: VdiskId,
     copy: CopyId,
     newest: Position,
+    reading: Reading,
 ) -> Result<Head, VolumeError> {
-    let mut head = Head::decode(id, &copy::get_lasting(backend, id, copy).await?.head)?;
+    let mut head = Head::decode(id, &copy::get(backend, id, copy, reading).await?.head)?;
     // Which clones there are is found out anew.
     head.snapshots.iter_mut().for_each(|snapshot| snapshot.clones.clear());
     take_chain(backend, id, &mut head, Some(copy.position()), newest).await?;
@@ -488,7 +489,7 @@ async fn take_chain(
 
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
 /// a recovery from the backend. At most one, since the journal has one writer. One that was never finished did not happen: its
-/// name is not looked at again, in case it is finished late. Returns whether the head has changed.
+/// name is not looked at again, in case it is finished late, or shows when a drive answers again. Returns whether the head has changed.
 pub(crate) async fn catch_up(
     backend: &dyn Backend,
     id: VdiskId,
