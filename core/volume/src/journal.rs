@@ -324,12 +324,8 @@ pub(crate) async fn check_not_older(
         return Ok(());
     }
     let two_on = Position { index: next.index.next(), ..next };
-    let is_beyond = match backend.get(&record_name(vdisk, two_on)).await {
-        Err(BackendError::NotFound { .. }) => false,
-        // Who began it had committed what comes before.
-        Ok(_) | Err(BackendError::Incomplete { .. }) => true,
-        Err(error) => return Err(error.into()),
-    };
+    // Also one that is unfinished: who began it had committed what comes before.
+    let is_beyond = !matches!(find(backend, vdisk, two_on).await?, Found::Nothing);
     if !newer.is_empty() || is_beyond {
         return Err(VolumeError::Refused(format!(
             "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"

@@ -141,6 +141,18 @@ fn a_head_may_be_one_record_behind_and_not_two() {
     });
 }
 
+/// A backend that answers with something else has not shown that there is more.
+#[test]
+fn what_is_no_record_does_not_make_a_head_older() {
+    run(async {
+        let backend = journal().await;
+        let other = backend.bytes(&record_name(VDISK, at(3, 1)));
+        backend.damage(&record_name(VDISK, at(3, 2)), other);
+        let answer = check_not_older(&backend, VDISK, Epoch(3), at(3, 0)).await;
+        assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
+    });
+}
+
 #[test]
 fn only_our_own_names_are_positions() {
     let prefix = "v/1/j/";
