@@ -12,6 +12,7 @@ use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency};
 use ovs_cluster::catalogue::{VpoolRecord, decode};
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -38,26 +39,48 @@ pub(super) async fn put_config(store: &dyn Backend, record: &VpoolRecord) -> Res
     }
 }
 
-/// The newest version of the vPool's record on a backend.
+/// The newest version of the vPool's record on a backend. It is left as it is: the vPool may be another host's.
 pub(super) async fn get_config(store: &dyn Backend) -> Result<Option<VpoolRecord>, Problem> {
-    let Some(version) = newest_version(store).await? else { return Ok(None) };
-    let name = config_name(version);
-    let bytes = store.get_range(&name, 0, CONFIG_BYTES_MAX).await.map_err(from_backend)?;
-    decode(name.as_str(), &bytes).map(Some).map_err(from_catalogue)
+    Ok(newest_config(store).await?.map(|(_, record)| record))
 }
 
-pub(super) async fn newest_version(store: &dyn Backend) -> Result<Option<u64>, Problem> {
-    let (mut newest, mut after) = (None, None);
+/// The same, for whoever takes the vPool in: it is there to stay.
+pub(super) async fn get_lasting_config(store: &dyn Backend) -> Result<Option<VpoolRecord>, Problem> {
+    let Some((name, record)) = newest_config(store).await? else { return Ok(None) };
+    store.get_lasting(&name).await.map_err(from_backend)?;
+    Ok(Some(record))
+}
+
+/// A version that was never finished is stepped over.
+async fn newest_config(store: &dyn Backend) -> Result<Option<(ObjectName, VpoolRecord)>, Problem> {
+    for version in versions(store).await?.into_iter().rev() {
+        let name = config_name(version);
+        let bytes = match store.get_range(&name, 0, CONFIG_BYTES_MAX).await {
+            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => continue,
+            read => read.map_err(from_backend)?,
+        };
+        let record = decode(name.as_str(), &bytes).map_err(from_catalogue)?;
+        return Ok(Some((name, record)));
+    }
+    Ok(None)
+}
+
+/// A version above every one that there is anything of, also of one that was never finished: no name is used twice.
+pub(super) async fn next_version(store: &dyn Backend) -> Result<u64, Problem> {
+    Ok(versions(store).await?.last().map_or(1, |newest| newest + 1))
+}
+
+async fn versions(store: &dyn Backend) -> Result<BTreeSet<u64>, Problem> {
+    let (mut versions, mut after) = (BTreeSet::new(), None);
     loop {
         let found = store.list("pool/config-", after.as_ref(), 1000).await.map_err(from_backend)?;
-        let Some(last) = found.last() else { return Ok(newest) };
+        let Some(last) = found.last() else { return Ok(versions) };
         // Another object's name may be a number too: only a name that we would give is a version of ours.
         let version = |name: &ObjectName| {
             let version = name.as_str().strip_prefix("pool/config-")?.parse().ok()?;
             (config_name(version) == *name).then_some(version)
         };
-        let versions = found.iter().filter_map(|info| version(&info.name));
-        newest = versions.max().max(newest);
+        versions.extend(found.iter().filter_map(|info| version(&info.name)));
         after = Some(last.name.clone());
     }
 }
@@ -136,4 +159,66 @@ pub(super) fn cannot_use(path: &Path, error: &std::io::Error) -> Problem {
         _ => ProblemKind::Conflict,
     };
     Problem::new(kind, format!("path: {} cannot be used: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_backend::MemoryBackend;
+    use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+    use serde_json::json;
+    use uuid::Uuid;
+
+    fn open(drives: &[Rc<MemoryBackend>]) -> CodedBackend {
+        let drive = |(number, store): (usize, &Rc<MemoryBackend>)| Drive {
+            id: Uuid::from_u128(number as u128),
+            node: String::new(),
+            site: String::new(),
+            weight: 1,
+            backend: store.clone(),
+        };
+        let preset = Preset::new(vec![Policy::new(2, 2, 4, 9).unwrap()]).unwrap();
+        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), &[], preset, Work::Here).unwrap()
+    }
+
+    fn fragments(drives: &[Rc<MemoryBackend>], version: u64) -> Vec<(&MemoryBackend, ObjectName)> {
+        let prefix = format!("{}--", config_name(version).as_str().replace('-', "-."));
+        let of = |drive: &Rc<MemoryBackend>| drive.names();
+        let all = drives.iter().flat_map(|drive| of(drive).into_iter().map(move |name| (&**drive, name)));
+        all.filter(|(_, name)| name.as_str().starts_with(&prefix)).collect()
+    }
+
+    fn leave(drives: &[Rc<MemoryBackend>], version: u64, count: usize) {
+        fragments(drives, version)
+            .into_iter()
+            .skip(count)
+            .for_each(|(drive, name)| drive.damage(&name, None));
+    }
+
+    #[test]
+    fn a_version_that_was_never_finished_is_stepped_over_and_one_that_is_relied_on_stands() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let drives: Vec<Rc<MemoryBackend>> = (0..6).map(|_| Rc::default()).collect();
+            let store = open(&drives);
+            for version in 1..=3 {
+                // Of two fragments, and two of parity.
+                let record = json!({
+                    "format": 1, "id": Uuid::from_u128(1), "name": "p", "version": version, "state": "ready",
+                    "backend": Uuid::from_u128(2), "namespace": "n", "preset": "default", "on_full": "stall",
+                    "description": "x".repeat(50_000), "default_size_bytes": 4096, "trash_retention_s": 0,
+                    "created_ms": 0,
+                });
+                put_config(&store, &serde_json::from_value(record).unwrap()).await.unwrap();
+            }
+            store.settle().await;
+            leave(&drives, 3, 1);
+            leave(&drives, 2, 2);
+            let told = get_config(&open(&drives)).await.unwrap().unwrap();
+            assert_eq!((told.version, fragments(&drives, 2).len()), (2, 2));
+            let kept = get_lasting_config(&open(&drives)).await.unwrap().unwrap();
+            assert_eq!((kept, fragments(&drives, 2).len()), (told, 4));
+            assert_eq!(next_version(&open(&drives)).await.unwrap(), 4);
+        });
+    }
 }

@@ -11,7 +11,7 @@
 use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
-    namespace::{Namespace, get_config, open_namespace, put_config},
+    namespace::{Namespace, get_config, get_lasting_config, next_version, open_namespace, put_config},
     open::from_properties,
     problem::{exists, from_catalogue, from_volume},
     vpools::PRESET,
@@ -115,7 +115,7 @@ impl Volumes {
     }
 
     async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
-        get_config(store).await?.ok_or_else(|| {
+        get_lasting_config(store).await?.ok_or_else(|| {
             Problem::new(
                 ProblemKind::NotFound,
                 format!("the folder of vPool {name} holds no record of a vPool"),
@@ -170,11 +170,12 @@ impl Volumes {
         }
         let backend = self.known_or_new_backend(&request, &path).await?;
         let store = open_namespace(&path, &namespace, Namespace::Existing).await?;
+        let config = self.config_of(&*store, &request.name).await?;
         let mut record =
             VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
         record.name = request.name;
         if record != config {
-            record.version += 1;
+            record.version = next_version(&*store).await?;
             put_config(&*store, &record).await?;
         }
         let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
