@@ -137,10 +137,8 @@ pub trait Backend {
 
     /// The whole object, which is from now on as safe as one whose put was acknowledged: for whoever lets anything rest on what
     /// a put that he knows nothing of has left. `NotFound` lasts, too: where a part of the backend is silent that may have something
-    /// of it, that is `Incomplete`. Where all that can be read is safe, and all is told, this is [`Backend::get`].
-    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
-        self.get(name)
-    }
+    /// of it, or where a put that nobody waits for any more may land yet, that is `Incomplete`.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
     /// Objects of which any part is there, also those that are `Incomplete`, whose names start with `prefix` and come after `after`, in byte order of their names, at most `limit`.
     fn list(

@@ -119,9 +119,12 @@ impl Inner {
                     found.silent.insert(drive);
                     found.failure = Some(error.to_string());
                 }
-                // Deleted meanwhile, or on a drive that is made of drives, which lists what was begun there: this one is not there.
-                Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {
+                // Deleted meanwhile.
+                Err(BackendError::NotFound { .. }) => found.forget(place, drive),
+                // This one is not there, and its name is used.
+                Err(BackendError::Incomplete { .. }) => {
                     found.forget(place, drive);
+                    found.is_begun = true;
                 }
                 Err(_) => self.count(|stats| stats.bad_fragments += 1),
             }
@@ -153,7 +156,12 @@ impl Inner {
     ) -> BackendError {
         let unheard = self.unheard(&found.silent);
         if found.fragments.is_empty() && unheard <= self.unheard_max() {
-            return BackendError::NotFound { object: name.to_string() };
+            let object = name.to_string();
+            let reason = "fragments of it were begun".to_owned();
+            return match found.is_begun {
+                true => BackendError::Incomplete { object, reason },
+                false => BackendError::NotFound { object },
+            };
         }
         if found.fragments.is_empty() || !found.silent.is_empty() {
             let reason = found.failure.clone().unwrap_or_default();

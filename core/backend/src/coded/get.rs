@@ -7,7 +7,7 @@ use crate::{BackendError, ObjectName};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ovs_format::fragment::{FrameEntry, Geometry, HEADER_BYTES, Header, Position};
-use std::{ops::Range, rc::Rc};
+use std::{ops::Range, pin::pin, rc::Rc};
 
 /// Fragments of an object that are read at once: beside its bytes so many more are in memory.
 pub(super) const PIECES_MAX: usize = 8;
@@ -96,13 +96,22 @@ impl Inner {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        // How long it is, a header says: no room is made for what has not come.
         let reads = pieces(*object.geometry(), offset..end).map(|piece| self.read(object, piece));
-        let read: Vec<Bytes> = stream::iter(reads).buffered(PIECES_MAX).try_collect().await?;
-        Ok(match &read[..] {
-            [only] => only.clone(),
-            several => several.concat().into(),
-        })
+        let mut reads = pin!(stream::iter(reads).buffered(PIECES_MAX));
+        let first = reads.try_next().await?.unwrap_or_default();
+        let length = (end - offset) as usize;
+        if first.len() == length {
+            return Ok(first);
+        }
+        let mut bytes = Vec::from(first);
+        while let Some(piece) = reads.try_next().await? {
+            // How long it is, a header says: room is made for as much again as has come.
+            if bytes.capacity() - bytes.len() < piece.len() {
+                bytes.reserve_exact(bytes.len().max(piece.len()).min(length - bytes.len()));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.into())
     }
 
     /// What lies in one data fragment.

@@ -43,6 +43,8 @@ pub(super) struct Object {
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) fragments: BTreeMap<Place, Vec<usize>>,
+    /// A drive that is made of drives has some of a fragment, and too little for it to be one.
+    pub(super) is_begun: bool,
     /// Drives that did not answer.
     pub(super) silent: BTreeSet<usize>,
     /// What one of them said.

@@ -3,21 +3,15 @@
 use super::get::PIECES_MAX;
 use super::known::Object;
 use super::on_their_way::PutAtWork;
+use super::put::Put;
 use super::reconstruct::has_body;
-use super::{Compression, Inner, Policy, name, placement, timed};
-use crate::{BackendError, ObjectName, Urgency};
+use super::{Inner, Policy, name, placement, timed};
+use crate::{BackendError, ObjectName};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use ovs_format::fragment::Header;
 use std::{collections::BTreeMap, rc::Rc};
-
-/// What stands of an object.
-struct Standing {
-    is_enough: bool,
-    /// Fragments that are not what was put: another takes their place only when they are gone.
-    rotten: Vec<(usize, ObjectName)>,
-}
 
 impl Inner {
     /// What is read, when as much of it stands as of any put that was acknowledged; if there is less, it is put again.
@@ -36,18 +30,13 @@ impl Inner {
             read => read?,
         };
         let known = self.known.borrow().get(&object);
-        let standing = match known {
-            Some(object) => self.standing(&object).await,
-            None => Standing { is_enough: false, rotten: Vec::new() },
+        let stands = match known {
+            Some(object) => self.stands(&object).await,
+            None => false,
         };
-        if !standing.is_enough {
+        if !stands {
             tracing::info!(%object, "a put was cut off, or fragments of it are damaged: its object is put again");
-            for (drive, own) in &standing.rotten {
-                timed("delete", own.as_str(), self.drives[*drive].backend.delete(own)).await?;
-            }
-            // Not compressed: other versions of this program may compress to other bytes, and would not be let by.
-            let put = Rc::clone(&self).put(object, vec![bytes.clone()], Compression::None, Urgency::Reserve);
-            put.await?;
+            Rc::clone(&self).put(object, vec![bytes.clone()], Put::Again).await?;
         }
         Ok(bytes)
     }
@@ -68,7 +57,7 @@ impl Inner {
     }
 
     /// Are so many fragments of each chunk there, on a drive each and there to stay, as a policy of this preset acknowledges?
-    async fn standing(&self, object: &Rc<Object>) -> Standing {
+    async fn stands(&self, object: &Rc<Object>) -> bool {
         let found = self.look(&object.name).await;
         let own =
             found.fragments.iter().filter(|(place, _)| object.place(place.chunk, place.number) == **place);
@@ -77,32 +66,25 @@ impl Inner {
             let own = name::fragment(&object.name, place.layout, place.chunk, place.number).ok()?;
             let read = self.drives[drive].backend.get_lasting(&own);
             let bytes = timed("get", own.as_str(), read).await.ok()?;
-            let header = Header::decode(&bytes).ok();
-            match header {
-                // Somebody else's: not ours to judge.
-                Some(header) if !object.is_own(&header, place.chunk, place.number) => None,
-                Some(header) if has_body(&header, &bytes) => Some(Ok((place, drive))),
-                _ => Some(Err((drive, own))),
-            }
+            let header = Header::decode(&bytes).ok()?;
+            let is_good = object.is_own(&header, place.chunk, place.number) && has_body(&header, &bytes);
+            is_good.then_some((place, drive))
         });
         let mut read = stream::iter(read).buffered(PIECES_MAX);
-        let (mut there, mut rotten) = (BTreeMap::<u32, Vec<(u8, usize)>>::new(), Vec::new());
+        let mut there = BTreeMap::<u32, Vec<(u8, usize)>>::new();
         while let Some(fragment) = read.next().await {
-            match fragment {
-                Some(Ok((place, drive))) => there.entry(place.chunk).or_default().push((place.number, drive)),
-                Some(Err(bad)) => rotten.push(bad),
-                None => {}
+            if let Some((place, drive)) = fragment {
+                there.entry(place.chunk).or_default().push((place.number, drive));
             }
         }
         let geometry = object.geometry();
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
         let spare = self.preset.policies.iter().filter(is_it).map(Policy::spare).max();
-        let is_enough = spare.is_some_and(|spare| {
+        spare.is_some_and(|spare| {
             (0..geometry.chunks()).all(|chunk| {
                 let count = there.get(&chunk).map_or(0, |found| placement::on_drives_of_their_own(found));
                 count >= usize::from(geometry.data_stored(chunk)) + spare as usize
             })
-        });
-        Standing { is_enough, rotten }
+        })
     }
 }

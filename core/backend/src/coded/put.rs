@@ -4,25 +4,49 @@ use super::encode::{self, Fragment};
 use super::known::Object;
 use super::on_their_way::PutAtWork;
 use super::placement::{self, Choice};
-use super::{Compression, Inner, Policy, name};
+use super::reconstruct::has_body;
+use super::{Compression, Inner, Policy, name, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use ovs_format::fragment::Header;
 use std::{cell::RefCell, rc::Rc};
 use tokio::sync::oneshot;
+
+/// Why an object is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// Somebody stores it.
+    New(Urgency),
+    /// So that what can be read of it stands. What is damaged makes way.
+    Again,
+}
+
+impl Put {
+    fn urgency(self) -> Urgency {
+        match self {
+            Put::New(urgency) => urgency,
+            Put::Again => Urgency::Reserve,
+        }
+    }
+}
 
 impl Inner {
     pub(super) async fn put(
         self: Rc<Self>,
         name: ObjectName,
         parts: Vec<Bytes>,
-        compression: Compression,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
         // Also between two chunks.
         let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
+        let compression = match why {
+            Put::New(_) => self.preset.compression,
+            // Other versions of this program may compress to other bytes, and would not be let by.
+            Put::Again => Compression::None,
+        };
         let hash = encode::name_hash(&name);
         let (put, parts) =
             self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
@@ -48,7 +72,7 @@ impl Inner {
                 .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
                 .await?;
             let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
-            self.store((&name, layout, chunk), policy, fragments, needed, urgency).await?;
+            self.store((&name, layout, chunk), policy, fragments, needed, why).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -73,7 +97,7 @@ impl Inner {
         policy: Policy,
         fragments: Vec<Fragment>,
         needed: usize,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
         let (sender, receiver) = oneshot::channel();
         let (inner, name) = (Rc::clone(self), name.clone());
@@ -85,7 +109,7 @@ impl Inner {
             let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
             let placed = fragments.iter().zip(homes);
             let mut puts: FuturesUnordered<_> = placed
-                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, urgency))
+                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, why))
                 .collect();
             let (mut stored, mut failure) = (0, None);
             let mut bytes: u64 = fragments.iter().map(Fragment::bytes).sum();
@@ -137,7 +161,7 @@ impl Inner {
         fragment: &Fragment,
         home: Option<usize>,
         choice: &RefCell<Choice<'_>>,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<u64, BackendError> {
         let own = name::fragment(name, layout, chunk, fragment.number)?;
         let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
@@ -146,7 +170,11 @@ impl Inner {
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
-            let error = match self.put_on(index, name, &own, fragment.parts.clone(), urgency).await {
+            let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
+            if why == Put::Again && matches!(put, Err(BackendError::Conflict { .. })) {
+                put = self.replace_rotten(index, (name, chunk), &own, fragment).await;
+            }
+            let error = match put {
                 Ok(()) => {
                     self.answers(index);
                     if at != home {
@@ -169,6 +197,44 @@ impl Inner {
             object: own.to_string(),
             reason: "no drive is left for it".to_owned(),
         }))
+    }
+
+    /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive: there are never
+    /// fewer, of good ones and bad.
+    async fn replace_rotten(
+        self: &Rc<Self>,
+        index: usize,
+        (name, chunk): (&ObjectName, u32),
+        own: &ObjectName,
+        fragment: &Fragment,
+    ) -> Result<(), BackendError> {
+        let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
+        let there = timed("get", own.as_str(), self.drives[index].backend.get(own)).await?;
+        if is_rotten(&there, fragment) {
+            // The last drives in its order have nothing of it, if any has not.
+            let order = placement::order(&self.drives, name, chunk);
+            let others = order.into_iter().rev().filter(|other| *other != index && !self.is_suspect(*other));
+            let mut elsewhere = Err(BackendError::Conflict { object: own.to_string() });
+            for other in others {
+                elsewhere = put_on(other).await;
+                if elsewhere.is_ok() {
+                    break;
+                }
+            }
+            elsewhere?;
+            timed("delete", own.as_str(), self.drives[index].backend.delete(own)).await?;
+        }
+        put_on(index).await
+    }
+}
+
+/// Are these bytes of this fragment, and not all that was put?
+fn is_rotten(there: &Bytes, fragment: &Fragment) -> bool {
+    let own = fragment.parts.first().and_then(|header| Header::decode(header).ok());
+    match Header::decode(there) {
+        // Somebody else's is not ours to judge.
+        Ok(header) => Some(header) == own && !has_body(&header, there),
+        Err(_) => true,
     }
 }
 
