@@ -220,7 +220,7 @@ pub(crate) async fn newest(
             }
             Found::Nothing => {
                 let name = record_name(vdisk, candidate);
-                return Err(VolumeError::Retry(format!("object {name} is listed and not there: ask again")));
+                return Err(VolumeError::Damaged(format!("object {name} is listed and not there")));
             }
         }
         break;
@@ -309,27 +309,40 @@ pub(crate) fn next_of(epoch: Epoch, position: Position) -> Position {
     }
 }
 
-/// Refuses a head that is older than what the backend holds: a registry that was restored from a copy.
+/// Refuses a head that is older than what the backend holds: of a registry that was restored from a copy, or of a host that is not the
+/// only one. Beyond its position there may be one record that is not committed, and starts of epochs that were given up.
 pub(crate) async fn check_not_older(
     backend: &dyn Backend,
     vdisk: VdiskId,
     epoch: Epoch,
     position: Position,
 ) -> Result<(), VolumeError> {
-    // One record at most may be there uncommitted.
-    let next = next_of(epoch, position);
-    let newer = backend.list(&prefix(vdisk), Some(&record_name(vdisk, next)), 1).await?;
-    // Listings may lag; what is probed may be gone, with the journal before a copy of the map.
     if planted("registry: an older one than the backend is believed") {
         return Ok(());
     }
-    let two_on = Position { index: next.index.next(), ..next };
-    // Also one that is unfinished: who began it had committed what comes before.
-    let is_beyond = !matches!(find(backend, vdisk, two_on).await?, Found::Nothing);
-    if !newer.is_empty() || is_beyond {
-        return Err(VolumeError::Refused(format!(
+    let after = |at: Position| Position { index: at.index.next(), ..at };
+    let next = after(position);
+    let is_newer = |found: Position| found > next && (found.epoch > epoch || found.index.0 > 0);
+    let older = || {
+        VolumeError::Refused(format!(
             "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
-        )));
+        ))
+    };
+    let prefix = prefix(vdisk);
+    let mut last = Some(record_name(vdisk, position));
+    while last.is_some() {
+        let page = backend.list(&prefix, last.as_ref(), 1000).await?;
+        if page.iter().filter_map(|object| position_of(&object.name, &prefix)).any(is_newer) {
+            return Err(older());
+        }
+        last = page.last().map(|last| last.name.clone());
+    }
+    // Listings may lag; what is probed may be gone, with the journal before a copy of the map. Also one that is unfinished: who began
+    // it had committed what comes before.
+    for probed in [after(next), Position { epoch, index: JournalIndex(1) }] {
+        if is_newer(probed) && !matches!(find(backend, vdisk, probed).await?, Found::Nothing) {
+            return Err(older());
+        }
     }
     Ok(())
 }

@@ -235,7 +235,7 @@ impl Engine {
                 .await?
                 .ok_or_else(|| VolumeError::NotFound(format!("there is no vDisk {id}")))?;
         }
-        if catch_up(&*backend, id, &mut head.head).await? {
+        if catch_up(&*backend, id, &mut head.head, &*context.chance).await? {
             let put =
                 Transaction::new().compare(head_key(id), head.revision).put(head_key(id), head.head.encode());
             let committed = context.commit_patiently(put, &std::cell::Cell::new(true)).await?;

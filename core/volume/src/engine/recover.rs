@@ -8,14 +8,10 @@ use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
 use ovs_backend::{Backend, BackendError, ObjectName};
 use ovs_format::tombstone;
-use ovs_units::{COUNTER_MAX, Epoch, SnapshotId, VdiskId, VpoolId, planted};
+use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use uuid::Uuid;
-
-/// An opening takes one epoch, and a record that is given up another: nobody takes so many one after the other without a record
-/// that is acknowledged. There is room for a thousand million recoveries.
-const EPOCHS_UNSEEN: u64 = 1 << 32;
 
 impl Engine {
     /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them. Of vDisks
@@ -127,7 +123,7 @@ impl Engine {
         let Some(mut head) = metadata_of(&*backend, id, vpool, Reading::ToRestOn).await? else {
             return Err(VolumeError::NotFound(format!("the backend has no vDisk {id}")));
         };
-        head.epoch = beyond(head.epoch);
+        head.epochs_unknown = true;
         let is_open = self.inner.vdisks.borrow().contains_key(&id);
         head.deleted = is_deleted(&*backend, id, Reading::ToRestOn).await?;
         let known = registry.get(&head_key(id)).await?;
@@ -137,8 +133,9 @@ impl Engine {
                 let parent = old.base.map(|(parent, _)| parent);
                 // All that is newer was never finished: its names are left alone, and that is all. One that is open goes
                 // on in its epoch.
-                if old.epoch < head.epoch && !is_open {
-                    old.epoch = head.epoch;
+                if !is_open {
+                    old.epoch = old.epoch.max(head.epoch);
+                    old.epochs_unknown = true;
                     self.commit_head(id, &old, known.revision).await?;
                 }
                 return Ok(parent);
@@ -224,12 +221,6 @@ impl Engine {
     }
 }
 
-/// An epoch above any that was begun, where this one is the highest that shows: of those that nothing was acknowledged in, only a
-/// drive that is silent may have a name, or a put that lands yet.
-fn beyond(epoch: Epoch) -> Epoch {
-    Epoch((epoch.0 + EPOCHS_UNSEEN).min(COUNTER_MAX - 1))
-}
-
 /// Reads what a backend tells of each vDisk, once.
 struct Reader<'a> {
     backend: &'a dyn Backend,
@@ -270,10 +261,10 @@ impl Reader<'_> {
             let Some(last) = page.last() else { return Ok(false) };
             after = Some(last.name.clone());
             for object in page {
-                match self.backend.get_range(&object.name, 0, 1).await {
-                    Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {}
-                    Err(error @ BackendError::Retry { .. }) => return Err(error.into()),
-                    Ok(_) | Err(_) => return Ok(true),
+                // What cannot be read now is something: that is this vDisk's matter, and nobody else waits for it.
+                let read = self.backend.get_range(&object.name, 0, 1).await;
+                if !matches!(read, Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. })) {
+                    return Ok(true);
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Journals as a crash, a stale owner or a lost object leaves them.
 
 use super::*;
-use ovs_backend::MemoryBackend;
+use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
 use ovs_units::ByteCount;
+use std::rc::Rc;
 use uuid::Uuid;
 
 pub(crate) mod unfinished;
@@ -122,19 +123,73 @@ fn what_is_before_a_copy_goes_and_no_more() {
     });
 }
 
+/// What is listed is gone when it is asked for, or is there and not listed yet.
+fn lagging(
+    backend: MemoryBackend,
+    records: &[Position],
+    is_listed: bool,
+) -> FaultyBackend<Rc<MemoryBackend>> {
+    let names = records.iter().map(|position| record_name(VDISK, *position));
+    let kept: Vec<_> = names.map(|name| (backend.bytes(&name), name)).collect();
+    let backend = Rc::new(backend);
+    FaultyBackend::new(Rc::clone(&backend), move |call| {
+        for (bytes, name) in &kept {
+            let is_there = (call.operation == Operation::List) == is_listed;
+            backend.damage(name, bytes.clone().filter(|_| is_there));
+        }
+        None
+    })
+}
+
+/// It is being removed, or somebody else has: that is no matter of others.
+#[test]
+fn a_record_that_is_listed_and_not_there_is_damage() {
+    run(async {
+        let end = newest(&lagging(journal().await, &[at(3, 2)], true), VDISK, None, Reading::ToTell).await;
+        assert!(matches!(end, Err(VolumeError::Damaged(_))), "{end:?}");
+    });
+}
+
+const LEAPT: u64 = 1 << 40;
+
 #[test]
 fn a_head_may_be_one_record_behind_and_not_two() {
     run(async {
         let backend = journal().await;
+        // Two that nobody ever wrote in.
+        for epoch in [4, 5] {
+            put(&backend, VDISK, at(epoch, 0), &start(Some(at(3, 2)))).await.unwrap();
+        }
         for (epoch, position, is_well) in [
-            (3, at(3, 2), true),
-            (3, at(3, 1), true),
-            (3, at(3, 0), false),
-            (3, at(1, 2), false),
-            (4, at(3, 2), true),
+            (6, at(3, 2), true),
+            (LEAPT, at(3, 2), true),
+            (6, at(3, 1), true),
+            (LEAPT, at(3, 1), true),
+            (4, at(3, 2), false),
+            (6, at(3, 0), false),
+            (LEAPT, at(3, 0), false),
             // The next but one is not there, what a new owner has put is.
             (1, at(1, 3), false),
+            (2, at(1, 3), false),
+            (LEAPT, at(1, 3), false),
         ] {
+            let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
+            assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_not_listed_yet_makes_a_head_older_too() {
+    run(async {
+        for (epoch, position, is_well) in [
+            (3, at(3, 1), true),
+            (3, at(3, 0), false),
+            (LEAPT, at(3, 0), false),
+            // Whose epoch has begun, and gone on.
+            (3, at(1, 2), false),
+        ] {
+            let backend = lagging(journal().await, &[at(3, 1), at(3, 2)], false);
             let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
             assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
         }
@@ -148,7 +203,7 @@ fn what_is_no_record_does_not_make_a_head_older() {
         let backend = journal().await;
         let other = backend.bytes(&record_name(VDISK, at(3, 1)));
         backend.damage(&record_name(VDISK, at(3, 2)), other);
-        let answer = check_not_older(&backend, VDISK, Epoch(3), at(3, 0)).await;
+        let answer = check_not_older(&lagging(backend, &[at(3, 2)], false), VDISK, Epoch(3), at(3, 0)).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
     });
 }

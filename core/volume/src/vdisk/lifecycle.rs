@@ -220,9 +220,15 @@ impl Inner {
     }
 
     async fn raise_epoch(&self) -> Result<(), VolumeError> {
+        let mut raised = self.head.borrow().head.clone();
+        // A leap goes over what somebody else has put since: it is looked for first.
+        if raised.epochs_unknown {
+            self.check_is_newest().await?;
+        }
+        raised.raise_epoch(&*self.context.chance)?;
         self.commit(|head| {
             if !planted("epoch: an opening does not raise it") || head.epoch.0 == 0 {
-                head.epoch = head.epoch.next();
+                *head = raised;
             }
         })
         .await?;

@@ -23,7 +23,7 @@ use crate::map::copy::{self, CopyId};
 use crate::map::{Checkpoint, Table, Tree};
 use crate::overlay::Layer;
 use crate::readers::Readers;
-use crate::{PageStore, VolumeError};
+use crate::{Chance, PageStore, VolumeError};
 use ovs_backend::Backend;
 use ovs_format::journal::{Position, Record};
 use ovs_format::page::CheckpointRecord;
@@ -112,10 +112,7 @@ impl Vdisk {
         let pending = base.as_ref().and_then(|base| base.pending.clone());
         let maps = match position {
             None => Maps::new(base, &context),
-            Some(position) => {
-                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
-                Maps::read(id, &context, &*backend, &head.head, position, base).await?
-            }
+            Some(position) => Maps::read(id, &context, &*backend, &head.head, position, base).await?,
         };
         // The base is pending only while nothing of the clone itself has been committed.
         let pending = pending.filter(|_| maps.is_base);
@@ -488,24 +485,23 @@ async fn take_chain(
 }
 
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
-/// a recovery from the backend. At most one, since the journal has one writer. One that was never finished did not happen: its
-/// name is not looked at again, in case it is finished late, or shows when a drive answers again. Returns whether the head has changed.
+/// a recovery from the backend. At most one, since the journal has one writer: with more the head is an older one. One that was never
+/// finished did not happen: its name is not looked at again, in case it is finished late, or shows when a drive answers again.
+/// Returns whether the head has changed.
 pub(crate) async fn catch_up(
     backend: &dyn Backend,
     id: VdiskId,
     head: &mut Head,
+    chance: &dyn Chance,
 ) -> Result<bool, VolumeError> {
+    if let Some(position) = head.position() {
+        journal::check_not_older(backend, id, head.epoch, position).await?;
+    }
     let start = Position { epoch: head.epoch, index: JournalIndex(0) };
     let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
     match journal::get_lasting(backend, id, next).await? {
         journal::Found::Record(record) => take_record(head, next, record),
-        journal::Found::Unfinished => {
-            // Whoever gave it up may have gone on in an epoch that this registry does not know.
-            if let Some(position) = head.position() {
-                journal::check_not_older(backend, id, head.epoch, position).await?;
-            }
-            head.epoch = head.epoch.next();
-        }
+        journal::Found::Unfinished => head.raise_epoch(chance)?,
         journal::Found::Nothing => return Ok(false),
     }
     // Only a recovery may need snapshots that nobody refers to here.

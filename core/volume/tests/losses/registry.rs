@@ -1,9 +1,10 @@
 //! A registry that is older than the backend, damaged, or has lost a vDisk.
 
-use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, create, open, put, put_stable, run};
+use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, cluster, create, open, put, put_stable, run};
+use ovs_backend::{Fault, FaultyBackend, Operation};
 use ovs_units::{ByteCount, Name, SnapshotId, VdiskId};
-use ovs_volume::{CreateVdisk, Registry, Transaction, VolumeError};
-use std::time::Duration;
+use ovs_volume::{CreateVdisk, Registry, Transaction, Vdisk, VolumeError};
+use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
 
 /// A registry that was restored from an old copy must not begin where the vDisk was then, however much of the journal is
@@ -31,6 +32,156 @@ fn a_registry_older_than_the_backend_is_refused() {
                 let refused = engine.open_vdisk(POOL, DISK, ON_FULL).await.err();
                 let told = refused.map(|error| error.to_string()).unwrap_or_default();
                 assert!(told.contains("older than the backend"), "{told}");
+            }
+        });
+    }
+}
+
+/// Another host over the same backend, with a registry of its own.
+async fn another_over(host: &Host) -> Host {
+    let mut other = Host::new(host.copies_maps);
+    other.backend = host.backend.clone();
+    adopt(&other).await;
+    other
+}
+
+async fn adopt(host: &Host) {
+    let engine = host.start(&Buffer::new()).await.unwrap();
+    engine.adopt_vdisk(POOL, DISK).await.unwrap();
+    engine.finish_recovery(POOL).await.unwrap();
+}
+
+/// Writes and lets it leave; each is a record of the journal.
+async fn write_on(vdisk: &Vdisk, byte: u8) {
+    put(vdisk, 0, byte).await;
+    vdisk.destage().await.unwrap();
+}
+
+fn is_older<T>(answer: Result<T, VolumeError>) -> bool {
+    matches!(answer, Err(VolumeError::Refused(told)) if told.contains("older than the backend"))
+}
+
+/// A drill: while the first host is off another takes its vDisks in, opens them, and is switched off. Weeks later it is switched
+/// on again: it must not go on from where the vDisks were then, and cut off all that was written since.
+#[test]
+fn what_the_first_host_wrote_after_a_drill_is_not_orphaned() {
+    run(async {
+        let (first, buffer) = (Host::new(false), Buffer::new());
+        let engine = first.start(&buffer).await.unwrap();
+        write_on(&create(&engine).await, 1).await;
+        drop(engine);
+
+        let second = another_over(&first).await;
+        let engine = second.start(&Buffer::new()).await.unwrap();
+        assert_eq!(byte(&open(&engine).await, 0).await, 1);
+        drop(engine);
+
+        for week in 2..5 {
+            let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+            for _ in 0..3 {
+                write_on(&vdisk, week).await;
+            }
+        }
+        let engine = second.start(&Buffer::new()).await.unwrap();
+        assert!(is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await));
+        let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+        assert_eq!(byte(&vdisk, 0).await, 4);
+        // It is as it was told to do.
+        adopt(&second).await;
+        let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+        assert_eq!(byte(&vdisk, 0).await, 4);
+        write_on(&vdisk, 5).await;
+        // Now the first one is the older.
+        let engine = first.start(&buffer.copy()).await.unwrap();
+        assert!(is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await));
+    });
+}
+
+/// The first host is not off: what it writes before the other opens the vDisk is there, or the other does not open it.
+#[test]
+fn what_is_written_between_an_adoption_and_an_opening_is_not_orphaned() {
+    for writes in 0..4 {
+        run(async {
+            let (first, buffer) = (Host::new(false), Buffer::new());
+            let engine = first.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            write_on(&vdisk, 1).await;
+            let second = another_over(&first).await;
+            for _ in 0..writes {
+                write_on(&vdisk, 2).await;
+            }
+            let engine = second.start(&Buffer::new()).await.unwrap();
+            let opened = engine.open_vdisk(POOL, DISK, ON_FULL).await;
+            match writes {
+                0 => assert_eq!(byte(&opened.unwrap(), 0).await, 1),
+                1 => assert_eq!(byte(&opened.unwrap(), 0).await, 2),
+                _ => assert!(is_older(opened), "{writes}"),
+            }
+        });
+    }
+}
+
+/// Nor what it writes before the other, which has opened it, does.
+#[test]
+fn what_is_written_between_an_opening_and_the_first_write_is_not_orphaned() {
+    run(async {
+        let (first, buffer) = (Host::new(false), Buffer::new());
+        let engine = first.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        write_on(&vdisk, 1).await;
+        let second = another_over(&first).await;
+        let other = open(&second.start(&Buffer::new()).await.unwrap()).await;
+        write_on(&vdisk, 2).await;
+        write_on(&vdisk, 3).await;
+        assert!(is_older(other.write(cluster(0).start, vec![9; 4096].into(), false).await));
+        let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+        assert_eq!(byte(&vdisk, 0).await, 3);
+    });
+}
+
+/// The other has begun an epoch, of which its backend took nothing.
+#[test]
+fn what_is_written_after_an_epoch_that_came_to_nothing_is_not_orphaned() {
+    run(async {
+        let (first, buffer) = (Host::new(false), Buffer::new());
+        let engine = first.start(&buffer).await.unwrap();
+        write_on(&create(&engine).await, 1).await;
+        let mut second = another_over(&first).await;
+        second.backend = Rc::new(FaultyBackend::new(first.backend.clone(), |call| {
+            (call.operation == Operation::Put).then_some(Fault::ErrorBefore)
+        }));
+        let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+        assert!(vdisk.write(cluster(0).start, vec![9; 4096].into(), false).await.is_err());
+        assert!(vdisk.stats().epoch.0 > 1 << 32);
+        drop(vdisk);
+        second.backend = first.backend.clone();
+        for week in 2..4 {
+            let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+            write_on(&vdisk, week).await;
+        }
+        let engine = second.start(&Buffer::new()).await.unwrap();
+        assert!(is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await));
+    });
+}
+
+/// Recovery upon recovery, with what is written in between.
+#[test]
+fn what_is_written_after_a_recovery_is_there_after_the_next() {
+    for copies_maps in [false, true] {
+        run(async {
+            let mut host = Host::new(copies_maps);
+            let engine = host.start(&Buffer::new()).await.unwrap();
+            write_on(&create(&engine).await, 1).await;
+            for round in 2..6 {
+                let vdisk = host.take_over().await;
+                assert_eq!(byte(&vdisk, 0).await, round - 1);
+                for _ in 0..3 {
+                    write_on(&vdisk, round).await;
+                }
+                let before = vdisk.stats().epoch;
+                let vdisk = open(&host.start(&Buffer::new()).await.unwrap()).await;
+                write_on(&vdisk, round).await;
+                assert_eq!(vdisk.stats().epoch, before.next());
             }
         });
     }

@@ -1,16 +1,16 @@
 //! What tells of a vDisk, where a crash has cut off the put or the delete of it.
 
 use super::*;
+use crate::head::EPOCHS_UNSEEN;
 use crate::journal::tests::unfinished::{Drives, run};
 use crate::{
-    Chance, CreateVdisk, EngineConfig, EngineParts, FileDevice, MemoryPages, MemoryRegistry, OnFull,
-    Registry, SystemClock,
+    CreateVdisk, EngineConfig, EngineParts, FileDevice, MemoryPages, MemoryRegistry, OnFull, Registry,
+    SystemChance, SystemClock,
 };
 use bytes::Bytes;
-use ovs_backend::{Fault, FaultyBackend, Operation, Urgency};
+use ovs_backend::{Fault, FaultyBackend, MemoryBackend, Operation, Urgency};
 use ovs_format::journal::{Position, Record};
-use ovs_units::{ByteCount, JournalIndex};
-use std::cell::Cell;
+use ovs_units::{ByteCount, Epoch, JournalIndex};
 use tempfile::TempDir;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
@@ -21,22 +21,12 @@ fn at(epoch: u64, index: u64) -> Position {
     Position { epoch: Epoch(epoch), index: JournalIndex(index) }
 }
 
-#[derive(Default)]
-struct Counting(Cell<u128>);
-
-impl Chance for Counting {
-    fn uuid(&self) -> Uuid {
-        self.0.set(self.0.get() + 1);
-        Uuid::from_u128(self.0.get())
-    }
-}
-
 /// A host with nothing but this registry, and this backend.
 async fn host(registry: &Rc<MemoryRegistry>, backend: impl Backend + 'static) -> (Engine, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let parts = EngineParts {
         clock: Rc::new(SystemClock::new()),
-        chance: Rc::new(Counting::default()),
+        chance: Rc::new(SystemChance),
         registry: registry.clone(),
         pages: Rc::new(MemoryPages::default()),
         buffer: Rc::new(FileDevice::open(&directory.path().join("buffer"), 12, 2 << 20).unwrap()),
@@ -51,12 +41,22 @@ async fn host(registry: &Rc<MemoryRegistry>, backend: impl Backend + 'static) ->
 async fn host_with_vdisk(registry: &Rc<MemoryRegistry>, drives: &Drives) -> (Engine, TempDir) {
     let backend = drives.open();
     let (engine, directory) = host(registry, backend.clone()).await;
-    let (size, properties, base) = (ByteCount(1 << 20), "{}".into(), None);
-    let request = CreateVdisk { id: VDISK, vpool: VPOOL, size, properties, base, on_full: ON_FULL };
-    let vdisk = engine.create_vdisk(request).await.unwrap();
-    vdisk.set_properties(Bytes::from_static(b"{}2")).await.unwrap();
+    make(&engine, VDISK).await;
     backend.settle().await;
     (engine, directory)
+}
+
+async fn make(engine: &Engine, id: VdiskId) {
+    let (size, properties, base) = (ByteCount(1 << 20), "{}".into(), None);
+    let request = CreateVdisk { id, vpool: VPOOL, size, properties, base, on_full: ON_FULL };
+    let vdisk = engine.create_vdisk(request).await.unwrap();
+    vdisk.set_properties(Bytes::from_static(b"{}2")).await.unwrap();
+}
+
+/// Opens the vDisk, and writes a record.
+async fn use_it(engine: &Engine, properties: &'static str) {
+    let vdisk = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.unwrap();
+    vdisk.set_properties(properties.into()).await.unwrap();
 }
 
 async fn epoch_of(registry: &MemoryRegistry) -> Epoch {
@@ -147,13 +147,12 @@ fn an_epoch_that_was_begun_and_never_finished_is_not_begun_again() {
         begin(&drives, at(before.0 + 1, 0)).await;
         let (engine, _directory) = host(&registry, drives.open()).await;
         engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
+        use_it(&engine, "{}3").await;
         assert!(epoch_of(&registry).await > before.next());
-        let vdisk = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.unwrap();
-        vdisk.set_properties(Bytes::from_static(b"{}3")).await.unwrap();
     });
 }
 
-/// With a registry or without one: what only a silent drive has shows too late.
+/// With a registry or without one: what only a silent drive has shows too late. Until somebody writes, all that shows counts.
 #[test]
 fn epochs_that_nobody_sees_are_left_out() {
     run(async {
@@ -167,9 +166,94 @@ fn epochs_that_nobody_sees_are_left_out() {
             for _ in 0..2 {
                 let (engine, _directory) = host(&registry, drives.open()).await;
                 engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
-                assert_eq!(epoch_of(&registry).await, Epoch(before.0 + EPOCHS_UNSEEN), "once is enough");
+                assert_eq!(epoch_of(&registry).await, before);
             }
+            // Also one that has only opened it since.
+            let (engine, _directory) = host(&registry, drives.open()).await;
+            engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.unwrap();
+            assert_eq!(epoch_of(&registry).await, before);
+            let (engine, _directory) = host(&registry, drives.open()).await;
+            use_it(&engine, "{}3").await;
+            let leapt = epoch_of(&registry).await;
+            assert!((EPOCHS_UNSEEN..2 * EPOCHS_UNSEEN).contains(&(leapt.0 - before.0)), "{leapt}");
+            let (engine, _directory) = host(&registry, drives.open()).await;
+            use_it(&engine, "{}4").await;
+            assert_eq!(epoch_of(&registry).await, leapt.next(), "once is enough");
         }
-        assert_eq!(beyond(Epoch(COUNTER_MAX - 1)), Epoch(COUNTER_MAX - 1));
     });
+}
+
+/// What one of them begins, and nobody sees, is no name of the other's.
+#[test]
+fn two_recoveries_that_know_nothing_of_each_other_take_different_epochs() {
+    run(async {
+        let backend = Rc::new(MemoryBackend::new());
+        let (engine, _directory) = host(&Rc::default(), Rc::clone(&backend)).await;
+        make(&engine, VDISK).await;
+        let mut epochs = HashSet::new();
+        for _ in 0..3 {
+            let (registry, as_it_was) = (Rc::default(), MemoryBackend::clone(&backend));
+            let (engine, _directory) = host(&registry, as_it_was).await;
+            engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
+            use_it(&engine, "{}3").await;
+            epochs.insert(epoch_of(&registry).await);
+        }
+        assert_eq!(epochs.len(), 3);
+    });
+}
+
+#[test]
+fn an_adoption_leaves_a_vdisk_alone_that_is_open() {
+    run(async {
+        let (drives, registry) = (Drives::new(), Rc::default());
+        let (engine, _directory) = host_with_vdisk(&registry, &drives).await;
+        begin(&drives, at(epoch_of(&registry).await.0 + 1, 0)).await;
+        engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
+        engine.vdisk(VDISK).unwrap().set_properties(Bytes::from_static(b"{}3")).await.unwrap();
+    });
+}
+
+/// One vDisk that cannot be read, or that somebody removes meanwhile, is told; the others are taken in.
+#[test]
+fn what_is_wrong_with_one_vdisk_is_its_own_matter() {
+    const OTHER: VdiskId = VdiskId(Uuid::from_u128(3));
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Wrong {
+        Purged,
+        Gone,
+        Unreadable,
+    }
+    for wrong in [Wrong::Purged, Wrong::Gone, Wrong::Unreadable] {
+        run(async {
+            let store = Rc::new(MemoryBackend::new());
+            let (engine, _directory) = host(&Rc::default(), Rc::clone(&store)).await;
+            make(&engine, VDISK).await;
+            if wrong == Wrong::Unreadable {
+                let sco = crate::sco::object_name(format!("{}s/1", vdisk_prefix(OTHER)));
+                store.put(&sco, vec![b"x"[..].into()], Urgency::Normal).await.unwrap();
+            } else {
+                make(&engine, OTHER).await;
+            }
+            if wrong == Wrong::Purged {
+                let tombstone = vec![tombstone::encode(OTHER).into()];
+                store.put(&journal::tombstone_name(OTHER), tombstone, Urgency::Normal).await.unwrap();
+            }
+            let (prefix, store_now) = (format!("{}j/", vdisk_prefix(OTHER)), Rc::clone(&store));
+            let of_other = vdisk_prefix(OTHER);
+            let backend = FaultyBackend::new(store, move |call| {
+                if call.operation != Operation::Get || !call.object.starts_with(&of_other) {
+                    return None;
+                }
+                if call.object.starts_with(&prefix) {
+                    store_now.damage(&ObjectName::new(call.object).unwrap(), None);
+                }
+                (wrong == Wrong::Unreadable && call.object.contains("/s/")).then_some(Fault::ErrorBefore)
+            });
+            let (engine, _directory) = host(&Rc::default(), backend).await;
+            let found = engine.discover(VPOOL).await.unwrap();
+            let problems: Vec<_> = found.iter().map(|vdisk| (vdisk.id, vdisk.problem.is_some())).collect();
+            let expected = [(VDISK, false), (OTHER, true)];
+            assert_eq!(problems, expected[..if wrong == Wrong::Purged { 1 } else { 2 }], "{wrong:?}");
+        });
+    }
 }

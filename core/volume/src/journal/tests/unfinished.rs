@@ -1,11 +1,11 @@
 //! What a put leaves that a crash cut off, on a backend that is made of drives.
 
 use super::*;
+use crate::SystemChance;
 use crate::head::Head;
 use crate::vdisk::catch_up;
+use ovs_backend::Fault;
 use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
-use ovs_backend::{Fault, FaultyBackend};
-use std::rc::Rc;
 
 /// Six drives; what is put is read from two fragments, and acknowledged with three. Short objects: from one, with two.
 pub(crate) struct Drives {
@@ -86,7 +86,7 @@ fn the_record_at_the_end_is_there_to_stay_once_it_was_found() {
         let mut head = Head::new(ovs_units::VpoolId(Uuid::nil()), ByteCount(0), None, String::new());
         (head.epoch, head.position) = (Epoch(1), Some((Epoch(1), JournalIndex(0))));
         drives.cut_off(&last);
-        assert!(catch_up(&drives.open(), VDISK, &mut head).await.unwrap());
+        assert!(catch_up(&drives.open(), VDISK, &mut head, &SystemChance).await.unwrap());
         assert_eq!((head.position(), drives.count(&last)), (Some(at(1, 1)), 2));
         drives.cut_off(&last);
         let end = newest(&drives.open(), VDISK, None, Reading::ToRestOn).await.unwrap();
@@ -106,7 +106,7 @@ fn an_unfinished_record_at_the_end_is_none_and_its_name_is_left_alone() {
         let catch_up_from = async |epoch: u64| {
             let mut head = Head::new(ovs_units::VpoolId(Uuid::nil()), ByteCount(0), None, String::new());
             (head.epoch, head.position) = (Epoch(epoch), Some((Epoch(1), JournalIndex(1))));
-            let caught_up = catch_up(&drives.open(), VDISK, &mut head).await;
+            let caught_up = catch_up(&drives.open(), VDISK, &mut head, &SystemChance).await;
             caught_up.map(|is_changed| (is_changed, head.position(), head.epoch))
         };
         assert_eq!(catch_up_from(1).await.unwrap(), (true, Some(at(1, 1)), Epoch(2)));
@@ -136,9 +136,12 @@ fn a_name_that_only_a_silent_drive_may_have_is_left_alone() {
         let silent = drives.stores.iter().position(has_it);
         let mut head = Head::new(ovs_units::VpoolId(Uuid::nil()), ByteCount(0), None, String::new());
         (head.epoch, head.position) = (Epoch(1), Some((Epoch(1), JournalIndex(1))));
-        assert!(catch_up(&drives.open_without(silent), VDISK, &mut head).await.unwrap());
+        assert!(catch_up(&drives.open_without(silent), VDISK, &mut head, &SystemChance).await.unwrap());
         assert_eq!((head.position(), head.epoch), (Some(at(1, 1)), Epoch(2)));
-        assert!(!catch_up(&drives.open(), VDISK, &mut head).await.unwrap(), "it did not happen");
+        assert!(
+            !catch_up(&drives.open(), VDISK, &mut head, &SystemChance).await.unwrap(),
+            "it did not happen"
+        );
         assert_eq!((head.position(), head.epoch), (Some(at(1, 1)), Epoch(2)));
     });
 }

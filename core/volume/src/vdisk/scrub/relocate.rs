@@ -109,7 +109,7 @@ impl Inner {
     }
 
     /// Who has lost the vDisk without knowing it learns it here.
-    pub(super) async fn check_is_newest(&self) -> Result<(), VolumeError> {
+    pub(in crate::vdisk) async fn check_is_newest(&self) -> Result<(), VolumeError> {
         let head = self.head.borrow().head.clone();
         match head.position() {
             Some(position) if !planted("scrub: a stale owner scrubs too") => {
