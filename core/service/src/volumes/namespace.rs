@@ -51,12 +51,12 @@ pub(super) async fn get_lasting_config(store: &dyn Backend) -> Result<Option<Vpo
     Ok(Some(record))
 }
 
-/// A version that was never finished is stepped over.
+/// A version that was never finished is stepped over. One that is listed and not there may be any.
 async fn newest_config(store: &dyn Backend) -> Result<Option<(ObjectName, VpoolRecord)>, Problem> {
     for version in versions(store).await?.into_iter().rev() {
         let name = config_name(version);
         let bytes = match store.get_range(&name, 0, CONFIG_BYTES_MAX).await {
-            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => continue,
+            Err(BackendError::Incomplete { .. }) => continue,
             read => read.map_err(from_backend)?,
         };
         let record = decode(name.as_str(), &bytes).map_err(from_catalogue)?;
@@ -65,9 +65,12 @@ async fn newest_config(store: &dyn Backend) -> Result<Option<(ObjectName, VpoolR
     Ok(None)
 }
 
-/// A version above every one that there is anything of, also of one that was never finished: no name is used twice.
-pub(super) async fn next_version(store: &dyn Backend) -> Result<u64, Problem> {
-    Ok(versions(store).await?.last().map_or(1, |newest| newest + 1))
+/// Stores a vPool's record as the newest. Its version becomes one above every one that there is anything of, also of one that was
+/// never finished: no name is used twice.
+pub(super) async fn put_newest_config(store: &dyn Backend, record: &mut VpoolRecord) -> Result<(), Problem> {
+    let above = versions(store).await?.last().map_or(1, |newest| newest + 1);
+    record.version = record.version.max(above);
+    put_config(store, record).await
 }
 
 async fn versions(store: &dyn Backend) -> Result<BTreeSet<u64>, Problem> {
@@ -164,8 +167,8 @@ pub(super) fn cannot_use(path: &Path, error: &std::io::Error) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovs_backend::MemoryBackend;
     use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+    use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
     use serde_json::json;
     use uuid::Uuid;
 
@@ -195,22 +198,30 @@ mod tests {
             .for_each(|(drive, name)| drive.damage(&name, None));
     }
 
+    fn run(case: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, case);
+    }
+
+    async fn put_versions(store: &dyn Backend) {
+        for version in 1..=3 {
+            // Of two fragments, and two of parity.
+            let record = json!({
+                "format": 1, "id": Uuid::from_u128(1), "name": "p", "version": version, "state": "ready",
+                "backend": Uuid::from_u128(2), "namespace": "n", "preset": "default", "on_full": "stall",
+                "description": "x".repeat(50_000), "default_size_bytes": 4096, "trash_retention_s": 0,
+                "created_ms": 0,
+            });
+            put_config(store, &serde_json::from_value(record).unwrap()).await.unwrap();
+        }
+    }
+
     #[test]
     fn a_version_that_was_never_finished_is_stepped_over_and_one_that_is_relied_on_stands() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
+        run(async {
             let drives: Vec<Rc<MemoryBackend>> = (0..6).map(|_| Rc::default()).collect();
             let store = open(&drives);
-            for version in 1..=3 {
-                // Of two fragments, and two of parity.
-                let record = json!({
-                    "format": 1, "id": Uuid::from_u128(1), "name": "p", "version": version, "state": "ready",
-                    "backend": Uuid::from_u128(2), "namespace": "n", "preset": "default", "on_full": "stall",
-                    "description": "x".repeat(50_000), "default_size_bytes": 4096, "trash_retention_s": 0,
-                    "created_ms": 0,
-                });
-                put_config(&store, &serde_json::from_value(record).unwrap()).await.unwrap();
-            }
+            put_versions(&store).await;
             store.settle().await;
             leave(&drives, 3, 1);
             leave(&drives, 2, 2);
@@ -218,7 +229,27 @@ mod tests {
             assert_eq!((told.version, fragments(&drives, 2).len()), (2, 2));
             let kept = get_lasting_config(&open(&drives)).await.unwrap().unwrap();
             assert_eq!((kept, fragments(&drives, 2).len()), (told, 4));
-            assert_eq!(next_version(&open(&drives)).await.unwrap(), 4);
+            let mut newer = VpoolRecord { default_size_bytes: 8192, ..told };
+            put_newest_config(&open(&drives), &mut newer).await.unwrap();
+            assert_eq!(newer.version, 4);
+            assert_eq!(get_config(&open(&drives)).await.unwrap(), Some(newer));
+        });
+    }
+
+    /// The one before it is not what the vPool is.
+    #[test]
+    fn a_version_that_is_listed_and_not_there_is_not_stepped_over() {
+        run(async {
+            let store = Rc::new(MemoryBackend::new());
+            put_versions(&store).await;
+            let (newest, inner) = (config_name(3), Rc::clone(&store));
+            let store = FaultyBackend::new(store, move |call| {
+                if call.operation == Operation::Get {
+                    inner.damage(&newest, None);
+                }
+                None
+            });
+            get_config(&store).await.unwrap_err();
         });
     }
 }

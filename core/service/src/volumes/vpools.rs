@@ -8,7 +8,7 @@ use super::{
     backends::backend_in_use,
     idempotency::Terms,
     namespace::{
-        Namespace, cannot_use, make_folder, next_version, open_namespace, put_config, remove_folder,
+        Namespace, cannot_use, make_folder, open_namespace, put_config, put_newest_config, remove_folder,
     },
     pools::{Pool, offline, to_policy},
     problem::{exists, from_catalogue, not_found},
@@ -209,8 +209,7 @@ impl Volumes {
         // The backend's copy first: its highest version counts in a recovery, and a version is never used twice
         // (the same one with other contents would be a conflict), so that a crash in between skips one at most.
         let store = pool.backend().ok_or_else(|| offline(&pool))?;
-        record.version = record.version.max(next_version(&*store).await?);
-        put_config(&*store, &record).await?;
+        put_newest_config(&*store, &mut record).await?;
         let stored = self.catalogue.update(&stored, record).await.map_err(from_catalogue)?;
         self.engine.set_vpool_cache(stored.record.id, stored.record.cache);
         pool.set_record(stored.record);
