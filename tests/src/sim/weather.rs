@@ -138,7 +138,9 @@ impl FaultClass {
             F::PagesErrorAfter => 4,
             F::CacheError => 16,
             F::CacheSlow => 6,
-            F::CacheLost | F::CacheBitFlip | F::CacheSwapped => 2,
+            F::CacheLost | F::CacheBitFlip => 2,
+            // What other blocks hold is often the same.
+            F::CacheSwapped => 1,
             _ => 25,
         }
     }
@@ -404,10 +406,9 @@ impl Weather {
             (Store::Backend, "put" | "delete") if self.comes(F::BackendErrorAfter) => Some(Fault::ErrorAfter),
             (Store::Backend, _) if self.comes(F::BackendErrorBefore) => Some(Fault::ErrorBefore),
             (Store::Backend, _) if self.comes(F::BackendSlow) => Some(self.a_while()),
-            // The one that spoils least often is asked first.
-            (Store::Cache, "read") if self.comes(F::CacheSwapped) => Some(Fault::Swapped(number())),
             (Store::Cache, "read") if self.comes(F::CacheLost) => Some(Fault::ShortRead(number())),
             (Store::Cache, "read") if self.comes(F::CacheBitFlip) => Some(Fault::BitFlip(number())),
+            (Store::Cache, "read") if self.comes(F::CacheSwapped) => Some(Fault::Swapped(number())),
             (Store::Cache, _) if self.comes(F::CacheError) => Some(self.an_error()),
             (Store::Cache, _) if self.comes(F::CacheSlow) => Some(self.a_while()),
             (Store::Backend, "put" | "get")
