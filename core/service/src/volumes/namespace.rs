@@ -228,7 +228,7 @@ mod tests {
             let told = get_config(&open(&drives)).await.unwrap().unwrap();
             assert_eq!((told.version, fragments(&drives, 2).len()), (2, 2));
             let kept = get_lasting_config(&open(&drives)).await.unwrap().unwrap();
-            assert_eq!((kept, fragments(&drives, 2).len()), (told, 4));
+            assert_eq!((&kept, fragments(&drives, 2).len()), (&told, 4));
             let mut newer = VpoolRecord { default_size_bytes: 8192, ..told };
             put_newest_config(&open(&drives), &mut newer).await.unwrap();
             assert_eq!(newer.version, 4);

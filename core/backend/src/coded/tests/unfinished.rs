@@ -249,6 +249,24 @@ fn a_damaged_fragment_goes_when_a_good_one_is_elsewhere() {
     assert!(calls > 3, "{calls}");
 }
 
+/// It is good, whatever it is.
+#[test]
+fn a_fragment_of_another_put_does_not_make_way() {
+    local(async {
+        let (mut ours, theirs) =
+            (world(3, preset(&[policy(2, 1, 3, 3)])), world(3, preset(&[policy(2, 1, 3, 3)])));
+        ours.put_whole("v/j/1", &bytes(4, 100_000)).await;
+        theirs.put_whole("v/j/1", &bytes(5, 100_000)).await;
+        let (drive, fragment) = ours.fragments().remove(0);
+        let other = theirs.drives[drive].inner().bytes(&fragment);
+        ours.drives[drive].inner().damage(&fragment, other.clone());
+        ours.forget();
+        let read = ours.backend.get_lasting(&name("v/j/1")).await;
+        assert!(matches!(read, Err(BackendError::Conflict { .. })), "{read:?}");
+        assert_eq!(ours.drives[drive].inner().bytes(&fragment), other);
+    });
+}
+
 /// A drive may answer with something else once, and have what was put.
 #[test]
 fn nothing_goes_on_the_word_of_one_read() {
