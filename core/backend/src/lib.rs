@@ -59,6 +59,8 @@ pub enum BackendError {
         object: String,
         /// What is there and what is needed.
         reason: String,
+        /// Part of the backend does not answer: when it does again, there may be more of it.
+        is_silent: bool,
     },
     /// It may have been acknowledged, and cannot be read any more: more is lost or wrong than parity makes good.
     #[error("object {object} is lost: {reason}")]

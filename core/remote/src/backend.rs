@@ -398,7 +398,7 @@ impl Backend for RemoteBackend {
             read.await.map_err(|error| match error {
                 BackendError::NotFound { object } => {
                     let reason = "a put of it may be on its way".to_owned();
-                    BackendError::Incomplete { object, reason }
+                    BackendError::Incomplete { object, reason, is_silent: false }
                 }
                 error => error,
             })

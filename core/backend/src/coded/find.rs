@@ -122,9 +122,10 @@ impl Inner {
                 // Deleted meanwhile.
                 Err(BackendError::NotFound { .. }) => found.forget(place, drive),
                 // This one is not there, and its name is used.
-                Err(BackendError::Incomplete { .. }) => {
+                Err(BackendError::Incomplete { is_silent, .. }) => {
                     found.forget(place, drive);
                     found.is_begun = true;
+                    found.is_silent_within |= is_silent;
                 }
                 Err(_) => self.count(|stats| stats.bad_fragments += 1),
             }
@@ -159,7 +160,7 @@ impl Inner {
             let object = name.to_string();
             let reason = "fragments of it were begun".to_owned();
             return match found.is_begun {
-                true => BackendError::Incomplete { object, reason },
+                true => BackendError::Incomplete { object, reason, is_silent: found.is_anything_silent() },
                 false => BackendError::NotFound { object },
             };
         }
@@ -186,7 +187,8 @@ impl Inner {
                 return self.lost(name, reason);
             }
         }
-        BackendError::Incomplete { object: name.to_string(), reason }
+        let is_silent = found.is_anything_silent();
+        BackendError::Incomplete { object: name.to_string(), reason, is_silent }
     }
 
     /// Fragments beyond those that it takes to read it which an object was acknowledged with, at least.

@@ -23,9 +23,8 @@ impl Inner {
             return Err(BackendError::Retry { operation: "get", object: object.to_string(), reason });
         }
         let bytes = match self.get(&object).await {
-            Err(BackendError::NotFound { .. }) if self.may_be_hidden(&object).await? => {
-                let reason = "a drive that may have part of it is silent".to_owned();
-                return Err(BackendError::Incomplete { object: object.to_string(), reason });
+            Err(error @ (BackendError::NotFound { .. } | BackendError::Incomplete { .. })) => {
+                return Err(self.absent_for_good(&object, error).await);
             }
             read => read?,
         };
@@ -41,19 +40,36 @@ impl Inner {
         Ok(bytes)
     }
 
-    /// No acknowledged object can be where only so few drives are silent that it counts as absent; one that was begun can.
-    async fn may_be_hidden(&self, object: &ObjectName) -> Result<bool, BackendError> {
-        let found = self.look(object).await;
-        if !found.fragments.is_empty() || !found.silent.is_empty() {
-            return Ok(true);
-        }
-        // Drives that are made of drives answer when some of theirs do not: whatever they are asked for.
+    /// No acknowledged object can be where only so few drives are silent that it counts as absent; one that was begun can. Says which.
+    async fn absent_for_good(&self, object: &ObjectName, told: BackendError) -> BackendError {
         let first = self.first_place();
-        let own = name::fragment(object, first.layout, first.chunk, first.number)?;
+        // Under a name that is too long for a fragment's there never was anything.
+        let Ok(own) = name::fragment(object, first.layout, first.chunk, first.number) else { return told };
+        let found = self.look(object).await;
+        let (mut is_hidden, mut is_silent) = (!found.fragments.is_empty(), !found.silent.is_empty());
+        // Drives that are made of drives answer when some of theirs do not: whatever they are asked for.
         let asked =
             self.drives.iter().map(|drive| timed("get", own.as_str(), drive.backend.get_lasting(&own)));
-        let is_absent = |answer| matches!(answer, Err(BackendError::NotFound { .. }));
-        Ok(!join_all(asked).await.into_iter().all(is_absent))
+        for answer in join_all(asked).await {
+            match answer {
+                Err(BackendError::NotFound { .. }) => {}
+                Err(BackendError::Incomplete { is_silent: is_silent_within, .. }) => {
+                    (is_hidden, is_silent) = (true, is_silent || is_silent_within);
+                }
+                Err(BackendError::Retry { .. }) => is_silent = true,
+                Ok(_) | Err(_) => is_hidden = true,
+            }
+        }
+        match told {
+            BackendError::Incomplete { object, reason, is_silent: was_silent } => {
+                BackendError::Incomplete { object, reason, is_silent: is_silent || was_silent }
+            }
+            absent if !is_hidden && !is_silent => absent,
+            _ => {
+                let reason = "a drive may have part of it".to_owned();
+                BackendError::Incomplete { object: object.to_string(), reason, is_silent }
+            }
+        }
     }
 
     /// Are so many fragments of each chunk there, on a drive each and there to stay, as a policy of this preset acknowledges?

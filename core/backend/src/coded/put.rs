@@ -18,11 +18,16 @@ use tokio::sync::oneshot;
 pub(super) enum Put {
     /// Somebody stores it.
     New(Urgency),
-    /// So that what can be read of it stands. What is damaged makes way.
+    /// So that what can be read of it stands. What is damaged makes way; what is another's does not, and costs that drive alone.
     Again,
 }
 
 impl Put {
+    /// Another's bytes under the name: are ours then not what it means?
+    fn gives_way(self) -> bool {
+        matches!(self, Put::New(_))
+    }
+
     fn urgency(self) -> Urgency {
         match self {
             Put::New(urgency) => urgency,
@@ -119,17 +124,18 @@ impl Inner {
                         stored += 1;
                         bytes -= stored_bytes;
                     }
-                    // Another's bytes are there. Whatever else happens, ours are not what this name means.
-                    Err(error @ BackendError::Conflict { .. }) => failure = Some(error),
                     Err(error) => {
-                        inner.count(|stats| stats.missing += 1);
+                        if !matches!(error, BackendError::Conflict { .. }) || !why.gives_way() {
+                            inner.count(|stats| stats.missing += 1);
+                        }
                         failure = Some(match failure {
                             Some(conflict @ BackendError::Conflict { .. }) => conflict,
                             _ => error,
                         });
                     }
                 }
-                let is_conflict = matches!(failure, Some(BackendError::Conflict { .. }));
+                // Whatever else happens.
+                let is_conflict = why.gives_way() && matches!(failure, Some(BackendError::Conflict { .. }));
                 if stored >= needed
                     && !is_conflict
                     && sender.is_some()
@@ -140,7 +146,9 @@ impl Inner {
                 }
             }
             let result = match failure {
-                Some(failure @ BackendError::Conflict { .. }) => Err(conflict_of(&name, failure)),
+                Some(failure @ BackendError::Conflict { .. }) if why.gives_way() || stored < needed => {
+                    Err(conflict_of(&name, failure))
+                }
                 Some(failure) if stored < needed => Err(failure),
                 _ => Ok(()),
             };
@@ -171,7 +179,8 @@ impl Inner {
         let mut failure = None;
         while let Some(index) = at {
             let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
-            if why == Put::Again && matches!(put, Err(BackendError::Conflict { .. })) {
+            let is_taken = matches!(put, Err(BackendError::Conflict { .. }));
+            if is_taken && !why.gives_way() {
                 put = self.replace_rotten(index, (name, chunk), &own, fragment).await;
             }
             let error = match put {
@@ -182,11 +191,11 @@ impl Inner {
                     }
                     return Ok(fragment.bytes());
                 }
-                Err(conflict @ BackendError::Conflict { .. }) => return Err(conflict),
+                Err(conflict @ BackendError::Conflict { .. }) if why.gives_way() => return Err(conflict),
                 Err(error) => error,
             };
-            // A full drive answers all the same.
-            if !matches!(error, BackendError::NoSpace { .. }) {
+            // One that is full, or where another fragment is, answers all the same.
+            if !is_taken && !matches!(error, BackendError::NoSpace { .. }) {
                 self.fails(index, &error);
             }
             failure = Some(error);
@@ -214,9 +223,15 @@ impl Inner {
             // The last drives in its order have nothing of it, if any has not.
             let order = placement::order(&self.drives, name, chunk);
             let others = order.into_iter().rev().filter(|other| *other != index && !self.is_suspect(*other));
-            let mut elsewhere = Err(BackendError::Conflict { object: own.to_string() });
+            // That nobody else is asked, or takes it, is no word about what is there.
+            let reason = "no other drive takes it, so that it could be replaced".to_owned();
+            let mut elsewhere =
+                Err(BackendError::Retry { operation: "put", object: own.to_string(), reason });
             for other in others {
-                elsewhere = put_on(other).await;
+                match put_on(other).await {
+                    Err(BackendError::Conflict { .. }) => {}
+                    put => elsewhere = put,
+                }
                 if elsewhere.is_ok() {
                     break;
                 }

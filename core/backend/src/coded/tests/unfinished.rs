@@ -68,7 +68,16 @@ fn what_was_begun_on_drives_that_are_made_of_drives_is_not_there() {
             site.leave(1);
         }
         for read in [over(&sites).get(&name("v/j/1")).await, over(&sites).get_lasting(&name("v/j/1")).await] {
-            assert!(matches!(read, Err(BackendError::Incomplete { .. })), "{read:?}");
+            assert!(matches!(read, Err(BackendError::Incomplete { is_silent: false, .. })), "{read:?}");
+        }
+        // There may be more of it, here or there.
+        for (site, other) in [(0, 1), (1, 0)] {
+            sites[site].set_schedule(|number, _| (number == 2).then_some(Fault::ErrorBefore));
+            sites[other].set_schedule(|_, _| None);
+            tokio::time::sleep(SUSPECT_MAX).await;
+            let read = over(&sites).get_lasting(&name("v/j/1")).await;
+            let is_silent = matches!(read, Err(BackendError::Incomplete { is_silent: true, .. }));
+            assert!(is_silent || matches!(read, Err(BackendError::Retry { .. })), "{read:?}");
         }
     });
 }
@@ -86,12 +95,12 @@ fn what_a_silent_drive_may_have_is_not_absent_for_good() {
         };
         assert!(matches!(absent(&world.backend).await, BackendError::NotFound { .. }));
         world.set_schedule(|number, _| (number == 4).then_some(Fault::ErrorBefore));
-        assert!(matches!(absent(&world.backend).await, BackendError::Incomplete { .. }));
+        assert!(matches!(absent(&world.backend).await, BackendError::Incomplete { is_silent: true, .. }));
         // Nor where a drive is made of drives.
         let sites = [0, 1].map(|_| self::world(3, preset(&[policy(1, 1, 2, 3)])));
         assert!(matches!(absent(&over(&sites)).await, BackendError::NotFound { .. }));
         sites[1].set_schedule(|number, _| (number == 2).then_some(Fault::ErrorBefore));
-        assert!(matches!(absent(&over(&sites)).await, BackendError::Incomplete { .. }));
+        assert!(matches!(absent(&over(&sites)).await, BackendError::Incomplete { is_silent: true, .. }));
     });
 }
 
@@ -264,6 +273,59 @@ fn a_fragment_of_another_put_does_not_make_way() {
         let read = ours.backend.get_lasting(&name("v/j/1")).await;
         assert!(matches!(read, Err(BackendError::Conflict { .. })), "{read:?}");
         assert_eq!(ours.drives[drive].inner().bytes(&fragment), other);
+    });
+}
+
+/// Its drive is one that has no room for ours: if enough others have, the object stands.
+#[test]
+fn a_fragment_of_another_put_costs_its_drive_alone() {
+    for (drives, policy, gone) in [(6, policy(2, 1, 3, 3), 0), (4, policy(1, 3, 3, 3), 1)] {
+        local(async {
+            let (mut ours, theirs) = (world(drives, preset(&[policy])), world(drives, preset(&[policy])));
+            let expected = bytes(4, 100_000);
+            ours.put_whole("v/j/1", &expected).await;
+            theirs.put_whole("v/j/1", &bytes(5, 100_000)).await;
+            let all = ours.fragments();
+            let (drive, fragment) = all[0].clone();
+            let other = theirs.drives[drive].inner().bytes(&fragment);
+            ours.drives[drive].inner().damage(&fragment, other.clone());
+            for (drive, fragment) in all.into_iter().skip(1).take(gone) {
+                ours.drives[drive].inner().damage(&fragment, None);
+            }
+            ours.forget();
+            assert!(ours.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()), "{drives}");
+            ours.backend.settle().await;
+            assert_eq!(ours.drives[drive].inner().bytes(&fragment), other);
+            ours.forget();
+            assert!(ours.get("v/j/1").await == Ok(expected), "{drives}");
+        });
+    }
+}
+
+/// Nobody else may be asked just now: that says nothing of the object.
+#[test]
+fn a_damaged_fragment_that_cannot_be_replaced_now_is_asked_for_again() {
+    local(async {
+        let mut world = world(3, preset(&[policy(2, 1, 3, 3)]));
+        let expected = bytes(4, 100_000);
+        world.put_whole("v/j/1", &expected).await;
+        let (drive, fragment) = world.fragments().remove(0);
+        world.drives[drive].inner().damage(&fragment, Some(Bytes::from_static(b"?")));
+        world.forget();
+        // The others have failed by the time that its drive answers.
+        world.set_schedule(move |number, call| match call.operation {
+            Operation::Put if number == drive => {
+                Some(Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(1)))))
+            }
+            Operation::Put => Some(Fault::ErrorBefore),
+            _ => None,
+        });
+        let read = world.backend.get_lasting(&name("v/j/1")).await;
+        assert!(matches!(read, Err(BackendError::Retry { .. })), "{read:?}");
+        world.backend.settle().await;
+        world.set_schedule(|_, _| None);
+        tokio::time::sleep(SUSPECT_MAX).await;
+        assert!(world.backend.get_lasting(&name("v/j/1")).await == Ok(expected));
     });
 }
 
