@@ -1,5 +1,6 @@
 //! The head of a vDisk: its commit point in the registry. It changes only by compare-and-swap.
 
+use crate::journal::Own;
 use crate::map::copy::CopyId;
 use crate::{Chance, Revision, VolumeError};
 use ovs_format::journal::Position;
@@ -52,8 +53,8 @@ pub(crate) struct Head {
     /// It was rebuilt from its backend, and not all that may be clones of it is known again.
     #[serde(default)]
     pub(crate) clones_unknown: bool,
-    /// It was found on its backend, and no epoch was begun since. Above this one there may be names that do not show: of a drive that
-    /// is silent, or of a put that lands yet.
+    /// It was found on its backend, and no epoch of it has a start since. Above this one there may be names that do not show: of a
+    /// drive that is silent, or of a put that lands yet.
     #[serde(default)]
     pub(crate) epochs_unknown: bool,
     pub(crate) properties: String,
@@ -144,6 +145,16 @@ impl Head {
         self.position = Some((position.epoch, position.index));
     }
 
+    /// What of our own may be under the name after the position, once [`crate::vdisk::catch_up`] has looked and until an epoch is begun.
+    pub(crate) fn own_beyond(&self) -> Own {
+        match self.position {
+            // Nothing was put there: all that it has begun are starts.
+            Some((epoch, _)) if epoch < self.epoch && self.epochs_unknown => Own::Unfinished,
+            Some((epoch, _)) if epoch < self.epoch => Own::Record,
+            _ => Own::Nothing,
+        }
+    }
+
     /// An epoch that nobody has begun, and that no other recovery of the same backend takes.
     pub(crate) fn raise_epoch(&mut self, chance: &dyn Chance) -> Result<(), VolumeError> {
         let by = match self.epochs_unknown {
@@ -154,8 +165,16 @@ impl Head {
         if epoch.0 >= COUNTER_MAX {
             return Err(VolumeError::Refused(format!("there is no epoch to write in above {}", self.epoch)));
         }
-        (self.epoch, self.epochs_unknown) = (epoch, false);
+        self.epoch = epoch;
         Ok(())
+    }
+
+    /// The start of its epoch is on the backend and committed.
+    pub(crate) fn set_started(&mut self, position: Position, starts_after: Sequence) {
+        self.set_position(position);
+        self.epochs_unknown = false;
+        self.epochs.push((position.epoch, starts_after));
+        self.prune_epochs();
     }
 
     /// Did operation `sequence` of `epoch` happen, as far as later epochs know?
@@ -255,7 +274,7 @@ mod tests {
             let raised = head.raise_epoch(&Fixed(u128::MAX));
             assert_eq!(raised.is_ok(), expected.is_some(), "{epoch}: {raised:?}");
             assert_eq!(head.epoch, Epoch(expected.unwrap_or(epoch)));
-            assert_eq!(head.epochs_unknown, epochs_unknown && raised.is_err(), "once is enough");
+            assert_eq!(head.epochs_unknown, epochs_unknown, "until it has a start");
             assert!(Head::decode(VdiskId(uuid::Uuid::nil()), &head.encode()).is_ok(), "{epoch}");
         };
         let leap = 2 * EPOCHS_UNSEEN - 1;

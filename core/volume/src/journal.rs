@@ -48,6 +48,26 @@ impl Reading {
     }
 }
 
+/// What of our own may be under the name after a head's position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// A record that is not committed, or was given up.
+    Record,
+    /// One that was never finished, and was passed over: whoever finishes it is somebody else.
+    Unfinished,
+    Nothing,
+}
+
+impl Own {
+    fn may_be(self, found: &Found) -> bool {
+        match found {
+            Found::Record(_) => self == Own::Record,
+            Found::Unfinished => self != Own::Nothing,
+            Found::Nothing => true,
+        }
+    }
+}
+
 /// What is under a record's name.
 pub(crate) enum Found {
     Record(Record),
@@ -218,9 +238,13 @@ pub(crate) async fn newest(
                     newest = Some(before);
                 }
             }
+            // It is being removed, or who listed it is silent now.
             Found::Nothing => {
-                let name = record_name(vdisk, candidate);
-                return Err(VolumeError::Damaged(format!("object {name} is listed and not there")));
+                let reason = format!("object {} is listed and not there", record_name(vdisk, candidate));
+                return Err(match reading {
+                    Reading::ToTell => VolumeError::Damaged(reason),
+                    Reading::ToRestOn => VolumeError::Retry(reason),
+                });
             }
         }
         break;
@@ -309,40 +333,52 @@ pub(crate) fn next_of(epoch: Epoch, position: Position) -> Position {
     }
 }
 
-/// Refuses a head that is older than what the backend holds: of a registry that was restored from a copy, or of a host that is not the
-/// only one. Beyond its position there may be one record that is not committed, and starts of epochs that were given up.
+/// The record behind this one, in its epoch.
+pub(crate) fn after(position: Position) -> Position {
+    Position { index: position.index.next(), ..position }
+}
+
+/// The registry was restored from a copy, or another host goes on with the vDisk.
+pub(crate) fn older(vdisk: VdiskId) -> VolumeError {
+    VolumeError::Refused(format!(
+        "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
+    ))
+}
+
+/// Refuses a head that is older than what the journal holds. Beyond its position there may be one record of our own, and starts of
+/// epochs that were given up; without a position, those alone.
 pub(crate) async fn check_not_older(
     backend: &dyn Backend,
     vdisk: VdiskId,
     epoch: Epoch,
-    position: Position,
+    position: Option<Position>,
+    own: Own,
 ) -> Result<(), VolumeError> {
-    if planted("registry: an older one than the backend is believed") {
-        return Ok(());
-    }
-    let after = |at: Position| Position { index: at.index.next(), ..at };
-    let next = after(position);
-    let is_newer = |found: Position| found > next && (found.epoch > epoch || found.index.0 > 0);
-    let older = || {
-        VolumeError::Refused(format!(
-            "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
-        ))
-    };
+    let next = position.map(after);
+    let is_newer =
+        |found: Position| next.is_none_or(|next| found > next) && (found.epoch > epoch || found.index.0 > 0);
     let prefix = prefix(vdisk);
-    let mut last = Some(record_name(vdisk, position));
-    while last.is_some() {
+    let mut last = position.map(|position| record_name(vdisk, position));
+    loop {
         let page = backend.list(&prefix, last.as_ref(), 1000).await?;
         if page.iter().filter_map(|object| position_of(&object.name, &prefix)).any(is_newer) {
-            return Err(older());
+            return Err(older(vdisk));
         }
-        last = page.last().map(|last| last.name.clone());
+        let Some(object) = page.last() else { break };
+        last = Some(object.name.clone());
     }
     // Listings may lag; what is probed may be gone, with the journal before a copy of the map. Also one that is unfinished: who began
     // it had committed what comes before.
-    for probed in [after(next), Position { epoch, index: JournalIndex(1) }] {
+    let start = |epoch| Position { epoch, index: JournalIndex(0) };
+    for probed in [next.map_or(start(epoch.next()), after), after(start(epoch))] {
         if is_newer(probed) && !matches!(find(backend, vdisk, probed).await?, Found::Nothing) {
-            return Err(older());
+            return Err(older(vdisk));
         }
+    }
+    if let Some(next) = next.filter(|_| own != Own::Record)
+        && !own.may_be(&find(backend, vdisk, next).await?)
+    {
+        return Err(older(vdisk));
     }
     Ok(())
 }

@@ -19,10 +19,10 @@ pub use types::{
 };
 
 use crate::head::{Head, VersionedHead, head_key};
-use crate::journal::{self, Reading};
+use crate::journal::{Own, Reading};
 use crate::log::{Log, Record};
 use crate::map::{Table, Tree};
-use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
+use crate::vdisk::{CloneSource, catch_up, check_not_older, finish_even_if_dropped};
 use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, Limits, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
@@ -222,9 +222,7 @@ impl Engine {
         if !head.head.deleted && recover::is_deleted(&*backend, id, Reading::ToRestOn).await? {
             // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
             // either, so it is deleted. But not on the word of an older registry, which may not know of its clones.
-            if let Some(position) = head.head.position() {
-                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
-            }
+            check_not_older(&*backend, id, &head.head, Own::Record).await?;
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;

@@ -125,7 +125,16 @@ impl Engine {
         };
         head.epochs_unknown = true;
         let is_open = self.inner.vdisks.borrow().contains_key(&id);
-        head.deleted = is_deleted(&*backend, id, Reading::ToRestOn).await?;
+        head.deleted = match tombstone_of(&*backend, id, Reading::ToRestOn).await? {
+            Tombstone::Stands => true,
+            Tombstone::None => false,
+            // One that shows when all answer again would take with it what is written until then.
+            Tombstone::MayShow => {
+                return Err(VolumeError::Retry(format!(
+                    "part of the backend is silent, and may know that vDisk {id} is being deleted"
+                )));
+            }
+        };
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
             let mut old = Head::decode(id, &known.value)?;
@@ -326,22 +335,41 @@ fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
     found_vdisk(id, &nothing, Some(reason))
 }
 
+/// What is at a tombstone's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tombstone {
+    Stands,
+    /// None that was acknowledged; one that was begun may be where nobody answers.
+    MayShow,
+    None,
+}
+
 /// What is at the tombstone's place counts only if it is this vDisk's tombstone. One that was never finished says nothing; the
 /// next deletion puts the same bytes.
+async fn tombstone_of(
+    backend: &dyn Backend,
+    id: VdiskId,
+    reading: Reading,
+) -> Result<Tombstone, VolumeError> {
+    let name = journal::tombstone_name(id);
+    match reading.get(backend, &name).await {
+        Ok(bytes) => match tombstone::decode(&bytes, id) {
+            Ok(()) => Ok(Tombstone::Stands),
+            Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
+        },
+        Err(BackendError::Incomplete { is_silent: true, .. }) => Ok(Tombstone::MayShow),
+        Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(Tombstone::None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A vDisk that this registry knows is not used while it is being deleted: so it may be opened while part of its backend is silent.
 pub(super) async fn is_deleted(
     backend: &dyn Backend,
     id: VdiskId,
     reading: Reading,
 ) -> Result<bool, VolumeError> {
-    let name = journal::tombstone_name(id);
-    match reading.get(backend, &name).await {
-        Ok(bytes) => match tombstone::decode(&bytes, id) {
-            Ok(()) => Ok(true),
-            Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
-        },
-        Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    Ok(tombstone_of(backend, id, reading).await? == Tombstone::Stands)
 }
 
 #[cfg(test)]

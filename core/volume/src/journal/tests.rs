@@ -141,12 +141,16 @@ fn lagging(
     })
 }
 
-/// It is being removed, or somebody else has: that is no matter of others.
+/// It is being removed, or who listed it is silent now. That is told of this vDisk, and who is to rest on it asks again.
 #[test]
-fn a_record_that_is_listed_and_not_there_is_damage() {
+fn a_record_that_is_listed_and_not_there_is_not_the_end() {
     run(async {
-        let end = newest(&lagging(journal().await, &[at(3, 2)], true), VDISK, None, Reading::ToTell).await;
-        assert!(matches!(end, Err(VolumeError::Damaged(_))), "{end:?}");
+        let end =
+            async |reading| newest(&lagging(journal().await, &[at(3, 2)], true), VDISK, None, reading).await;
+        let told = end(Reading::ToTell).await;
+        assert!(matches!(told, Err(VolumeError::Damaged(_))), "{told:?}");
+        let found = end(Reading::ToRestOn).await;
+        assert!(matches!(found, Err(VolumeError::Retry(_))), "{found:?}");
     });
 }
 
@@ -173,8 +177,54 @@ fn a_head_may_be_one_record_behind_and_not_two() {
             (2, at(1, 3), false),
             (LEAPT, at(1, 3), false),
         ] {
-            let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
+            let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), Own::Record).await;
             assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
+        }
+    });
+}
+
+/// Whether anything that follows is another's.
+#[test]
+fn what_of_our_own_may_follow_says_whether_a_head_is_older() {
+    run(async {
+        let backend = journal().await;
+        for (epoch, position, is_well) in
+            [(3, at(3, 2), true), (LEAPT, at(3, 2), true), (3, at(3, 1), false), (LEAPT, at(3, 1), false)]
+        {
+            for own in [Own::Nothing, Own::Unfinished] {
+                let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), own).await;
+                assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}, {own:?}: {answer:?}");
+            }
+        }
+    });
+}
+
+/// Without a position there are starts, and nothing before the first epoch.
+#[test]
+fn a_head_without_a_record_is_older_than_any_journal() {
+    run(async {
+        let check = async |backend: &dyn Backend, epoch, is_well| {
+            let answer = check_not_older(backend, VDISK, Epoch(epoch), None, Own::Record).await;
+            assert_eq!(answer.is_ok(), is_well, "epoch {epoch}: {answer:?}");
+        };
+        for epoch in [0, 1, 3, LEAPT] {
+            check(&MemoryBackend::new(), epoch, true).await;
+            check(&journal().await, epoch, false).await;
+            // Its beginning was cut, behind a copy of the map.
+            let backend = journal().await;
+            remove_before(&backend, VDISK, at(3, 1), &|| Ok(())).await.unwrap();
+            check(&backend, epoch, false).await;
+        }
+        let backend = MemoryBackend::new();
+        for (epoch, is_well) in [(1, true), (2, true), (4, false)] {
+            put(&backend, VDISK, at(epoch, 0), &start(None)).await.unwrap();
+            check(&backend, 0, false).await;
+            check(&backend, 2, is_well).await;
+        }
+        // Nor are the listings up to date.
+        let records = [at(1, 0), at(1, 1), at(1, 2), at(1, 3), at(3, 0), at(3, 1), at(3, 2)];
+        for epoch in [0, 1, 2, 3] {
+            check(&lagging(journal().await, &records, false), epoch, false).await;
         }
     });
 }
@@ -190,7 +240,7 @@ fn what_is_not_listed_yet_makes_a_head_older_too() {
             (3, at(1, 2), false),
         ] {
             let backend = lagging(journal().await, &[at(3, 1), at(3, 2)], false);
-            let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
+            let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), Own::Record).await;
             assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
         }
     });
@@ -203,7 +253,8 @@ fn what_is_no_record_does_not_make_a_head_older() {
         let backend = journal().await;
         let other = backend.bytes(&record_name(VDISK, at(3, 1)));
         backend.damage(&record_name(VDISK, at(3, 2)), other);
-        let answer = check_not_older(&lagging(backend, &[at(3, 2)], false), VDISK, Epoch(3), at(3, 0)).await;
+        let backend = lagging(backend, &[at(3, 2)], false);
+        let answer = check_not_older(&backend, VDISK, Epoch(3), Some(at(3, 0)), Own::Record).await;
         assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
     });
 }

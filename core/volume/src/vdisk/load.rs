@@ -16,7 +16,7 @@ use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
 use crate::cache::Handle;
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
-use crate::journal::{self, Reading};
+use crate::journal::{self, Found, Own, Reading};
 use crate::limiter::Limiter;
 use crate::log::Record as LogRecord;
 use crate::map::copy::{self, CopyId};
@@ -64,6 +64,7 @@ impl Vdisk {
             last_sequence: Cell::new(head.head.sequence),
             accepting: Cell::new(None),
             next: Cell::new(Next::HigherEpoch),
+            may_be_older: Cell::new(true),
             next_sco: Cell::new(0),
             active: RefCell::new(Layer::new()),
             sealed: RefCell::new(VecDeque::new()),
@@ -484,6 +485,25 @@ async fn take_chain(
     Ok(())
 }
 
+/// Refuses a head that is older than what the backend holds: of a registry that was restored from a copy, or of a host that is not the
+/// only one.
+pub(crate) async fn check_not_older(
+    backend: &dyn Backend,
+    id: VdiskId,
+    head: &Head,
+    own: Own,
+) -> Result<(), VolumeError> {
+    if planted("registry: an older one than the backend is believed") {
+        return Ok(());
+    }
+    journal::check_not_older(backend, id, head.epoch, head.position(), own).await?;
+    // A copy of the map is of what is committed; the journal before it may be gone.
+    match head.position() {
+        None if !copy::list(backend, id).await?.is_empty() => Err(journal::older(id)),
+        _ => Ok(()),
+    }
+}
+
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
 /// a recovery from the backend. At most one, since the journal has one writer: with more the head is an older one. One that was never
 /// finished did not happen: its name is not looked at again, in case it is finished late, or shows when a drive answers again.
@@ -494,19 +514,29 @@ pub(crate) async fn catch_up(
     head: &mut Head,
     chance: &dyn Chance,
 ) -> Result<bool, VolumeError> {
-    if let Some(position) = head.position() {
-        journal::check_not_older(backend, id, head.epoch, position).await?;
-    }
+    check_not_older(backend, id, head, Own::Record).await?;
     let start = Position { epoch: head.epoch, index: JournalIndex(0) };
     let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
-    match journal::get_lasting(backend, id, next).await? {
-        journal::Found::Record(record) => take_record(head, next, record),
-        journal::Found::Unfinished => head.raise_epoch(chance)?,
-        journal::Found::Nothing => return Ok(false),
+    // Nothing came of the epoch that it has leapt to, and whose vDisk it was before may have gone on: that is what it goes on from.
+    let of_another = head.position().filter(|last| head.epochs_unknown && last.epoch < head.epoch);
+    let mut is_unfinished = false;
+    for place in [Some(next), of_another.map(journal::after)].into_iter().flatten() {
+        match journal::get_lasting(backend, id, place).await? {
+            Found::Record(record) => {
+                take_record(head, place, record);
+                // Only a recovery may need snapshots that nobody refers to here.
+                head.drop_snapshots();
+                return Ok(true);
+            }
+            Found::Unfinished => is_unfinished |= place == next,
+            Found::Nothing => {}
+        }
     }
-    // Only a recovery may need snapshots that nobody refers to here.
-    head.drop_snapshots();
-    Ok(true)
+    if is_unfinished {
+        head.raise_epoch(chance)?;
+        head.drop_snapshots();
+    }
+    Ok(is_unfinished)
 }
 
 /// What a head says after one more journal record.

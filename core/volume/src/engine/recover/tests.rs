@@ -137,6 +137,63 @@ fn a_tombstone_stands_before_anything_goes_on_its_word() {
     });
 }
 
+/// It may be that of a deletion that was begun: who writes for weeks would lose that when the drive answers again.
+#[test]
+fn a_vdisk_is_not_taken_in_while_a_silent_drive_may_have_its_tombstone() {
+    run(async {
+        let (drives, name) = (Drives::new(), journal::tombstone_name(VDISK));
+        drop(host_with_vdisk(&Rc::default(), &drives).await);
+        let backend = drives.open();
+        backend.put(&name, vec![tombstone::encode(VDISK).into()], Urgency::Reserve).await.unwrap();
+        backend.settle().await;
+        drives.cut_off(&name);
+        let registry = Rc::default();
+        let (engine, _directory) = host(&registry, drives.open_without(drives.holder(&name))).await;
+        assert_eq!(engine.discover(VPOOL).await.unwrap().len(), 1);
+        let answer = engine.adopt_vdisk(VPOOL, VDISK).await;
+        assert!(matches!(answer, Err(VolumeError::Retry(_))), "{answer:?}");
+        assert_eq!(registry.get(&head_key(VDISK)).await.unwrap(), None);
+        let (engine, _directory) = host(&registry, drives.open()).await;
+        assert_eq!(engine.discover(VPOOL).await.unwrap().len(), 0);
+    });
+}
+
+/// One that its registry knows is not used while it is being deleted.
+#[test]
+fn a_vdisk_that_is_known_is_opened_while_a_drive_is_silent() {
+    run(async {
+        let (drives, registry) = (Drives::new(), Rc::default());
+        drop(host_with_vdisk(&registry, &drives).await);
+        let (engine, _directory) = host(&registry, drives.open_without(Some(0))).await;
+        use_it(&engine, "{}3").await;
+    });
+}
+
+/// A drive is silent when the other host opens it: the opening leaps over what that may have.
+#[test]
+fn what_is_written_after_an_opening_that_leapt_is_not_orphaned() {
+    for writes in 0..4 {
+        run(async {
+            let (drives, first) = (Drives::new(), Rc::default());
+            let (owner, _directory) = host_with_vdisk(&first, &drives).await;
+            let second = Rc::default();
+            let (engine, _directory) = host(&second, drives.open()).await;
+            engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
+            let (engine, _directory) = host(&second, drives.open_without(Some(0))).await;
+            let vdisk = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.unwrap();
+            assert!(epoch_of(&second).await.0 > EPOCHS_UNSEEN);
+            for write in 0..writes {
+                let text = format!("{{}}{write}").into();
+                owner.vdisk(VDISK).unwrap().set_properties(text).await.unwrap();
+            }
+            let answer = vdisk.set_properties(Bytes::from_static(b"{}of the second")).await;
+            assert_eq!(answer.is_ok(), writes == 0, "{writes}: {answer:?}");
+            let is_older = matches!(&answer, Err(VolumeError::Refused(told)) if told.contains("older"));
+            assert!(is_older || writes == 0, "{writes}: {answer:?}");
+        });
+    }
+}
+
 /// Its registry may be of before that epoch was begun.
 #[test]
 fn an_epoch_that_was_begun_and_never_finished_is_not_begun_again() {

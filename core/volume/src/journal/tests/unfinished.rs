@@ -23,7 +23,7 @@ impl Drives {
     }
 
     /// The same while this drive does not answer.
-    fn open_without(&self, silent: Option<usize>) -> CodedBackend {
+    pub(crate) fn open_without(&self, silent: Option<usize>) -> CodedBackend {
         let store = |number: usize, store: &Rc<MemoryBackend>| {
             FaultyBackend::new(Rc::clone(store), move |_| {
                 (Some(number) == silent).then_some(Fault::ErrorBefore)
@@ -51,6 +51,14 @@ impl Drives {
 
     pub(crate) fn count(&self, object: &ObjectName) -> usize {
         self.fragments(object).len()
+    }
+
+    /// The first drive that has any of it.
+    pub(crate) fn holder(&self, object: &ObjectName) -> Option<usize> {
+        let fragments = self.fragments(object);
+        let has_it =
+            |store: &Rc<MemoryBackend>| fragments.iter().any(|(other, _)| std::ptr::eq(*other, &**store));
+        self.stores.iter().position(has_it)
     }
 
     /// One fragment is left.
@@ -130,10 +138,7 @@ fn a_name_that_only_a_silent_drive_may_have_is_left_alone() {
         put_all(&drives, &[(at(1, 0), start(None)), (at(1, 1), resize()), (at(1, 2), resize())]).await;
         let hidden = record_name(VDISK, at(1, 2));
         drives.cut_off(&hidden);
-        let has_it = |store: &Rc<MemoryBackend>| {
-            drives.fragments(&hidden).iter().any(|(other, _)| std::ptr::eq(*other, &**store))
-        };
-        let silent = drives.stores.iter().position(has_it);
+        let silent = drives.holder(&hidden);
         let mut head = Head::new(ovs_units::VpoolId(Uuid::nil()), ByteCount(0), None, String::new());
         (head.epoch, head.position) = (Epoch(1), Some((Epoch(1), JournalIndex(1))));
         assert!(catch_up(&drives.open_without(silent), VDISK, &mut head, &SystemChance).await.unwrap());
@@ -143,6 +148,34 @@ fn a_name_that_only_a_silent_drive_may_have_is_left_alone() {
             "it did not happen"
         );
         assert_eq!((head.position(), head.epoch), (Some(at(1, 1)), Epoch(2)));
+    });
+}
+
+/// Whoever had begun it may finish it: until an epoch of ours goes on from before it, that is looked at.
+#[test]
+fn what_is_finished_behind_a_leap_is_another_hosts() {
+    run(async {
+        let drives = Drives::new();
+        put_all(&drives, &[(at(1, 0), start(None)), (at(1, 1), resize()), (at(1, 2), long())]).await;
+        drives.cut_off(&record_name(VDISK, at(1, 2)));
+        let mut head = Head::new(ovs_units::VpoolId(Uuid::nil()), ByteCount(0), None, String::new());
+        (head.epoch, head.position) = (Epoch(1), Some((Epoch(1), JournalIndex(1))));
+        for (epochs_unknown, is_older) in [(false, false), (true, true)] {
+            head.epochs_unknown = epochs_unknown;
+            let mut head = head.clone();
+            assert!(catch_up(&drives.open(), VDISK, &mut head, &SystemChance).await.unwrap());
+            let check = async || {
+                let own = head.own_beyond();
+                check_not_older(&drives.open(), VDISK, head.epoch, head.position(), own).await
+            };
+            check().await.unwrap();
+            put_all(&drives, &[(at(1, 2), long())]).await;
+            assert_eq!(check().await.is_err(), is_older);
+            // The next opening goes on from it, or knows that it was given up.
+            assert_eq!(catch_up(&drives.open(), VDISK, &mut head, &SystemChance).await.unwrap(), is_older);
+            assert_eq!(head.position(), Some(at(1, if is_older { 2 } else { 1 })));
+            drives.cut_off(&record_name(VDISK, at(1, 2)));
+        }
     });
 }
 
@@ -159,7 +192,7 @@ fn an_unfinished_record_in_the_middle_is_damage() {
         assert!(matches!(chain, Err(VolumeError::Damaged(_))), "{chain:?}");
         // Whoever put it knew that what comes before it is committed: so does not a registry that stops there, …
         drives.cut_off(&record_name(VDISK, at(1, 2)));
-        let older = check_not_older(&backend, VDISK, Epoch(1), at(1, 0)).await;
+        let older = check_not_older(&backend, VDISK, Epoch(1), Some(at(1, 0)), Own::Record).await;
         assert!(matches!(older, Err(VolumeError::Refused(_))), "{older:?}");
         // … and a recovery without any does not take what comes before for the end.
         let end = newest(&drives.open(), VDISK, None, Reading::ToRestOn).await;
