@@ -11,6 +11,7 @@ use bytes::Bytes;
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency};
 use ovs_cluster::catalogue::{VpoolRecord, decode};
+use ovs_volume::Chance;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -19,6 +20,9 @@ use std::{
 
 /// A vPool's record on its backend is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Of two puts in the same second, or while the clock is behind, one in a million takes the other's name.
+const CHANCE_BITS: u32 = 20;
 
 fn config_name(version: u64) -> ObjectName {
     // Twenty digits: names sort as versions do.
@@ -65,11 +69,18 @@ async fn newest_config(store: &dyn Backend) -> Result<Option<(ObjectName, VpoolR
     Ok(None)
 }
 
-/// Stores a vPool's record as the newest. Its version becomes one above every one that there is anything of, also of one that was
-/// never finished: no name is used twice.
-pub(super) async fn put_newest_config(store: &dyn Backend, record: &mut VpoolRecord) -> Result<(), Problem> {
+/// Stores a vPool's record as the newest. Its version is above every one that there is anything of, also of one that was never
+/// finished. A drive that is silent may have one that does not show: no name is used twice, nor does an older one come after it.
+/// So a version is the seconds since 1970, and 20 bits of chance (a whole number in JSON until the year 2242).
+pub(super) async fn put_newest_config(
+    store: &dyn Backend,
+    record: &mut VpoolRecord,
+    now_ms: u64,
+    chance: &dyn Chance,
+) -> Result<(), Problem> {
     let above = versions(store).await?.last().map_or(1, |newest| newest + 1);
-    record.version = record.version.max(above);
+    let step = chance.uuid().as_u128() as u64 & ((1 << CHANCE_BITS) - 1);
+    record.version = record.version.max(above).max((now_ms / 1000) << CHANCE_BITS) + step;
     put_config(store, record).await
 }
 
@@ -169,6 +180,7 @@ mod tests {
     use super::*;
     use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
     use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
+    use ovs_volume::SystemChance;
     use serde_json::json;
     use uuid::Uuid;
 
@@ -230,9 +242,34 @@ mod tests {
             let kept = get_lasting_config(&open(&drives)).await.unwrap().unwrap();
             assert_eq!((&kept, fragments(&drives, 2).len()), (&told, 4));
             let mut newer = VpoolRecord { default_size_bytes: 8192, ..told };
-            put_newest_config(&open(&drives), &mut newer).await.unwrap();
-            assert_eq!(newer.version, 4);
+            put_newest_config(&open(&drives), &mut newer, 0, &SystemChance).await.unwrap();
+            assert!(newer.version >= 4);
             assert_eq!(get_config(&open(&drives)).await.unwrap(), Some(newer));
+        });
+    }
+
+    /// One was begun on a drive alone that is silent, or that a process did not live to see; then another is acknowledged.
+    #[test]
+    fn a_version_that_nobody_sees_is_not_taken_again_and_is_older_than_what_follows() {
+        const NOW_MS: u64 = 1_800_000_000_000;
+        run(async {
+            let store = MemoryBackend::new();
+            put_versions(&store).await;
+            let known = get_config(&store).await.unwrap().unwrap();
+            let mut taken = BTreeSet::new();
+            for later_ms in (0..10).map(|number| number * 1000) {
+                // Who puts it sees nothing of what those before have put.
+                let (store, mut record) = (store.clone(), known.clone());
+                put_newest_config(&store, &mut record, NOW_MS + later_ms, &SystemChance).await.unwrap();
+                assert!(record.version < 1 << 53, "numbers of JSON are exact below that");
+                assert!(taken.iter().all(|other| *other < record.version), "{taken:?}");
+                taken.insert(record.version);
+            }
+            // The clock was put back.
+            let mut record = VpoolRecord { version: *taken.last().unwrap(), ..known };
+            put_config(&store, &record).await.unwrap();
+            put_newest_config(&store, &mut record, 0, &SystemChance).await.unwrap();
+            assert!(record.version > *taken.last().unwrap());
         });
     }
 

@@ -176,7 +176,7 @@ impl Volumes {
             VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
         record.name = request.name;
         if record != config {
-            put_newest_config(&*store, &mut record).await?;
+            put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         }
         let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));

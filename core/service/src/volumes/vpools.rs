@@ -207,9 +207,9 @@ impl Volumes {
         }
         record.version += 1;
         // The backend's copy first: its highest version counts in a recovery, and a version is never used twice
-        // (the same one with other contents would be a conflict), so that a crash in between skips one at most.
+        // (the same one with other contents would be a conflict), so that a crash in between skips it.
         let store = pool.backend().ok_or_else(|| offline(&pool))?;
-        put_newest_config(&*store, &mut record).await?;
+        put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         let stored = self.catalogue.update(&stored, record).await.map_err(from_catalogue)?;
         self.engine.set_vpool_cache(stored.record.id, stored.record.cache);
         pool.set_record(stored.record);
