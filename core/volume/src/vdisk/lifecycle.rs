@@ -241,8 +241,12 @@ impl Inner {
         // A start goes over what another host has put since the opening looked: that is met first.
         if self.may_be_older.get() {
             let own = raised.own_beyond();
-            self.with_journal_patience(async || check_not_older(&*self.backend, self.id, &raised, own).await)
-                .await?;
+            let check = async || match check_not_older(&*self.backend, self.id, &raised, own).await {
+                // What is no record shows nothing; a backend may answer with something else once.
+                Err(VolumeError::Damaged(reason)) => Err(VolumeError::Retry(reason)),
+                checked => checked,
+            };
+            self.with_journal_patience(check).await?;
         }
         raised.raise_epoch(&*self.context.chance)?;
         self.commit(|head| {

@@ -1,7 +1,7 @@
 //! A registry that is older than the backend, damaged, or has lost a vDisk.
 
 use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, cluster, create, open, put, put_stable, run};
-use ovs_backend::{Fault, FaultyBackend, Operation};
+use ovs_backend::{Fault, FaultyBackend, MemoryBackend, ObjectName, Operation};
 use ovs_units::{ByteCount, Name, SnapshotId, VdiskId};
 use ovs_volume::{CreateVdisk, Registry, Transaction, Vdisk, VolumeError};
 use std::{cell::Cell, rc::Rc, time::Duration};
@@ -178,26 +178,39 @@ fn what_is_written_elsewhere_since_an_opening_is_met_by_the_first_write() {
     });
 }
 
-/// A backend that is away for a moment is waited for, as it is by what is put next.
+/// A backend that is away for a moment, or answers with something else, is asked again, as it is by what is put next.
 #[test]
 fn a_first_write_waits_until_it_is_known_who_writes() {
-    run(async {
-        let (mut host, buffer) = (Host::new(false), Buffer::new());
-        write_on(&create(&host.start(&buffer).await.unwrap()).await, 1).await;
-        let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
-        drop(vdisk);
-        let (is_away, seen) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
-        let (away, count) = (is_away.clone(), seen.clone());
-        host.backend = Rc::new(FaultyBackend::new(host.backend.clone(), move |call| {
-            let is_asked = away.get() && call.operation == Operation::List;
-            count.set(count.get() + u32::from(is_asked));
-            (is_asked && count.get() < 4).then_some(Fault::ErrorBefore)
-        }));
-        let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
-        is_away.set(true);
-        write_on(&vdisk, 2).await;
-        assert!(seen.get() >= 4);
-    });
+    for is_away in [true, false] {
+        run(async {
+            let (mut host, buffer) = (Host::new(false), Buffer::new());
+            let store = Rc::new(MemoryBackend::new());
+            host.backend = store.clone();
+            write_on(&create(&host.start(&buffer).await.unwrap()).await, 1).await;
+            let next = ObjectName::new(format!("v/{}/j/{:016x}-{:016x}", DISK.0.simple(), 1, 2)).unwrap();
+            let (is_open, asked) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+            let (open_now, count) = (is_open.clone(), asked.clone());
+            host.backend = Rc::new(FaultyBackend::new(store.clone(), move |call| {
+                let is_it = match is_away {
+                    true => call.operation == Operation::List,
+                    false => call.operation == Operation::Get && call.object == next.as_str(),
+                };
+                if !open_now.get() || !is_it {
+                    return None;
+                }
+                count.set(count.get() + 1);
+                let is_wrong = count.get() < 4;
+                if !is_away {
+                    store.damage(&next, is_wrong.then(|| "of another".into()));
+                }
+                (is_wrong && is_away).then_some(Fault::ErrorBefore)
+            }));
+            let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
+            is_open.set(true);
+            write_on(&vdisk, 2).await;
+            assert!(asked.get() >= 4);
+        });
+    }
 }
 
 /// The other has begun an epoch, of which its backend took nothing.
