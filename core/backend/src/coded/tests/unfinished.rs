@@ -293,6 +293,11 @@ fn a_fragment_of_another_put_costs_its_drive_alone() {
                 ours.drives[drive].inner().damage(&fragment, None);
             }
             ours.forget();
+            // That one is heard first.
+            ours.set_schedule(move |number, call| {
+                let is_later = call.operation == Operation::Put && number != drive;
+                is_later.then(|| Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(1)))))
+            });
             assert!(ours.backend.get_lasting(&name("v/j/1")).await == Ok(expected.clone()), "{drives}");
             ours.backend.settle().await;
             assert_eq!(ours.drives[drive].inner().bytes(&fragment), other);
