@@ -57,11 +57,13 @@ pub struct BufferConfig {
     /// Buffered data kept in memory as well, at most.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
+    /// Small writes go to the kernel by io_uring where it has that, else and without this through threads.
+    pub io_uring: bool,
 }
 
 impl Default for BufferConfig {
     fn default() -> Self {
-        BufferConfig { path: None, size: 1 << 30, segment_size: 64 << 20, memory: 256 << 20 }
+        BufferConfig { path: None, size: 1 << 30, segment_size: 64 << 20, memory: 256 << 20, io_uring: true }
     }
 }
 
@@ -404,12 +406,13 @@ mod tests {
     #[test]
     fn units_are_read() {
         let config = Config::parse(
-            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
+            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\n  io_uring: false\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
              nbd:\n  vdisk_socket_mode: \"0600\"\n\
              default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n  maps: 64MiB\n",
         )
         .unwrap();
         assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
+        assert!(!config.buffer.io_uring && Config::default().buffer.io_uring);
         assert_eq!(config.destage.after, Duration::from_millis(500));
         assert!(!config.scrub.automatic && config.scrub.min_size == 64 << 20);
         assert_eq!(config.nbd.vdisk_socket_mode, 0o600);
