@@ -340,6 +340,26 @@ def test_one_refusal_of_the_disk(make_stack, call, when):
         after.flush()
 
 
+def test_io_uring_is_refused(small):
+    """Once, and from then on threads write: nothing has failed, nobody notices."""
+    blocks = Blocks(small)
+    blocks.write(0)
+    with Strace(small.ovsd, "io_uring_enter:error=EAGAIN:when=5", [], small.logs / "strace.log") as strace:
+        for number in range(1, 60):
+            blocks.write(number)
+            if number % 3 == 0:
+                blocks.flush()
+        calls = strace.calls()
+    assert sum("(INJECTED)" in line for line in calls) == 1
+    assert sum("io_uring_enter" in line for line in calls) == 5 and sum("pwritev" in line for line in calls) > 40
+    assert failed_segments(small) == 0
+    assert "io_uring did not take a write" in small.ovsd.log.read_text()
+    small.ovsd.kill9()
+    small.restart()
+    with Connection(small.nbd_socket, "default/v") as after:
+        blocks.check(after)
+
+
 def test_what_is_answered_is_synced(small):
     """In the registry, in the backend's objects and their folders, in the write buffer: a kill shows nothing of it, since the kernel lives
     on."""

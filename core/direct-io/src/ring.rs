@@ -1,4 +1,5 @@
-//! Writes that need no thread: the kernel takes them (io_uring) and says when they are done.
+//! Writes without a thread of ours: the kernel takes them (io_uring) and says when they are done. Where it cannot do one at once it uses
+//! a thread of its own; if it has none to spare, the write is not taken.
 //!
 //! ```text
 //!  write_to ─▶ queue ─▶ kernel ─▶ the ring's descriptor is readable ─▶ reap: whose it was goes on
@@ -7,10 +8,11 @@
 //! For one thread, on a runtime of tokio that does I/O. The ring keeps what the kernel still reads from, whether anybody waits for it
 //! or not, and one that is dropped waits for all of it.
 //!
-//! Not here: syncs. The kernel gives them to threads of its own, which takes longer than one of ours.
+//! Not here: an order among writes, which is for the caller to keep. Syncs. The kernel gives them to threads of its own, which takes longer than one of ours.
 
 use crate::Buffer;
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, Probe, opcode, types};
+use rustix::io::Errno;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -39,6 +41,7 @@ pub struct Ring {
     next_id: Cell<u64>,
     /// The kernel refused to take what is in the queue.
     is_broken: Cell<bool>,
+    written: Cell<u64>,
 }
 
 struct Write {
@@ -50,11 +53,17 @@ struct Write {
 }
 
 impl Ring {
-    /// An error where the kernel has no io_uring, or does not let us. To be called on the runtime.
+    /// An error where the kernel has no io_uring, or does not let us, or knows no such writes (before Linux 5.6). To be called on the
+    /// runtime.
     pub fn new() -> io::Result<Ring> {
         // Nobody is interrupted to hear of what is done (Linux 5.19).
         let gentle = IoUring::builder().setup_coop_taskrun().build(ENTRIES);
         let queue = gentle.or_else(|_| IoUring::new(ENTRIES))?;
+        let mut known = Probe::new();
+        queue.submitter().register_probe(&mut known)?;
+        if !known.is_supported(opcode::Write::CODE) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         // SAFETY: the descriptor is the queue's, which is closed after this is gone.
         let ready = unsafe { AsyncFd::register_with_interest(queue.as_raw_fd(), Interest::READABLE) }
             .map_err(io::Error::from)?;
@@ -64,11 +73,18 @@ impl Ring {
             under_way: RefCell::default(),
             next_id: Cell::new(0),
             is_broken: Cell::new(false),
+            written: Cell::new(0),
         })
     }
 
-    /// Writes the buffer, less than 2 GiB. `false` when the kernel did not take all of it now: then what is on the file is not known,
-    /// and it has to be written another way.
+    /// How many writes it has done.
+    pub fn written(&self) -> u64 {
+        self.written.get()
+    }
+
+    /// Writes the buffer, less than 2 GiB. `false` when the kernel did not take all of it: then what is on the file is not known, the kernel
+    /// is done with it, and it has to be written another way. An error is the file's; or the runtime's, which ends, and then the kernel may
+    /// still be at it.
     pub async fn write_to(&self, file: Arc<File>, buffer: Buffer, offset: u64) -> io::Result<bool> {
         let write = Rc::new(Write { buffer, file, result: Cell::new(None), done: Notify::new() });
         if !self.submit(&write, offset) {
@@ -77,13 +93,7 @@ impl Ring {
         loop {
             self.reap();
             match write.result.get() {
-                Some(length) if length >= 0 => return Ok(length as usize == write.buffer.len()),
-                Some(error) => {
-                    let error = io::Error::from_raw_os_error(-error);
-                    let is_not_taken =
-                        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-                    return if is_not_taken { Ok(false) } else { Err(error) };
-                }
+                Some(result) => return is_written(result, write.buffer.len()),
                 None => tokio::select! {
                     // Somebody else took note of it. The runtime would not wake us: to epoll the descriptor is not readable any more.
                     () = write.done.notified() => {}
@@ -98,6 +108,7 @@ impl Ring {
 
     /// Gives the write to the kernel. False: that has none of it, and will not have it.
     fn submit(&self, write: &Rc<Write>, offset: u64) -> bool {
+        self.reap();
         if self.is_broken.get() || self.under_way.borrow().len() == ENTRIES as usize {
             return false;
         }
@@ -114,7 +125,7 @@ impl Ring {
         let submitted = loop {
             match queue.submit() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result.is_ok(),
+                result => break result.is_ok() && queue.submission().is_empty(),
             }
         };
         if !submitted {
@@ -133,8 +144,24 @@ impl Ring {
             if let Some(write) = under_way.remove(&entry.user_data()) {
                 write.result.set(Some(entry.result()));
                 write.done.notify_one();
+                self.written.set(self.written.get() + 1);
             }
         }
+    }
+}
+
+/// What the kernel's answer says of a write of so many bytes.
+fn is_written(result: i32, length: usize) -> io::Result<bool> {
+    if let Ok(written) = usize::try_from(result) {
+        return Ok(written == length);
+    }
+    match Errno::from_raw_os_error(-result) {
+        // Not now, or no thread of the kernel's to be had for it; or not by a ring at all. If the file is to blame, a thread of ours will hear
+        // of it as well.
+        Errno::AGAIN | Errno::INTR | Errno::CANCELED | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOMEM => {
+            Ok(false)
+        }
+        error => Err(error.into()),
     }
 }
 
@@ -173,6 +200,7 @@ mod tests {
         io::{Read, Write as _},
         os::{fd::OwnedFd, unix::fs::FileExt},
         task::Poll,
+        time::Duration,
     };
 
     fn filled(blocks: usize, byte: u8) -> Buffer {
@@ -198,12 +226,13 @@ mod tests {
         })
     }
 
-    /// With a ring, if this kernel has any.
+    /// With a ring, if this kernel has any, which is not to be doubted where OVS_TEST_IO_URING is set.
     fn with_ring<F: Future<Output = ()>>(case: impl FnOnce(Ring) -> F) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             match Ring::new() {
                 Ok(ring) => case(ring).await,
+                Err(error) if std::env::var_os("OVS_TEST_IO_URING").is_some() => panic!("{error}"),
                 Err(error) => eprintln!("not tried, there is no io_uring here: {error}"),
             }
         });
@@ -257,7 +286,64 @@ mod tests {
             let path = tempfile::NamedTempFile::new().unwrap();
             let file = Arc::new(OpenOptions::new().read(true).open(path.path()).unwrap());
             let error = ring.write_to(file, filled(1, 1), 0).await.unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()));
+            assert_eq!(error.raw_os_error(), Some(Errno::BADF.raw_os_error()));
+        });
+    }
+
+    #[test]
+    fn what_an_answer_says() {
+        let says = |result: i32| is_written(result, 8192).map_err(|error| error.raw_os_error());
+        let refused = |errno: Errno| says(-errno.raw_os_error());
+        assert_eq!((says(8192), says(4096), says(0)), (Ok(true), Ok(false), Ok(false)));
+        for errno in
+            [Errno::AGAIN, Errno::INTR, Errno::CANCELED, Errno::INVAL, Errno::OPNOTSUPP, Errno::NOMEM]
+        {
+            assert_eq!(refused(errno), Ok(false), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::BADF, Errno::ROFS] {
+            assert_eq!(refused(errno), Err(Some(errno.raw_os_error())));
+        }
+    }
+
+    #[test]
+    fn a_write_that_is_cut_short_is_not_taken() {
+        with_ring(|ring| async move {
+            let (mut reader, file) = full_pipe();
+            reader.read_exact(&mut [0; BLOCK_BYTES]).unwrap();
+            assert!(!ring.write_to(file, filled(2, 7), 0).await.unwrap());
+        });
+    }
+
+    /// Its completion is taken note of by another write, and to epoll nothing has happened then.
+    #[test]
+    fn nobody_is_forgotten_whose_write_somebody_else_found_done() {
+        with_ring(|ring| async move {
+            let (reader, file) = full_pipe();
+            let null = Arc::new(OpenOptions::new().write(true).open("/dev/null").unwrap());
+            let waiting = async { assert!(ring.write_to(file, filled(1, 7), 0).await.unwrap()) };
+            let other = async {
+                tokio::task::yield_now().await;
+                read_all(reader, 1).join().unwrap();
+                assert!(ring.write_to(null, filled(1, 1), 0).await.unwrap());
+            };
+            let both = futures_util::future::join(waiting, other);
+            tokio::time::timeout(Duration::from_secs(20), both).await.expect("it waits for ever");
+        });
+    }
+
+    /// There is room again when the kernel is done with them.
+    #[test]
+    fn a_ring_full_of_writes_that_nobody_waits_for_takes_others_later() {
+        with_ring(|ring| async move {
+            let (reader, file) = full_pipe();
+            for _ in 0..ENTRIES {
+                let mut gone = Box::pin(ring.write_to(file.clone(), filled(1, 7), 0));
+                assert!(futures_util::poll!(&mut gone).is_pending());
+            }
+            let null = Arc::new(OpenOptions::new().write(true).open("/dev/null").unwrap());
+            assert!(!ring.write_to(null.clone(), filled(1, 1), 0).await.unwrap());
+            read_all(reader, ENTRIES as usize).join().unwrap();
+            assert!(ring.write_to(null, filled(1, 1), 0).await.unwrap());
         });
     }
 

@@ -6,6 +6,7 @@ use ovs_direct_io::{Buffer, Ring};
 use ovs_format::log::BLOCK_BYTES;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::{
+    cell::Cell,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -16,7 +17,7 @@ use std::{
 
 /// Larger writes have a thread: it takes longer to hand their memory to the kernel than to wake one up.
 const RING_BYTES_MAX: usize = 256 << 10;
-/// A slot may still be written to by a process that is gone: for a minute.
+/// A slot may still be written to by a process that is gone: for a minute, each.
 const LATE_LOOKS_MAX: usize = 12_000;
 const LATE_LOOKS_EVERY: Duration = Duration::from_millis(5);
 
@@ -44,6 +45,7 @@ pub trait LogDevice {
 pub struct FileDevice {
     /// Goes before the slots, and waits for what it still writes to them.
     ring: Option<Ring>,
+    was_refused: Cell<bool>,
     shared: Arc<Shared>,
 }
 
@@ -96,7 +98,7 @@ impl FileDevice {
             tracing::warn!(directory = %directory.display(), "no direct I/O here: the write buffer goes through the page cache");
         }
         let shared = Shared { _lock: lock, slots, slot_bytes, direct };
-        Ok(FileDevice { ring: None, shared: Arc::new(shared) })
+        Ok(FileDevice { ring: None, was_refused: Cell::new(false), shared: Arc::new(shared) })
     }
 
     /// Small writes go to the kernel without a thread between, where it has io_uring and lets us. To be called on a runtime that
@@ -152,14 +154,21 @@ fn open_slot(path: &Path) -> io::Result<(File, bool)> {
 /// A write of a process that was killed may be under way when that is gone, with all its other locks. It holds on to the file, and
 /// the file to this one. Read before it lands, the slot would say what is not true a moment later.
 fn wait_for_late_writes(file: &File, path: &Path) -> io::Result<()> {
-    for _ in 0..LATE_LOOKS_MAX {
+    for look in 0..LATE_LOOKS_MAX {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LATE_LOOKS_EVERY),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                if look == 0 {
+                    tracing::warn!(slot = %path.display(), "locked; waiting for a write of an ovsd that is gone");
+                }
+                std::thread::sleep(LATE_LOOKS_EVERY);
+            }
             locked => return locked.map_err(io::Error::from),
         }
     }
     let path = path.display();
-    Err(io::Error::other(format!("{path} is still written to by an ovsd that is gone")))
+    Err(io::Error::other(format!(
+        "{path} is locked: by another program, or by the write of an ovsd that is gone"
+    )))
 }
 
 fn open_directly(path: &Path) -> io::Result<(File, bool)> {
@@ -192,6 +201,10 @@ impl LogDevice for FileDevice {
     }
 
     fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        debug_assert!(
+            parts.iter().all(|part| part.len().is_multiple_of(BLOCK_BYTES)),
+            "parts are whole blocks"
+        );
         let shared = self.shared.clone();
         let is_small = parts.iter().map(Bytes::len).sum::<usize>() <= RING_BYTES_MAX;
         let ring = self.ring.as_ref().filter(|_| is_small && shared.direct);
@@ -200,6 +213,9 @@ impl LogDevice for FileDevice {
                 let file = shared.slots[slot].clone();
                 if ring.write_to(file, Buffer::gathered(parts.iter()), offset).await? {
                     return Ok(());
+                }
+                if !self.was_refused.replace(true) {
+                    tracing::warn!("io_uring did not take a write: threads write what it does not take");
                 }
             }
             blocking(move || ovs_direct_io::write_at(&shared.slots[slot], &parts, offset)).await
@@ -279,6 +295,9 @@ mod tests {
             let found = device.read(1, 0, 4 * BLOCK_BYTES + RING_BYTES_MAX).await.unwrap();
             let expected = [parts(1, 3), parts(2, RING_BYTES_MAX / BLOCK_BYTES + 1)].concat();
             assert!(found == expected.concat());
+            let written = device.ring.map(|ring| ring.written());
+            let expected = if device.shared.direct { 1 } else { 0 };
+            assert!(written.is_none_or(|written| written == expected), "{written:?}");
         });
     }
 }
