@@ -2,7 +2,7 @@
 """64 vDisks, 8 deep each: all of them together against one, and their slowest operations against qemu-storage-daemon's.
 
 4 KiB random writes and reads over NBD on one unix socket, 1 GiB in all whoever it is divided among. ovs: thin vDisks made for
-the run for writes, vDisks written before for reads, write buffer as it comes (1 GiB). qemu-storage-daemon: raw files written
+the run for writes, vDisks written before and read once for reads, write buffer as it comes (1 GiB). qemu-storage-daemon: raw files written
 before, O_DIRECT, io_uring. A fresh server per run. Each vDisk has had one operation before: what the first costs is told apart (a
 first write opens a vDisk's epoch on the backend). One vDisk also at the depth that the 64 have together: as
 4 connections with 128 each, the most that a connection may have.
@@ -38,7 +38,7 @@ class Ovs:
         for vdisks in (1, COUNT):
             names = self.make("filled", vdisks)
             for name in names:
-                load.fill([load.nbd(self.stack.uri(name))], TOTAL // vdisks)
+                load.fill([load.nbd(self.stack.uri(name))], TOTAL // vdisks, warm=True)
         self.stack.ovsd.stop()
 
     def make(self, prefix, count):
