@@ -8,7 +8,8 @@
 //! For one thread, on a runtime of tokio that does I/O. The ring keeps what the kernel still reads from, whether anybody waits for it
 //! or not, and one that is dropped waits for all of it.
 //!
-//! Not here: an order among writes, which is for the caller to keep. Syncs. The kernel gives them to threads of its own, which takes longer than one of ours.
+//! Not here: an order among writes, which is for the caller to keep; syncs, which the kernel gives to threads of its own, and those take longer
+//! than one of ours.
 
 use crate::Buffer;
 use io_uring::{IoUring, Probe, opcode, types};
@@ -77,7 +78,7 @@ impl Ring {
         })
     }
 
-    /// How many writes it has done.
+    /// How many writes the kernel has answered.
     pub fn written(&self) -> u64 {
         self.written.get()
     }

@@ -15,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-/// Larger writes have a thread: it takes longer to hand their memory to the kernel than to wake one up.
+/// Larger writes have a thread, so that copying them and handing their memory to the kernel does not hold up the engine's. The bound was chosen, not
+/// measured.
 const RING_BYTES_MAX: usize = 256 << 10;
 /// A slot may still be written to by a process that is gone: for a minute, each.
 const LATE_LOOKS_MAX: usize = 12_000;
