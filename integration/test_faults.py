@@ -19,7 +19,7 @@ from stack import (MIB, REPOSITORY, Cgroup, NoCgroup, Program, Refused, Strace, 
 from test_cli import metrics
 from test_full import TINY_BUFFER, eaten, small_file_system
 
-WITH_THREADS = TINY_BUFFER.replace("buffer:", "buffer:\n  io_uring: false")
+WITH_THREADS = TINY_BUFFER + "io_uring: false\n"
 ROUNDS = int(os.environ.get("OVS_TEST_ROUNDS", "1"))
 TROUBLE_S = 12 * ROUNDS
 
@@ -338,6 +338,28 @@ def test_one_refusal_of_the_disk(make_stack, call, when):
         blocks.check(after)
         after.write(0, block_of(0, 1 << 20))
         after.flush()
+
+
+def test_io_uring_is_refused_to_cold_reads(make_stack):
+    """Threads read what it does not take, and it is asked no more."""
+    small = make_stack(TINY_BUFFER).start()
+    small.create("v", "64MiB")
+    blocks = Blocks(small)
+    for number in range(64):
+        blocks.write(number)
+    blocks.flush()
+    wait_until("all has left the write buffer", lambda: small.show("v")["buffered_bytes"] == 0, 60)
+    backend = [path for path in (small.state / "backend").rglob("*") if path.is_file()]
+    with Strace(small.ovsd, "io_uring_enter:error=EAGAIN:when=1+", [], small.logs / "strace.log") as strace:
+        for _ in range(4):
+            for path in backend:
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with Connection(small.nbd_socket, "default/v") as again:
+                blocks.check(again)
+        calls = strace.calls()
+    assert sum("io_uring_enter" in line for line in calls) == 3, "each ring is asked once, and three are made"
+    assert "io_uring did not take cold reads" in small.ovsd.log.read_text()
 
 
 def test_io_uring_is_refused(small):

@@ -2,8 +2,12 @@
 //!
 //! Direct I/O wants memory, offset and length in blocks of the device; 4 KiB are that everywhere.
 
+mod cached;
+mod reader;
 mod ring;
 
+pub use cached::is_cached;
+pub use reader::Reader;
 pub use ring::Ring;
 
 use bytes::Bytes;

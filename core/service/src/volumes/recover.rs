@@ -169,7 +169,8 @@ impl Volumes {
             return Err(exists("vPool", &pool.record().name, config.id.0));
         }
         let backend = self.known_or_new_backend(&request, &path).await?;
-        let store = open_namespace(&path, &namespace, Namespace::Existing).await?;
+        let io_uring = self.settings.io_uring;
+        let store = open_namespace(&path, &namespace, Namespace::Existing, io_uring).await?;
         let mut record =
             VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
         record.name = request.name;
@@ -403,7 +404,7 @@ async fn find_namespace(path: &str, name: &Name) -> Result<(String, VpoolRecord)
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for namespace in folders {
         let config =
-            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing).await?).await };
+            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing, false).await?).await };
         match config.await {
             Ok(Some(config)) => found.push((namespace, config)),
             Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
