@@ -101,6 +101,8 @@ pub struct Settings {
     pub nbd_authority: Option<String>,
     /// The read cache is to have an SSD.
     pub has_cache_ssd: bool,
+    /// Small reads of what is not in memory go to the kernel by io_uring, where it has that. Not for a runtime whose time is paused.
+    pub io_uring: bool,
 }
 
 /// All vDisks of this host. One thread.

@@ -106,15 +106,16 @@ pub(super) enum Namespace {
     Existing,
 }
 
-/// Opens a vPool's own folder on a backend.
+/// Opens a vPool's own folder on a backend. See [`super::Settings::io_uring`].
 pub(super) async fn open_namespace(
     path: &str,
     namespace: &str,
     expected: Namespace,
+    io_uring: bool,
 ) -> Result<Rc<dyn Backend>, Problem> {
     let folder = Path::new(path).join(namespace);
     let opened = tokio::task::spawn_blocking(move || {
-        let options = DirOptions::new(folder);
+        let options = DirOptions { io_uring, ..DirOptions::new(folder) };
         match expected {
             Namespace::New => DirBackend::open(options),
             Namespace::Existing => DirBackend::open_existing(options),

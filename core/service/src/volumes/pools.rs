@@ -113,7 +113,8 @@ impl Volumes {
     /// Opens the backend of a vPool.
     pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Rc<dyn Backend>, Problem> {
         let backend = self.catalogue.get::<BackendRecord>(record.backend).await.map_err(from_catalogue)?;
-        open_namespace(&backend.record.path, &record.namespace, Namespace::Existing).await
+        let (path, io_uring) = (&backend.record.path, self.settings.io_uring);
+        open_namespace(path, &record.namespace, Namespace::Existing, io_uring).await
     }
 
     pub(super) fn publish_vpool(&self, kind: EventKind, pool: &Pool) {

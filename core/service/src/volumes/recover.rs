@@ -168,7 +168,8 @@ impl Volumes {
         if let Ok(pool) = self.pool(config.id) {
             return Err(exists("vPool", &pool.record().name, config.id.0));
         }
-        let store = open_namespace(&path, &namespace, Namespace::Existing).await?;
+        let io_uring = self.settings.io_uring;
+        let store = open_namespace(&path, &namespace, Namespace::Existing, io_uring).await?;
         let config = self.config_of(&*store, &request.name).await?;
         // Nothing is known here of a backend that has not told what it holds.
         let backend = self.known_or_new_backend(&request, &path).await?;
@@ -404,7 +405,7 @@ async fn find_namespace(path: &str, name: &Name) -> Result<(String, VpoolRecord)
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for namespace in folders {
         let config =
-            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing).await?).await };
+            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing, false).await?).await };
         match config.await {
             Ok(Some(config)) => found.push((namespace, config)),
             Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),

@@ -99,7 +99,8 @@ impl Volumes {
         let prepared = self.catalogue.insert(record).await.map_err(from_catalogue)?;
         let ready = VpoolRecord { state: State::Ready, ..prepared.record.clone() };
         let made = async {
-            let store = open_namespace(&backend.path, &ready.namespace, Namespace::New).await?;
+            let io_uring = self.settings.io_uring;
+            let store = open_namespace(&backend.path, &ready.namespace, Namespace::New, io_uring).await?;
             put_config(&*store, &ready).await?;
             Ok::<_, Problem>(store)
         };

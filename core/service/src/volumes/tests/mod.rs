@@ -141,6 +141,7 @@ impl World {
             socket_mode: 0o660,
             nbd_authority: None,
             has_cache_ssd: false,
+            io_uring: false,
         };
         let tasks = Arc::new(Tasks::default());
         let parts = VolumesParts { engine, registry, clock, chance: Rc::new(SystemChance), settings, tasks };
