@@ -164,12 +164,12 @@ bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into
 	@/usr/bin/python3 -B tests/bench/bench.py
 
 # The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
-ROWS := snapshots memory restart many edge thousand objects cache
-bench-memory bench-restart: large-map
+ROWS := overwrite snapshots memory restart many edge thousand objects cache maps
+bench-memory bench-restart bench-maps: large-map
 bench-objects: setup-ceph
 
 .PHONY: bench-rows
-bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache; 20 GiB of disk (40 min)
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache, maps; 20 GiB of disk (45 min)
 
 .PHONY: $(addprefix bench-,$(ROWS))
 bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
@@ -180,6 +180,8 @@ bench-edge: ## a file of ovsd-edge, a loop device on it (5 min)
 bench-thousand: ## 1,000 vDisks, 100 of them busy (6 min)
 bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mon, ceph-osd; 20 GiB of disk (10 min)
 bench-cache: ## random reads with a read cache in memory, on an SSD, too small, and without (3 min)
+bench-overwrite: ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (3 min)
+bench-maps: ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 
@@ -191,18 +193,10 @@ large-map: setup-build
 setup-ceph:
 	@packaging/setup.sh ceph
 
-.PHONY: bench-overwrite
-bench-overwrite: setup build ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (1 min)
-	@/usr/bin/python3 -B tests/bench/overwrite.py
-
 .PHONY: bench-quick
 bench-quick: setup build ## two rows; fails where an operation costs more CPU than with qemu-nbd (1 min)
 	@/usr/bin/python3 -B tests/bench/bench.py --quick --gate --targets qemu-nbd-raw,ovs
 	echo "bench-quick: CPU per operation within its bounds" >>$(TOTALS)
-
-.PHONY: bench-maps
-bench-maps: setup build large-map ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
-	@/usr/bin/python3 -B tests/bench/maps.py
 
 .PHONY: deb
 deb: build ## Debian packages into target/deb (1 min)

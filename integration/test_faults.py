@@ -19,6 +19,7 @@ from stack import (MIB, REPOSITORY, Cgroup, NoCgroup, Program, Refused, Strace, 
 from test_cli import metrics
 from test_full import TINY_BUFFER, eaten, small_file_system
 
+WITH_THREADS = TINY_BUFFER + "io_uring: false\n"
 ROUNDS = int(os.environ.get("OVS_TEST_ROUNDS", "1"))
 TROUBLE_S = 12 * ROUNDS
 
@@ -293,15 +294,21 @@ class Blocks:
 @pytest.fixture
 def small(make_stack):
     """ovsd with 16 slots of 4 MiB and a vDisk with something flushed."""
-    stack = make_stack(TINY_BUFFER.replace("500ms", "1h")).start()
+    return small_stack(make_stack, TINY_BUFFER)
+
+
+def small_stack(make_stack, config):
+    stack = make_stack(config.replace("500ms", "1h")).start()
     stack.create("v", "64MiB")
     return stack
 
 
 @pytest.mark.parametrize("call,when", [("fdatasync,fsync", 1), ("fdatasync,fsync", 4), ("pwritev", 1), ("pwritev", 5)])
-def test_one_refusal_of_the_disk(small, call, when):
+def test_one_refusal_of_the_disk(make_stack, call, when):
     """Nobody notices: the segment is given up, what was not stable in it is written to another, and only then is a flush answered.
     Then a kill. (A second sync would return success and mean nothing: the kernel has dropped the pages by then.)"""
+    # A write without a system call of its own cannot be refused here.
+    small = small_stack(make_stack, WITH_THREADS if call == "pwritev" else TINY_BUFFER)
     blocks = Blocks(small)
     blocks.write(0)
     blocks.flush()
@@ -331,6 +338,48 @@ def test_one_refusal_of_the_disk(small, call, when):
         blocks.check(after)
         after.write(0, block_of(0, 1 << 20))
         after.flush()
+
+
+def test_io_uring_is_refused_to_cold_reads(make_stack):
+    """Threads read what it does not take, and it is asked no more."""
+    small = make_stack(TINY_BUFFER).start()
+    small.create("v", "64MiB")
+    blocks = Blocks(small)
+    for number in range(64):
+        blocks.write(number)
+    blocks.flush()
+    wait_until("all has left the write buffer", lambda: small.show("v")["buffered_bytes"] == 0, 60)
+    backend = [path for path in (small.state / "backend").rglob("*") if path.is_file()]
+    with Strace(small.ovsd, "io_uring_enter:error=EAGAIN:when=1+", [], small.logs / "strace.log") as strace:
+        for _ in range(4):
+            for path in backend:
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with Connection(small.nbd_socket, "default/v") as again:
+                blocks.check(again)
+        calls = strace.calls()
+    assert sum("io_uring_enter" in line for line in calls) == 3, "each ring is asked once, and three are made"
+    assert "io_uring did not take cold reads" in small.ovsd.log.read_text()
+
+
+def test_io_uring_is_refused(small):
+    """Once, and from then on threads write: nothing has failed, nobody notices."""
+    blocks = Blocks(small)
+    blocks.write(0)
+    with Strace(small.ovsd, "io_uring_enter:error=EAGAIN:when=5", [], small.logs / "strace.log") as strace:
+        for number in range(1, 60):
+            blocks.write(number)
+            if number % 3 == 0:
+                blocks.flush()
+        calls = strace.calls()
+    assert sum("(INJECTED)" in line for line in calls) == 1
+    assert sum("io_uring_enter" in line for line in calls) == 5 and sum("pwritev" in line for line in calls) > 40
+    assert failed_segments(small) == 0
+    assert "io_uring did not take a write" in small.ovsd.log.read_text()
+    small.ovsd.kill9()
+    small.restart()
+    with Connection(small.nbd_socket, "default/v") as after:
+        blocks.check(after)
 
 
 def test_what_is_answered_is_synced(small):
@@ -465,7 +514,7 @@ def change_something(small, blocks, chance, made):
 def test_refusals_at_moments_from_the_seed(make_stack, chance):
     """Of any file: the write buffer's, the registry's, the backend's. Each thread of ovsd meets one. What was acknowledged is there after a
     kill, what was flushed even if the write buffer gave up, and vDisks that were made are known."""
-    stack = make_stack(TINY_BUFFER).start()
+    stack = make_stack(WITH_THREADS if chance.random() < 0.5 else TINY_BUFFER).start()
     stack.create("v", "64MiB")
     blocks, made, ends, refusals = Blocks(stack), set(), [], 0
     for round_ in range(6 * ROUNDS):

@@ -2,13 +2,15 @@
 """64 vDisks, 8 deep each: all of them together against one, and their slowest operations against qemu-storage-daemon's.
 
 4 KiB random writes and reads over NBD on one unix socket, 1 GiB in all whoever it is divided among. ovs: thin vDisks made for
-the run for writes, vDisks written before for reads, write buffer as it comes (1 GiB). qemu-storage-daemon: raw files written
-before, O_DIRECT, io_uring. A fresh server per run. Each vDisk has had one operation before: what the first costs is told apart (a
+the run for writes; for reads vDisks that were written before and have left the write buffer (1 GiB, as it comes), warm: read once just before, cold: the page
+cache has nothing of the backend, and no block is read twice. qemu-storage-daemon: raw files written before, O_DIRECT, io_uring: always of the
+device. A fresh server per run. Each vDisk has had one operation before: what the first costs is told apart (a
 first write opens a vDisk's epoch on the backend). One vDisk also at the depth that the 64 have together: as
 4 connections with 128 each, the most that a connection may have.
 """
 
 import contextlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -21,7 +23,8 @@ from stack import GIB, MIB, Stack, wait_until
 
 COUNT, DEPTH = 64, 8
 TOTAL = GIB
-ROWS = {"4 KiB random writes": ["--rw=randwrite", "--bs=4k", "--end_fsync=1"], "4 KiB random reads": ["--rw=randread", "--bs=4k"]}
+WRITES, READS, COLD = "4 KiB random writes", "4 KiB random reads, warm", "4 KiB random reads, cold"
+ROWS = {WRITES: ["--rw=randwrite", "--bs=4k", "--end_fsync=1"], READS: ["--rw=randread", "--bs=4k"], COLD: ["--rw=randread", "--bs=4k", "--norandommap=0"]}
 # name: what it is, vDisks, connections to each, depth of each connection
 TARGETS = {"one": ("ovs, one, 32 deep", 1, 1, 32), "one-deep": (f"ovs, one, {COUNT * DEPTH} deep", 1, 4, COUNT * DEPTH // 4),
            "many": (f"ovs, {COUNT}, {DEPTH} deep each", COUNT, 1, DEPTH),
@@ -39,6 +42,7 @@ class Ovs:
             names = self.make("filled", vdisks)
             for name in names:
                 load.fill([load.nbd(self.stack.uri(name))], TOTAL // vdisks)
+        wait_until("all has left the write buffer", lambda: load.buffered(self.stack) == 0, 120)
         self.stack.ovsd.stop()
 
     def make(self, prefix, count):
@@ -48,19 +52,32 @@ class Ovs:
         return names
 
     @contextlib.contextmanager
-    def serve(self, vdisks, reads):
+    def serve(self, vdisks, row):
         self.stack.restart()
         self.count += 1
+        reads = row != WRITES
         names = [f"filled-{vdisks}-{number}" for number in range(vdisks)] if reads else self.make(f"thin{self.count}", vdisks)
         try:
             wait_until("all are open", lambda: load.metric(self.stack, "ovs_vdisks_open") >= COUNT + 1, 60)
-            yield [load.nbd(self.stack.uri(name)) for name in names], self.stack.ovsd.pid
+            places = [load.nbd(self.stack.uri(name)) for name in names]
+            if row == READS:
+                load.fio(places, ["--rw=read", "--bs=1M", "--iodepth=4"], TOTAL // vdisks)
+            if row == COLD:
+                self.drop_page_cache()
+            yield places, self.stack.ovsd.pid
         finally:
             if not reads:
                 wait_until("nobody is attached", lambda: load.metric(self.stack, "ovs_nbd_connections") == 0, 30)
                 for name in names:
                     self.stack.ask("DELETE", f"/v1/vdisks/default:{name}?purge=true")
             self.stack.ovsd.stop()
+
+    def drop_page_cache(self):
+        for path in (self.stack.state / "backend").rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # what is not on the disk yet cannot be dropped
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self):
         self.stack.close(expect_clean=False)
@@ -77,7 +94,7 @@ class Qsd:
             load.fill([["--ioengine=psync", "--direct=1", f"--filename={path}"]], TOTAL // COUNT)
 
     @contextlib.contextmanager
-    def serve(self, vdisks, _reads):
+    def serve(self, vdisks, _row):
         self.socket.unlink(missing_ok=True)
         argv = ["qemu-storage-daemon", "--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=0"]
         for number, path in enumerate(self.files[:vdisks]):
@@ -99,7 +116,7 @@ class Qsd:
 def measure(server, row, target, seconds):
     """The load, and the slowest of the first operations of each vDisk, all of them at once, in ms."""
     _, vdisks, connections, depth = TARGETS[target]
-    with server.serve(vdisks, "read" in row) as (places, pid):
+    with server.serve(vdisks, row) as (places, pid):
         first = load.fio(places, [*ROWS[row], "--io_size=4k"], TOTAL // vdisks)
         places = [place for place in places for _ in range(connections)]
         return load.fio(places, [*ROWS[row], f"--iodepth={depth}"], TOTAL // vdisks, seconds, {"server": pid}), max(first.latency_us) / 1000
@@ -145,7 +162,7 @@ def main():
             for number, name in alternate(options.rounds, TARGETS):
                 one, first = measure(qsd if name == "qsd" else ovs, row, name, options.seconds)
                 results[row, name].append((one, first))
-                page.note(f"round {number + 1}/{options.rounds} {row:20} {name:9} {one.total:9,.0f} IOPS, p99 {one.percentile(0.99):9,.0f} µs, "
+                page.note(f"round {number + 1}/{options.rounds} {row:24} {name:9} {one.total:9,.0f} IOPS, p99 {one.percentile(0.99):9,.0f} µs, "
                           f"CPU {one.cpu_us['server']:.1f} µs; slowest first {first:.0f} ms")
     page.write(f"{TOTAL // MIB} MiB in all, {options.seconds} s a run. Ratios are within a round.", judge(results), *(details(results, row) for row in ROWS))
 

@@ -2,18 +2,17 @@
 """Random reads through a map that is larger than the memory for it, beside the same map in memory.
 
 A vDisk of --clusters (2^28: 1 TiB), each at a random place of a few SCOs, so that nothing lies together: the worst map there is.
-4 KiB random reads over all of it, 32 deep; with `memory.maps` of --budget-mib, and with room for all. In alternation, a
-fresh ovsd each time, warmed up by a read of each page. Prints IOPS, CPU per read, pages loaded per read and the memory of ovsd.
-Needs fio, `make build`, and 3 GiB of disk for 2^28.
+4 KiB random reads over all of it, 32 deep; with `memory.maps` of --budget-mib, and with room for all. A
+fresh ovsd each time, warmed up by a read of each page.
 """
 
-import argparse
+import contextlib
 import json
-import statistics
 import subprocess
 
 from bench import cpu_seconds  # which finds the integration tests' modules
 from load import metric
+from report import Goal, Page, alternate, goals, spread, table
 from stack import BIN, MIB, Stack, run
 
 
@@ -45,36 +44,41 @@ def measure(stack, size, maps_mib, seconds):
         stack.ovsd.stop()
 
 
+def judge(results):
+    ratios = [small["iops"] / large["iops"] for small, large in zip(*results.values())]
+    return goals([Goal("IOPS with so much memory for maps, of those with room for all", ratios, "x", 0.5, 0.7, more_is_better=True, digits=2)])
+
+
+def details(results):
+    heads = {"iops": ("IOPS", 0), "cpu_us": ("ovsd, CPU µs per read", 1), "loads": ("pages loaded per read", 2), "map_mib": ("maps, MiB", 0),
+             "rss_mib": ("ovsd, MiB", 0)}
+    return table(["", *(title for title, _ in heads.values())],
+                 [[name, *(spread([one[what] for one in rounds], digits) for what, (_, digits) in heads.items())] for name, rounds in results.items()])
+
+
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--clusters", type=int, default=1 << 28)
-    arguments.add_argument("--budget-mib", type=int, default=256)
-    arguments.add_argument("--seconds", type=int, default=5)
-    arguments.add_argument("--rounds", type=int, default=3)
-    options = arguments.parse_args()
+    page = Page("maps", "Maps larger than their memory", __doc__, disk_gib=5, rounds=3, seconds=5)
+    page.parser.add_argument("--clusters", type=int, default=1 << 28)
+    page.parser.add_argument("--budget-mib", type=int, default=256)
+    options = page.options()
     size = options.clusters * 4096
-    stack = Stack(config=configuration(options.budget_mib))
-    try:
+    with contextlib.ExitStack() as cleanups:
+        stack = Stack(config=configuration(options.budget_mib))
+        cleanups.callback(stack.close, False)
         stack.start()
         stack.create("v", f"{size // MIB}MiB")
         # 16 SCOs of 4 MiB.
         run("fio", "--name=fill", "--ioengine=nbd", f"--uri={stack.uri('v')}", "--thread", "--rw=write", "--bs=1M", "--size=64M", timeout=120)
         vdisk = stack.show("v")["uuid"]
         stack.ovsd.stop()
-        print(run(BIN / "examples" / "large_map", stack.state / "registry", vdisk, options.clusters, "random", timeout=3600).stdout.strip())
+        page.note(run(BIN / "examples" / "large_map", stack.state / "registry", vdisk, options.clusters, "random", timeout=3600).stdout.strip())
         rooms = {f"{options.budget_mib} MiB": options.budget_mib, "room for all": 1 << 14}
         results = {name: [] for name in rooms}
-        for number in range(options.rounds):
-            for name, maps_mib in (rooms.items() if number % 2 == 0 else reversed(rooms.items())):
-                results[name].append(measure(stack, size, maps_mib, options.seconds))
-        for name, rounds in results.items():
-            value = {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
-            print(f"{name}: {value['iops']:.0f} IOPS [{min(r['iops'] for r in rounds):.0f}-{max(r['iops'] for r in rounds):.0f}], "
-                  f"{value['cpu_us']:.1f} µs CPU and {value['loads']:.2f} pages loaded per read; maps {value['map_mib']:.0f} MiB, ovsd {value['rss_mib']:.0f} MiB")
-        ratios = [small["iops"] / large["iops"] for small, large in zip(*results.values())]
-        print(f"ratio: {statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}]")
-    finally:
-        stack.close()
+        for number, name in alternate(options.rounds, rooms):
+            one = measure(stack, size, rooms[name], options.seconds)
+            results[name].append(one)
+            page.note(f"round {number + 1}/{options.rounds} {name:12} {one['iops']:9,.0f} IOPS, {one['loads']:.2f} pages loaded per read")
+    page.write(f"{options.clusters:,} places, {options.seconds} s a run. Ratios are within a round.", judge(results), details(results))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from report import Goal, Page, alternate, goals, spread, table
 from stack import BIN, GIB, MIB, Stack, loop_device, mounted, run, wait_until
 
 DISK = 100 * GIB
-TIMES = 5
+TIMES = 15
 CLONES, CLI_CLONES = 100, 10
 SETTLE = 0.1
 PAUSE = 0.4
@@ -256,7 +256,7 @@ def judge(results, contents):
         rows += [Goal(f"{title}: {content.title}", ms(one[what] for one in results[name]), "ms", 50, 10) for name, content in contents.items()]
         rows.append(Goal(f"{title}: slowest of the three contents over fastest", alike(results, what), "x", 2, 2))
     for depth in DEPTHS:
-        rows += [Goal(f"writes around a snapshot, {depth} deep, p99: {content.title}", [one[f"stall-{depth}"] for one in results[name]], "ms", 10, 10)
+        rows += [Goal(f"writes around a snapshot, {depth} deep, p99: {content.title}", [one[f"stall-{depth}"] for one in results[name]], "ms", None, 10)
                  for name, content in contents.items()]
     rows.append(Goal(f"{CLONES} clones of one snapshot: {contents['much'].title}", [one["clones"] for one in results["much"]], "s", 2, 2, digits=2))
     return goals(rows)

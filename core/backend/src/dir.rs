@@ -38,6 +38,7 @@ use bytes::Bytes;
 use disk::OsDisk;
 use futures_util::future::{LocalBoxFuture, ready};
 use open_files::{Closing, OpenFiles};
+use ovs_direct_io::Reader;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -51,6 +52,9 @@ pub struct DirOptions {
     pub path: PathBuf,
     /// Guest data is refused while the file system has no more than this left; deletes and commits go on.
     pub reserve_bytes: u64,
+    /// Small reads of what is not in memory go to the kernel by io_uring, where it has that, and a thread is not kept for each. Not for
+    /// runtimes whose time is paused: they do not know that somebody waits.
+    pub io_uring: bool,
 }
 
 impl DirOptions {
@@ -58,7 +62,7 @@ impl DirOptions {
     pub fn new(path: impl Into<PathBuf>) -> DirOptions {
         let path = path.into();
         let reserve_bytes = space::default_reserve_bytes(&path);
-        DirOptions { path, reserve_bytes }
+        DirOptions { path, reserve_bytes, io_uring: false }
     }
 }
 
@@ -83,7 +87,8 @@ impl DirBackend {
 
     fn open_as(options: DirOptions, if_unmarked: store::IfUnmarked) -> Result<DirBackend, BackendError> {
         let store = Store::open(OsDisk, options.path, options.reserve_bytes, if_unmarked)?;
-        Ok(DirBackend { store: Arc::new(store), files: Arc::new(OpenFiles::new()) })
+        let files = OpenFiles::new(options.io_uring.then(Reader::new));
+        Ok(DirBackend { store: Arc::new(store), files: Arc::new(files) })
     }
 
     /// The folder.
@@ -149,6 +154,16 @@ impl Backend for DirBackend {
         Box::pin(async move {
             let of = name.clone();
             let (known, since) = (open.as_ref().ok().cloned(), open.err());
+            if let Some(file) = &known {
+                match self.files.read_cold(file, offset, length).await {
+                    Ok(Some(bytes)) => return Ok(bytes),
+                    Ok(None) => {}
+                    Err(error) => {
+                        close(self.files.forget(&of));
+                        return Err(self.store.cannot_read(&of, error));
+                    }
+                }
+            }
             let read = self.run("get", of.as_str(), move |store| {
                 let file = known.map_or_else(|| store.open_object(&name), Ok)?;
                 let bytes = store.read_object(&name, &file, offset, length)?;
@@ -178,6 +193,11 @@ impl Backend for DirBackend {
             })
             .await
         })
+    }
+
+    /// All that can be read is safe, and all is told.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.get(name)
     }
 
     fn list(

@@ -52,13 +52,15 @@ pub enum BackendError {
         object: String,
     },
     /// Of its parts so few are there that no put of it can have been acknowledged: one that never ended, or a delete that did
-    /// not. It counts as absent, but the name is used.
+    /// not. It counts as absent, but the name is used, or may be.
     #[error("object {object} is not complete: {reason}")]
     Incomplete {
         /// The name.
         object: String,
         /// What is there and what is needed.
         reason: String,
+        /// Part of the backend does not answer: when it does again, there may be more of it.
+        is_silent: bool,
     },
     /// It may have been acknowledged, and cannot be read any more: more is lost or wrong than parity makes good.
     #[error("object {object} is lost: {reason}")]
@@ -136,10 +138,9 @@ pub trait Backend {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
     /// The whole object, which is from now on as safe as one whose put was acknowledged: for whoever lets anything rest on what
-    /// a put that he knows nothing of has left. Where all that can be read is safe, that is [`Backend::get`].
-    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
-        self.get(name)
-    }
+    /// a put that he knows nothing of has left. `NotFound` lasts, too: where a part of the backend is silent that may have something
+    /// of it, or where a put that nobody waits for any more may land yet, that is `Incomplete`.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
     /// Objects of which any part is there, also those that are `Incomplete`, whose names start with `prefix` and come after `after`, in byte order of their names, at most `limit`.
     fn list(

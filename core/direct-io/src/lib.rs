@@ -2,6 +2,14 @@
 //!
 //! Direct I/O wants memory, offset and length in blocks of the device; 4 KiB are that everywhere.
 
+mod cached;
+mod reader;
+mod ring;
+
+pub use cached::is_cached;
+pub use reader::Reader;
+pub use ring::Ring;
+
 use bytes::Bytes;
 use std::{
     fs::File,
@@ -41,6 +49,17 @@ impl Buffer {
         let memory = found.unwrap_or_else(|| vec![0; needed]);
         let start = if length == 0 { 0 } else { memory.as_ptr().align_offset(BLOCK_BYTES) };
         Buffer { memory, start, length }
+    }
+
+    /// The parts one behind the other.
+    pub fn gathered<'a>(parts: impl Iterator<Item = &'a Bytes> + Clone) -> Buffer {
+        let mut buffer = Buffer::of(parts.clone().map(Bytes::len).sum());
+        let mut at = 0;
+        for part in parts {
+            buffer[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        buffer
     }
 }
 
@@ -82,13 +101,7 @@ fn kept<T>(with: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
 /// gathered. Each is whole blocks, and so is the offset. After an error some of it may be written.
 pub fn write_at(file: &File, parts: &[Bytes], offset: u64) -> io::Result<()> {
     debug_assert!(parts.iter().all(|part| part.len().is_multiple_of(BLOCK_BYTES)), "parts are whole blocks");
-    let gathered = parts.iter().filter(|part| !is_taken_as_it_is(part)).map(Bytes::len).sum();
-    let mut buffer = Buffer::of(gathered);
-    let mut at = 0;
-    for part in parts.iter().filter(|part| !is_taken_as_it_is(part)) {
-        buffer[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    }
+    let buffer = Buffer::gathered(parts.iter().filter(|part| !is_taken_as_it_is(part)));
     let mut rest = &buffer[..];
     let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len());
     let mut run = 0;

@@ -17,9 +17,12 @@ const CONFIG_BYTES_MAX: u64 = 256 << 10;
 const MAPS_BYTES_MIN: u64 = 4 << 20;
 
 /// The whole file.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Small writes to the write buffer, and small reads of what a directory has not in memory, go to the kernel by io_uring where it has
+    /// that; else and without this each has a thread.
+    pub io_uring: bool,
     /// The write buffer.
     pub buffer: BufferConfig,
     /// When buffered data leaves for the backend.
@@ -50,6 +53,25 @@ pub struct Config {
 pub struct ExperimentalConfig {
     /// vPools on composites and object stores (decisions 0011 and 0012 list what is missing).
     pub coded_backends: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            io_uring: true,
+            buffer: BufferConfig::default(),
+            destage: DestageConfig::default(),
+            scrub: ScrubConfig::default(),
+            cache: None,
+            nbd: NbdConfig::default(),
+            rpc: RpcConfig::default(),
+            default_vpool: DefaultVpoolConfig::default(),
+            memory: MemoryConfig::default(),
+            stop: StopConfig::default(),
+            log: LogConfig::default(),
+            experimental: ExperimentalConfig::default(),
+        }
+    }
 }
 
 /// The write buffer: one log on local disk for all vDisks.
@@ -414,12 +436,13 @@ mod tests {
     #[test]
     fn units_are_read() {
         let config = Config::parse(
-            "buffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
+            "io_uring: false\nbuffer:\n  size: 4GiB\n  segment_size: 32MiB\ndestage:\n  after: 500ms\nscrub:\n  automatic: false\n\
              nbd:\n  vdisk_socket_mode: \"0600\"\n\
              default_vpool:\n  trash_retention: 7d\n  stall_timeout: 90s\nmemory:\n  lock: false\n  maps: 64MiB\n",
         )
         .unwrap();
         assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
+        assert!(!config.io_uring && Config::default().io_uring);
         assert_eq!(config.destage.after, Duration::from_millis(500));
         assert!(
             !config.experimental.coded_backends,

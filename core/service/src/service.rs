@@ -139,6 +139,7 @@ async fn bring_up(
     let slot_count = usize::try_from(config.buffer.size / config.buffer.segment_size)?;
     let buffer = FileDevice::open(&buffer_dir, slot_count, config.buffer.segment_size)
         .with_context(|| format!("opening the write buffer in {}", buffer_dir.display()))?;
+    let buffer = if config.io_uring { buffer.with_ring() } else { buffer };
     let clock: Rc<dyn Clock> = Rc::new(SystemClock::new());
     let chance = Rc::new(SystemChance);
     let registry = Rc::new(registry);
@@ -175,6 +176,7 @@ async fn bring_up(
         nbd_authority: nbd.authority,
         has_cache_ssd: config.cache.is_some_and(|cache| cache.ssd.is_some()),
         allows_coded_backends: config.experimental.coded_backends,
+        io_uring: config.io_uring,
     };
     let parts = VolumesParts { engine, registry, clock, chance, settings, tasks, runtime };
     let volumes = Volumes::start(parts, Server::new(options)).await?;

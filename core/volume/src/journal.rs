@@ -30,10 +30,49 @@ pub(crate) async fn put(
     Ok(length)
 }
 
+/// Why somebody reads what nobody may have committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// To tell of it: others may be at work there, and it is left as it is.
+    ToTell,
+    /// To rest something on it: from then on it is there to stay.
+    ToRestOn,
+}
+
+impl Reading {
+    pub(crate) async fn get(self, backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, BackendError> {
+        match self {
+            Reading::ToTell => backend.get(name).await,
+            Reading::ToRestOn => backend.get_lasting(name).await,
+        }
+    }
+}
+
+/// What of our own may be under the name after a head's position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// A record that is not committed, or was given up.
+    Record,
+    /// One that was never finished, and was passed over: whoever finishes it is somebody else.
+    Unfinished,
+    Nothing,
+}
+
+impl Own {
+    fn may_be(self, found: &Found) -> bool {
+        match found {
+            Found::Record(_) => self == Own::Record,
+            Found::Unfinished => self != Own::Nothing,
+            Found::Nothing => true,
+        }
+    }
+}
+
 /// What is under a record's name.
 pub(crate) enum Found {
     Record(Record),
-    /// Of a put that was never acknowledged too little to read it: as if it were not there, but the name is used.
+    /// Of a put that was never acknowledged too little to read it, or nothing where some of it may be: as if it were not there, but
+    /// the name is used.
     Unfinished,
     Nothing,
 }
@@ -162,12 +201,13 @@ pub(crate) struct End {
     pub(crate) epoch: Epoch,
 }
 
-/// The end of the journal, found without any registry, and made to stand: the newest record that is listed and can be read, then
+/// The end of the journal, found without any registry, and made to stand if anything is to rest on it: the newest record that is listed and can be read, then
 /// dense probing (listings may lag) from there or from `at_least` on. What is listed and was never finished is not there.
 pub(crate) async fn newest(
     backend: &dyn Backend,
     vdisk: VdiskId,
     at_least: Option<Position>,
+    reading: Reading,
 ) -> Result<Option<End>, VolumeError> {
     let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
@@ -198,9 +238,13 @@ pub(crate) async fn newest(
                     newest = Some(before);
                 }
             }
+            // It is being removed, or who listed it is silent now.
             Found::Nothing => {
-                let name = record_name(vdisk, candidate);
-                return Err(VolumeError::Retry(format!("object {name} is listed and not there: ask again")));
+                let reason = format!("object {} is listed and not there", record_name(vdisk, candidate));
+                return Err(match reading {
+                    Reading::ToTell => VolumeError::Damaged(reason),
+                    Reading::ToRestOn => VolumeError::Retry(reason),
+                });
             }
         }
         break;
@@ -214,7 +258,10 @@ pub(crate) async fn newest(
         }
     }
     // One that a copy of the map names was committed.
-    if Some(position) > at_least && get_lasting(backend, vdisk, position).await?.record().is_none() {
+    if reading == Reading::ToRestOn
+        && Some(position) > at_least
+        && get_lasting(backend, vdisk, position).await?.record().is_none()
+    {
         let name = record_name(vdisk, position);
         return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
     }
@@ -286,31 +333,52 @@ pub(crate) fn next_of(epoch: Epoch, position: Position) -> Position {
     }
 }
 
-/// Refuses a head that is older than what the backend holds: a registry that was restored from a copy.
+/// The record behind this one, in its epoch.
+pub(crate) fn after(position: Position) -> Position {
+    Position { index: position.index.next(), ..position }
+}
+
+/// The registry was restored from a copy, or another host goes on with the vDisk.
+pub(crate) fn older(vdisk: VdiskId) -> VolumeError {
+    VolumeError::Refused(format!(
+        "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
+    ))
+}
+
+/// Refuses a head that is older than what the journal holds. Beyond its position there may be one record of our own, and starts of
+/// epochs that were given up; without a position, those alone.
 pub(crate) async fn check_not_older(
     backend: &dyn Backend,
     vdisk: VdiskId,
     epoch: Epoch,
-    position: Position,
+    position: Option<Position>,
+    own: Own,
 ) -> Result<(), VolumeError> {
-    // One record at most may be there uncommitted.
-    let next = next_of(epoch, position);
-    let newer = backend.list(&prefix(vdisk), Some(&record_name(vdisk, next)), 1).await?;
-    // Listings may lag; what is probed may be gone, with the journal before a copy of the map.
-    if planted("registry: an older one than the backend is believed") {
-        return Ok(());
+    let next = position.map(after);
+    let is_newer =
+        |found: Position| next.is_none_or(|next| found > next) && (found.epoch > epoch || found.index.0 > 0);
+    let prefix = prefix(vdisk);
+    let mut last = position.map(|position| record_name(vdisk, position));
+    loop {
+        let page = backend.list(&prefix, last.as_ref(), 1000).await?;
+        if page.iter().filter_map(|object| position_of(&object.name, &prefix)).any(is_newer) {
+            return Err(older(vdisk));
+        }
+        let Some(object) = page.last() else { break };
+        last = Some(object.name.clone());
     }
-    let two_on = Position { index: next.index.next(), ..next };
-    let is_beyond = match backend.get(&record_name(vdisk, two_on)).await {
-        Err(BackendError::NotFound { .. }) => false,
-        // Who began it had committed what comes before.
-        Ok(_) | Err(BackendError::Incomplete { .. }) => true,
-        Err(error) => return Err(error.into()),
-    };
-    if !newer.is_empty() || is_beyond {
-        return Err(VolumeError::Refused(format!(
-            "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
-        )));
+    // Listings may lag; what is probed may be gone, with the journal before a copy of the map. Also one that is unfinished: who began
+    // it had committed what comes before.
+    let start = |epoch| Position { epoch, index: JournalIndex(0) };
+    for probed in [next.map_or(start(epoch.next()), after), after(start(epoch))] {
+        if is_newer(probed) && !matches!(find(backend, vdisk, probed).await?, Found::Nothing) {
+            return Err(older(vdisk));
+        }
+    }
+    if let Some(next) = next.filter(|_| own != Own::Record)
+        && !own.may_be(&find(backend, vdisk, next).await?)
+    {
+        return Err(older(vdisk));
     }
     Ok(())
 }

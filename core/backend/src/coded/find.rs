@@ -44,7 +44,7 @@ impl Inner {
     }
 
     /// Where what was put under the first policy begins.
-    fn first_place(&self) -> Place {
+    pub(super) fn first_place(&self) -> Place {
         let layout = encode::layout(&encode::template(
             &self.preset,
             self.preset.compression,
@@ -106,34 +106,42 @@ impl Inner {
                 header.map(|header| header.filter(|header| encode::layout(header) == place.layout)),
             )
         }));
-        let mut puts: BTreeMap<Header, BTreeSet<u8>> = BTreeMap::new();
+        let mut puts: BTreeMap<Header, Vec<(u8, usize)>> = BTreeMap::new();
         for (place, drive, header) in headers.await {
             match header {
                 Ok(Some(header)) => {
                     let fragment = header.fragment;
                     let key = Header { fragment: 0, body_bytes: 0, body_checksum: 0, ..header };
-                    puts.entry(key).or_default().insert(fragment);
+                    puts.entry(key).or_default().push((fragment, drive));
                 }
                 Ok(None) => self.count(|stats| stats.bad_fragments += 1),
                 Err(error @ (BackendError::Retry { .. } | BackendError::NoSpace { .. })) => {
                     found.silent.insert(drive);
                     found.failure = Some(error.to_string());
                 }
-                // Deleted meanwhile, or on a drive that is made of drives, which lists what was begun there: this one is not there.
-                Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => {
+                // Deleted meanwhile.
+                Err(BackendError::NotFound { .. }) => found.forget(place, drive),
+                // This one is not there, and its name is used.
+                Err(BackendError::Incomplete { is_silent, .. }) => {
                     found.forget(place, drive);
+                    found.is_begun = true;
+                    found.is_silent_within |= is_silent;
                 }
                 Err(_) => self.count(|stats| stats.bad_fragments += 1),
             }
         }
-        let is_enough = |(header, fragments): &(Header, BTreeSet<u8>)| {
-            fragments.len() >= header.geometry.data_stored(0).into() && except != Some(encode::layout(header))
-        };
-        // Of those that can be read, if any can; several can where a put was tried again under another policy.
-        let most = puts.iter().map(|(header, fragments)| (*header, fragments.clone()));
-        let most = most.max_by_key(|put| (is_enough(put), put.1.len()));
-        if let Some((header, _)) = most.filter(is_enough) {
-            let object = self.known.borrow_mut().learn(Object::new(name, header));
+        // Of those that can be read; several can where a put was tried again under another policy, and of these one that stands
+        // is still there when a drive is lost.
+        let readable = puts.iter().filter_map(|(header, found)| {
+            let numbers: BTreeSet<u8> = found.iter().map(|(number, _)| *number).collect();
+            let needed = u32::from(header.geometry.data_stored(0));
+            let is_readable = numbers.len() as u32 >= needed && except != Some(encode::layout(header));
+            let stands =
+                placement::on_drives_of_their_own(found) as u32 >= needed + self.spare_of(&header.geometry);
+            is_readable.then_some((stands, numbers.len(), header))
+        });
+        if let Some((.., header)) = readable.max() {
+            let object = self.known.borrow_mut().learn(Object::new(name, *header));
             *object.elsewhere.borrow_mut() = Some(Rc::new(found));
             return Ok(object);
         }
@@ -149,7 +157,12 @@ impl Inner {
     ) -> BackendError {
         let unheard = self.unheard(&found.silent);
         if found.fragments.is_empty() && unheard <= self.unheard_max() {
-            return BackendError::NotFound { object: name.to_string() };
+            let object = name.to_string();
+            let reason = "fragments of it were begun".to_owned();
+            return match found.is_begun {
+                true => BackendError::Incomplete { object, reason, is_silent: found.is_anything_silent() },
+                false => BackendError::NotFound { object },
+            };
         }
         if found.fragments.is_empty() || !found.silent.is_empty() {
             let reason = found.failure.clone().unwrap_or_default();
@@ -174,7 +187,8 @@ impl Inner {
                 return self.lost(name, reason);
             }
         }
-        BackendError::Incomplete { object: name.to_string(), reason }
+        let is_silent = found.is_anything_silent();
+        BackendError::Incomplete { object: name.to_string(), reason, is_silent }
     }
 
     /// Fragments beyond those that it takes to read it which an object was acknowledged with, at least.

@@ -4,13 +4,13 @@ use super::find::FIRST_BYTES;
 use super::known::{Index, Object};
 use super::{Inner, frames};
 use crate::{BackendError, ObjectName};
-use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ovs_format::fragment::{FrameEntry, Geometry, HEADER_BYTES, Header, Position};
-use std::{ops::Range, rc::Rc};
+use std::{ops::Range, pin::pin, rc::Rc};
 
 /// Fragments of an object that are read at once: beside its bytes so many more are in memory.
-const PIECES_MAX: usize = 8;
+pub(super) const PIECES_MAX: usize = 8;
 
 /// Why a fragment could not be read.
 #[derive(Debug)]
@@ -96,17 +96,22 @@ impl Inner {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        let pieces = pieces(object.geometry(), offset..end);
-        if let [only] = &pieces[..] {
-            return self.read(object, only.clone()).await;
+        let reads = pieces(*object.geometry(), offset..end).map(|piece| self.read(object, piece));
+        let mut reads = pin!(stream::iter(reads).buffered(PIECES_MAX));
+        let first = reads.try_next().await?.unwrap_or_default();
+        let length = (end - offset) as usize;
+        if first.len() == length {
+            return Ok(first);
         }
-        let reads = pieces.into_iter().map(|piece| self.read(object, piece));
-        let mut reads = stream::iter(reads).buffered(PIECES_MAX);
-        let mut bytes = BytesMut::with_capacity((end - offset) as usize);
-        while let Some(read) = reads.next().await {
-            bytes.extend_from_slice(&read?);
+        let mut bytes = Vec::from(first);
+        while let Some(piece) = reads.try_next().await? {
+            // How long it is, a header says: room is made for as much again as has come.
+            if bytes.capacity() - bytes.len() < piece.len() {
+                bytes.reserve_exact(bytes.len().max(piece.len()).min(length - bytes.len()));
+            }
+            bytes.extend_from_slice(&piece);
         }
-        Ok(bytes.freeze())
+        Ok(bytes.into())
     }
 
     /// What lies in one data fragment.
@@ -248,15 +253,17 @@ impl Piece {
 }
 
 /// Cuts a range at fragments.
-fn pieces(geometry: &Geometry, range: Range<u64>) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+fn pieces(geometry: Geometry, range: Range<u64>) -> impl Iterator<Item = Piece> {
     let mut from = range.start;
-    while from < range.end {
+    std::iter::from_fn(move || {
+        if from >= range.end {
+            return None;
+        }
         let Position { chunk, fragment, frame } = geometry.position(from);
         let to = geometry.fragment_range(chunk, fragment).end.min(range.end);
         let last = geometry.position(to - 1).frame;
-        pieces.push(Piece { chunk, fragment, frames: frame..last + 1, wanted: from..to });
+        let wanted = from..to;
         from = to;
-    }
-    pieces
+        Some(Piece { chunk, fragment, frames: frame..last + 1, wanted })
+    })
 }

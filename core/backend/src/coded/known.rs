@@ -43,6 +43,10 @@ pub(super) struct Object {
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) fragments: BTreeMap<Place, Vec<usize>>,
+    /// A drive that is made of drives has some of a fragment, and too little for it to be one.
+    pub(super) is_begun: bool,
+    /// One of those said that some of its own do not answer.
+    pub(super) is_silent_within: bool,
     /// Drives that did not answer.
     pub(super) silent: BTreeSet<usize>,
     /// What one of them said.
@@ -50,6 +54,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Was there anything that did not answer?
+    pub(super) fn is_anything_silent(&self) -> bool {
+        self.is_silent_within || !self.silent.is_empty()
+    }
+
     /// A drive does not have it after all.
     pub(super) fn forget(&mut self, place: Place, drive: usize) {
         if let Some(drives) = self.fragments.get_mut(&place) {

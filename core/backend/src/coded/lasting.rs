@@ -1,21 +1,17 @@
 //! Making an object stand that a put may have left with fewer fragments than it is acknowledged with.
 
+use super::get::PIECES_MAX;
 use super::known::Object;
 use super::on_their_way::PutAtWork;
+use super::put::Put;
 use super::reconstruct::has_body;
-use super::{Compression, Inner, Policy, name, timed};
-use crate::{BackendError, ObjectName, Urgency};
+use super::{Inner, Policy, name, placement, timed};
+use crate::{BackendError, ObjectName};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use ovs_format::fragment::Header;
-use std::{collections::BTreeSet, rc::Rc};
-
-/// What stands of an object.
-struct Standing {
-    is_enough: bool,
-    /// Fragments that are not what was put: another takes their place only when they are gone.
-    rotten: Vec<(usize, ObjectName)>,
-}
+use std::{collections::BTreeMap, rc::Rc};
 
 impl Inner {
     /// What is read, when as much of it stands as of any put that was acknowledged; if there is less, it is put again.
@@ -26,58 +22,85 @@ impl Inner {
             let reason = "it is being deleted".to_owned();
             return Err(BackendError::Retry { operation: "get", object: object.to_string(), reason });
         }
-        let bytes = self.get(&object).await?;
-        let known = self.known.borrow().get(&object);
-        let standing = match known {
-            Some(object) => self.standing(&object).await,
-            None => Standing { is_enough: false, rotten: Vec::new() },
-        };
-        if !standing.is_enough {
-            tracing::info!(%object, "a put was cut off, or fragments of it are damaged: its object is put again");
-            for (drive, own) in &standing.rotten {
-                timed("delete", own.as_str(), self.drives[*drive].backend.delete(own)).await?;
+        let bytes = match self.get(&object).await {
+            Err(error @ (BackendError::NotFound { .. } | BackendError::Incomplete { .. })) => {
+                return Err(self.absent_for_good(&object, error).await);
             }
-            // Not compressed: other versions of this program may compress to other bytes, and would not be let by.
-            let put = Rc::clone(&self).put(object, vec![bytes.clone()], Compression::None, Urgency::Reserve);
-            put.await?;
+            read => read?,
+        };
+        let known = self.known.borrow().get(&object);
+        let stands = match known {
+            Some(object) => self.stands(&object).await,
+            None => false,
+        };
+        if !stands {
+            tracing::info!(%object, "a put was cut off, or fragments of it are damaged: its object is put again");
+            Rc::clone(&self).put(object, vec![bytes.clone()], Put::Again).await?;
         }
         Ok(bytes)
     }
 
-    /// Are so many fragments of each chunk there, and there to stay, as a policy of this preset acknowledges?
-    async fn standing(&self, object: &Rc<Object>) -> Standing {
+    /// No acknowledged object can be where only so few drives are silent that it counts as absent; one that was begun can. Says which.
+    async fn absent_for_good(&self, object: &ObjectName, told: BackendError) -> BackendError {
+        let first = self.first_place();
+        // Under a name that is too long for a fragment's there never was anything.
+        let Ok(own) = name::fragment(object, first.layout, first.chunk, first.number) else { return told };
+        let found = self.look(object).await;
+        let (mut is_hidden, mut is_silent) = (!found.fragments.is_empty(), !found.silent.is_empty());
+        // Drives that are made of drives answer when some of theirs do not: whatever they are asked for.
+        let asked =
+            self.drives.iter().map(|drive| timed("get", own.as_str(), drive.backend.get_lasting(&own)));
+        for answer in join_all(asked).await {
+            match answer {
+                Err(BackendError::NotFound { .. }) => {}
+                Err(BackendError::Incomplete { is_silent: is_silent_within, .. }) => {
+                    (is_hidden, is_silent) = (true, is_silent || is_silent_within);
+                }
+                Err(BackendError::Retry { .. }) => is_silent = true,
+                Ok(_) | Err(_) => is_hidden = true,
+            }
+        }
+        match told {
+            BackendError::Incomplete { object, reason, is_silent: was_silent } => {
+                BackendError::Incomplete { object, reason, is_silent: is_silent || was_silent }
+            }
+            absent if !is_hidden && !is_silent => absent,
+            _ => {
+                let reason = "a drive may have part of it".to_owned();
+                BackendError::Incomplete { object: object.to_string(), reason, is_silent }
+            }
+        }
+    }
+
+    /// Are so many fragments of each chunk there, on a drive each and there to stay, as a policy of this preset acknowledges?
+    async fn stands(&self, object: &Rc<Object>) -> bool {
         let found = self.look(&object.name).await;
         let own =
             found.fragments.iter().filter(|(place, _)| object.place(place.chunk, place.number) == **place);
         let own = own.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
-        let read = join_all(own.map(async |(place, drive)| {
+        let read = own.map(async |(place, drive)| {
             let own = name::fragment(&object.name, place.layout, place.chunk, place.number).ok()?;
             let read = self.drives[drive].backend.get_lasting(&own);
             let bytes = timed("get", own.as_str(), read).await.ok()?;
-            let header = Header::decode(&bytes).ok();
-            match header {
-                // Somebody else's: not ours to judge.
-                Some(header) if !object.is_own(&header, place.chunk, place.number) => None,
-                Some(header) if has_body(&header, &bytes) => Some(Ok((place.chunk, place.number))),
-                _ => Some(Err((drive, own))),
-            }
-        }));
-        let (mut there, mut rotten) = (BTreeSet::new(), Vec::new());
-        for fragment in read.await.into_iter().flatten() {
-            match fragment {
-                Ok(good) => drop(there.insert(good)),
-                Err(bad) => rotten.push(bad),
+            let header = Header::decode(&bytes).ok()?;
+            let is_good = object.is_own(&header, place.chunk, place.number) && has_body(&header, &bytes);
+            is_good.then_some((place, drive))
+        });
+        let mut read = stream::iter(read).buffered(PIECES_MAX);
+        let mut there = BTreeMap::<u32, Vec<(u8, usize)>>::new();
+        while let Some(fragment) = read.next().await {
+            if let Some((place, drive)) = fragment {
+                there.entry(place.chunk).or_default().push((place.number, drive));
             }
         }
         let geometry = object.geometry();
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
         let spare = self.preset.policies.iter().filter(is_it).map(Policy::spare).max();
-        let is_enough = spare.is_some_and(|spare| {
+        spare.is_some_and(|spare| {
             (0..geometry.chunks()).all(|chunk| {
-                let count = there.iter().filter(|(of, _): &&(u32, u8)| *of == chunk).count();
+                let count = there.get(&chunk).map_or(0, |found| placement::on_drives_of_their_own(found));
                 count >= usize::from(geometry.data_stored(chunk)) + spare as usize
             })
-        });
-        Standing { is_enough, rotten }
+        })
     }
 }

@@ -34,6 +34,7 @@ use futures_util::future::LocalBoxFuture;
 use known::Known;
 use on_their_way::OnTheirWay;
 use ovs_format::fragment::FRAGMENTS_MAX;
+use put::Put;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeSet, HashSet},
@@ -416,9 +417,7 @@ impl Backend for CodedBackend {
         urgency: Urgency,
     ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(
-            async move { self.inner.clone().put(name, parts, self.inner.preset.compression, urgency).await },
-        )
+        Box::pin(async move { self.inner.clone().put(name, parts, Put::New(urgency)).await })
     }
 
     fn get_range(

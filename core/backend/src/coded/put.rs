@@ -4,25 +4,54 @@ use super::encode::{self, Fragment};
 use super::known::Object;
 use super::on_their_way::PutAtWork;
 use super::placement::{self, Choice};
-use super::{Compression, Inner, Policy, name};
+use super::reconstruct::has_body;
+use super::{Compression, Inner, Policy, name, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use ovs_format::fragment::Header;
 use std::{cell::RefCell, rc::Rc};
 use tokio::sync::oneshot;
+
+/// Why an object is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// Somebody stores it.
+    New(Urgency),
+    /// So that what can be read of it stands. What is damaged makes way; what is another's does not, and costs that drive alone.
+    Again,
+}
+
+impl Put {
+    /// Another's bytes under the name: are ours then not what it means?
+    fn gives_way(self) -> bool {
+        matches!(self, Put::New(_))
+    }
+
+    fn urgency(self) -> Urgency {
+        match self {
+            Put::New(urgency) => urgency,
+            Put::Again => Urgency::Reserve,
+        }
+    }
+}
 
 impl Inner {
     pub(super) async fn put(
         self: Rc<Self>,
         name: ObjectName,
         parts: Vec<Bytes>,
-        compression: Compression,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
         // Also between two chunks.
         let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
+        let compression = match why {
+            Put::New(_) => self.preset.compression,
+            // Other versions of this program may compress to other bytes, and would not be let by.
+            Put::Again => Compression::None,
+        };
         let hash = encode::name_hash(&name);
         let (put, parts) =
             self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
@@ -48,7 +77,7 @@ impl Inner {
                 .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
                 .await?;
             let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
-            self.store((&name, layout, chunk), policy, fragments, needed, urgency).await?;
+            self.store((&name, layout, chunk), policy, fragments, needed, why).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -73,7 +102,7 @@ impl Inner {
         policy: Policy,
         fragments: Vec<Fragment>,
         needed: usize,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
         let (sender, receiver) = oneshot::channel();
         let (inner, name) = (Rc::clone(self), name.clone());
@@ -85,7 +114,7 @@ impl Inner {
             let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
             let placed = fragments.iter().zip(homes);
             let mut puts: FuturesUnordered<_> = placed
-                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, urgency))
+                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, why))
                 .collect();
             let (mut stored, mut failure) = (0, None);
             let mut bytes: u64 = fragments.iter().map(Fragment::bytes).sum();
@@ -95,17 +124,18 @@ impl Inner {
                         stored += 1;
                         bytes -= stored_bytes;
                     }
-                    // Another's bytes are there. Whatever else happens, ours are not what this name means.
-                    Err(error @ BackendError::Conflict { .. }) => failure = Some(error),
                     Err(error) => {
-                        inner.count(|stats| stats.missing += 1);
+                        if !matches!(error, BackendError::Conflict { .. }) || !why.gives_way() {
+                            inner.count(|stats| stats.missing += 1);
+                        }
                         failure = Some(match failure {
                             Some(conflict @ BackendError::Conflict { .. }) => conflict,
                             _ => error,
                         });
                     }
                 }
-                let is_conflict = matches!(failure, Some(BackendError::Conflict { .. }));
+                // Whatever else happens.
+                let is_conflict = why.gives_way() && matches!(failure, Some(BackendError::Conflict { .. }));
                 if stored >= needed
                     && !is_conflict
                     && sender.is_some()
@@ -116,7 +146,9 @@ impl Inner {
                 }
             }
             let result = match failure {
-                Some(failure @ BackendError::Conflict { .. }) => Err(conflict_of(&name, failure)),
+                Some(failure @ BackendError::Conflict { .. }) if why.gives_way() || stored < needed => {
+                    Err(conflict_of(&name, failure))
+                }
                 Some(failure) if stored < needed => Err(failure),
                 _ => Ok(()),
             };
@@ -137,7 +169,7 @@ impl Inner {
         fragment: &Fragment,
         home: Option<usize>,
         choice: &RefCell<Choice<'_>>,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<u64, BackendError> {
         let own = name::fragment(name, layout, chunk, fragment.number)?;
         let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
@@ -146,7 +178,12 @@ impl Inner {
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
-            let error = match self.put_on(index, name, &own, fragment.parts.clone(), urgency).await {
+            let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
+            let is_taken = matches!(put, Err(BackendError::Conflict { .. }));
+            if is_taken && !why.gives_way() {
+                put = self.replace_rotten(index, (name, chunk), &own, fragment).await;
+            }
+            let error = match put {
                 Ok(()) => {
                     self.answers(index);
                     if at != home {
@@ -154,11 +191,11 @@ impl Inner {
                     }
                     return Ok(fragment.bytes());
                 }
-                Err(conflict @ BackendError::Conflict { .. }) => return Err(conflict),
+                Err(conflict @ BackendError::Conflict { .. }) if why.gives_way() => return Err(conflict),
                 Err(error) => error,
             };
-            // A full drive answers all the same.
-            if !matches!(error, BackendError::NoSpace { .. }) {
+            // One that is full, or where another fragment is, answers all the same.
+            if !is_taken && !matches!(error, BackendError::NoSpace { .. }) {
                 self.fails(index, &error);
             }
             failure = Some(error);
@@ -169,6 +206,50 @@ impl Inner {
             object: own.to_string(),
             reason: "no drive is left for it".to_owned(),
         }))
+    }
+
+    /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive: there are never
+    /// fewer, of good ones and bad.
+    async fn replace_rotten(
+        self: &Rc<Self>,
+        index: usize,
+        (name, chunk): (&ObjectName, u32),
+        own: &ObjectName,
+        fragment: &Fragment,
+    ) -> Result<(), BackendError> {
+        let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
+        let there = timed("get", own.as_str(), self.drives[index].backend.get(own)).await?;
+        if is_rotten(&there, fragment) {
+            // The last drives in its order have nothing of it, if any has not.
+            let order = placement::order(&self.drives, name, chunk);
+            let others = order.into_iter().rev().filter(|other| *other != index && !self.is_suspect(*other));
+            // That nobody else is asked, or takes it, is no word about what is there.
+            let reason = "no other drive takes it, so that it could be replaced".to_owned();
+            let mut elsewhere =
+                Err(BackendError::Retry { operation: "put", object: own.to_string(), reason });
+            for other in others {
+                match put_on(other).await {
+                    Err(BackendError::Conflict { .. }) => {}
+                    put => elsewhere = put,
+                }
+                if elsewhere.is_ok() {
+                    break;
+                }
+            }
+            elsewhere?;
+            timed("delete", own.as_str(), self.drives[index].backend.delete(own)).await?;
+        }
+        put_on(index).await
+    }
+}
+
+/// Are these bytes of this fragment, and not all that was put?
+fn is_rotten(there: &Bytes, fragment: &Fragment) -> bool {
+    let own = fragment.parts.first().and_then(|header| Header::decode(header).ok());
+    match Header::decode(there) {
+        // Somebody else's is not ours to judge.
+        Ok(header) => Some(header) == own && !has_body(&header, there),
+        Err(_) => true,
     }
 }
 

@@ -7,6 +7,7 @@
 use super::store::lock;
 use crate::{ObjectName, sync::Mutex};
 use bytes::Bytes;
+use ovs_direct_io::{Reader, is_cached};
 use rustix::{
     io::{Errno, ReadWriteFlags},
     process::{Resource, getrlimit},
@@ -31,7 +32,7 @@ const AT_ONCE_BYTES_MAX: u64 = 64 << 10;
 /// An object's file.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    file: File,
+    file: Arc<File>,
     length: u64,
 }
 
@@ -42,7 +43,7 @@ impl OpenFile {
         if !metadata.is_file() {
             return Err(Errno::ISDIR.into());
         }
-        Ok(OpenFile { file, length: metadata.len() })
+        Ok(OpenFile { file: Arc::new(file), length: metadata.len() })
     }
 
     /// Bytes `offset .. offset + length`, as far as the object goes. May wait for the disk.
@@ -59,13 +60,9 @@ impl OpenFile {
 
     /// The same without a wait, `None` if that cannot be.
     fn read_at_once(&self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
-        let length = length.min(self.length.saturating_sub(offset));
-        if length == 0 || length > AT_ONCE_BYTES_MAX {
-            return Ok((length == 0).then(Bytes::new));
-        }
         let mut bytes = vec![0; length as usize];
         let read = rustix::io::preadv2(
-            &self.file,
+            &*self.file,
             &mut [IoSliceMut::new(&mut bytes)],
             offset,
             ReadWriteFlags::NOWAIT,
@@ -105,6 +102,10 @@ pub(super) struct OpenFiles {
     files_max: usize,
     /// This file system cannot say whether it would wait.
     always_waits: AtomicBool,
+    /// Reads what the page cache has not.
+    reader: Option<Reader>,
+    /// This kernel cannot say what is in the page cache.
+    never_tells: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -139,13 +140,22 @@ impl Closing {
 pub(super) struct Since(u64);
 
 impl OpenFiles {
-    pub(super) fn new() -> OpenFiles {
+    pub(super) fn new(reader: Option<Reader>) -> OpenFiles {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        OpenFiles::with_room_for((allowed / 4).clamp(16, FILES_MAX) as usize, Arc::clone(&OF_PROCESS))
+        let files_max = (allowed / 4).clamp(16, FILES_MAX) as usize;
+        OpenFiles { reader, ..OpenFiles::with_room_for(files_max, Arc::clone(&OF_PROCESS)) }
     }
 
     pub(super) fn with_room_for(files_max: usize, kept: Count) -> OpenFiles {
-        OpenFiles { known: Mutex::default(), kept, files_max, always_waits: AtomicBool::new(false) }
+        let always_waits = AtomicBool::new(false);
+        OpenFiles {
+            known: Mutex::default(),
+            kept,
+            files_max,
+            always_waits,
+            reader: None,
+            never_tells: AtomicBool::new(false),
+        }
     }
 
     /// The object's file, if it is open.
@@ -165,7 +175,11 @@ impl OpenFiles {
 
     /// What the page cache has of it, `None` if it lacks any.
     pub(super) fn read_at_once(&self, file: &OpenFile, offset: u64, length: u64) -> Option<Bytes> {
-        if self.always_waits.load(Ordering::Relaxed) {
+        let length = length.min(file.length.saturating_sub(offset));
+        if length == 0 || length > AT_ONCE_BYTES_MAX {
+            return (length == 0).then(Bytes::new);
+        }
+        if self.always_waits.load(Ordering::Relaxed) || self.is_cold(file, offset, length) {
             return None;
         }
         match file.read_at_once(offset, length) {
@@ -178,6 +192,38 @@ impl OpenFiles {
                 // Whatever it is, who waits is told.
                 None
             }
+        }
+    }
+
+    /// To try it nevertheless would be to have it read, and to wait for a slow device to take that.
+    fn is_cold(&self, file: &OpenFile, offset: u64, length: u64) -> bool {
+        if self.never_tells.load(Ordering::Relaxed) {
+            return false;
+        }
+        is_cached(&file.file, offset, length).map_or_else(
+            |_| {
+                self.never_tells.store(true, Ordering::Relaxed);
+                false
+            },
+            |is_cached| !is_cached,
+        )
+    }
+
+    /// The same for what the page cache lacks, without a thread that waits for it. `None` if that cannot be.
+    pub(super) async fn read_cold(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<Option<Bytes>> {
+        let is_whole = offset.checked_add(length).is_some_and(|end| end <= file.length);
+        match &self.reader {
+            Some(reader)
+                if is_whole && length <= AT_ONCE_BYTES_MAX && !self.always_waits.load(Ordering::Relaxed) =>
+            {
+                reader.read(Arc::clone(&file.file), offset, length as usize).await
+            }
+            _ => Ok(None),
         }
     }
 
@@ -207,6 +253,11 @@ impl OpenFiles {
         let mut known = lock(&self.known);
         known.forgotten += 1;
         Closing(known.files.remove(name).into_iter().collect())
+    }
+
+    #[cfg(test)]
+    pub(super) fn read_cold_count(&self) -> u64 {
+        self.reader.as_ref().map_or(0, Reader::answered)
     }
 
     #[cfg(test)]

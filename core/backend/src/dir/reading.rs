@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{BackendError, ObjectName};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 impl<D: Disk> Store<D> {
     /// The object's file.
@@ -33,7 +33,11 @@ impl<D: Disk> Store<D> {
         offset: u64,
         length: u64,
     ) -> Result<Bytes, BackendError> {
+        file.read(offset, length).map_err(|error| self.cannot_read(name, error))
+    }
+
+    pub(super) fn cannot_read(&self, name: &ObjectName, error: io::Error) -> BackendError {
         let path = self.root().join(name.as_str());
-        file.read(offset, length).map_err(|error| Failure::at("read", &path)(error).of("get", name.as_str()))
+        Failure::at("read", &path)(error).of("get", name.as_str())
     }
 }

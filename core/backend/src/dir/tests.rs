@@ -10,7 +10,7 @@ fn name(text: &str) -> ObjectName {
 }
 
 fn open(path: &Path) -> DirBackend {
-    DirBackend::open(DirOptions { path: path.to_owned(), reserve_bytes: 0 }).unwrap()
+    DirBackend::open(DirOptions { path: path.to_owned(), reserve_bytes: 0, io_uring: false }).unwrap()
 }
 
 async fn put(backend: &DirBackend, object: &str, urgency: Urgency) -> Result<(), BackendError> {
@@ -39,7 +39,7 @@ async fn objects_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("made/on/the/way");
     put(&open(&path), "v/a", Urgency::Normal).await.unwrap();
-    let again = DirBackend::open_existing(DirOptions { path, reserve_bytes: 0 }).unwrap();
+    let again = DirBackend::open_existing(DirOptions { path, reserve_bytes: 0, io_uring: false }).unwrap();
     assert_eq!(&again.get(&name("v/a")).await.unwrap()[..], b"x");
 }
 
@@ -57,7 +57,11 @@ async fn a_folder_that_is_not_mounted_answers_retry() {
     assert!(is_retry(backend.delete(&name("v/a")).await));
     assert!(is_retry(put(&backend, "v/b", Urgency::Normal).await));
     assert!(is_retry(backend.capacity().await));
-    assert!(is_retry(DirBackend::open_existing(DirOptions { path: path.clone(), reserve_bytes: 0 })));
+    assert!(is_retry(DirBackend::open_existing(DirOptions {
+        path: path.clone(),
+        reserve_bytes: 0,
+        io_uring: false
+    })));
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing was written under the mount");
 
     fs::remove_dir(&path).unwrap();
@@ -95,7 +99,7 @@ async fn unfinished_objects_are_swept_and_live_ones_are_not() {
 async fn guest_data_leaves_the_reserve_alone() {
     let folder = tempfile::tempdir().unwrap();
     open(folder.path());
-    let options = DirOptions { path: folder.path().to_owned(), reserve_bytes: u64::MAX };
+    let options = DirOptions { path: folder.path().to_owned(), reserve_bytes: u64::MAX, io_uring: false };
     let backend = DirBackend::open(options).unwrap();
     let refused = put(&backend, "v/a", Urgency::Normal).await.unwrap_err();
     assert!(matches!(&refused, BackendError::NoSpace { operation: "put", .. }), "{refused}");
@@ -215,4 +219,50 @@ fn files_that_were_not_read_for_longest_are_closed() {
     drop(files.forget(&names[0]));
     drop(files.keep(names[1].clone(), file(), since));
     assert!(files.get(&names[1]).is_err());
+}
+
+/// The runtime has one thread for what waits, and somebody else has that.
+#[test]
+fn what_the_page_cache_has_not_is_read_without_a_thread() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        if let Err(error) = ovs_direct_io::Ring::new() {
+            assert!(std::env::var_os("OVS_TEST_IO_URING").is_none(), "{error}");
+            return eprintln!("not tried, there is no io_uring here: {error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let backend =
+            DirBackend::open(DirOptions { io_uring: true, ..DirOptions::new(folder.path()) }).unwrap();
+        let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 8) as u8 ^ at as u8).collect();
+        backend.put(&name("v/a"), vec![bytes.clone().into()], Urgency::Normal).await.unwrap();
+        backend.get_range(&name("v/a"), 0, 1).await.unwrap();
+        let file = fs::File::open(folder.path().join("v/a")).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let is_cold = !ovs_direct_io::is_cached(&file, 500_000, 1).unwrap_or(true);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let occupied = tokio::task::spawn_blocking(move || held.recv());
+        let places = (0..60).map(|number| (number * 17_400, 4096)).chain([(3, 60_000), ((1 << 20) - 1, 1)]);
+        let check = async |(offset, length)| {
+            let found = backend.get_range(&name("v/a"), offset, length).await.unwrap();
+            assert!(found == bytes[offset as usize..][..length as usize], "{length} bytes from {offset}");
+        };
+        if is_cold {
+            let all = futures_util::future::join_all(places.map(check));
+            tokio::time::timeout(std::time::Duration::from_secs(20), all)
+                .await
+                .expect("they wait for a thread");
+            assert!(backend.files.read_cold_count() > 50, "from the page cache");
+        } else {
+            eprintln!("not tried, this file system has its files in memory, or the kernel cannot tell");
+        }
+        // What ends before, and what is large, has one.
+        let mut large = Box::pin(backend.get_range(&name("v/a"), 7, 100_000));
+        assert!(futures_util::poll!(&mut large).is_pending());
+        release.send(()).unwrap();
+        occupied.await.unwrap().unwrap();
+        assert!(large.await.unwrap() == bytes[7..100_007]);
+        let end = backend.get_range(&name("v/a"), (1 << 20) - 5, 4096).await.unwrap();
+        assert!(end == bytes[(1 << 20) - 5..]);
+    });
 }

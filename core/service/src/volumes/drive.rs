@@ -51,6 +51,8 @@ pub(super) enum Location {
         root: PathBuf,
         /// The vPool's own, in that.
         folder: PathBuf,
+        /// See [`super::Settings::io_uring`].
+        io_uring: bool,
     },
     /// In a store.
     Remote(Box<RemoteLeaf>),
@@ -81,14 +83,11 @@ impl RemoteLeaf {
 impl Leaf {
     async fn open(&self, expected: Namespace) -> Result<Rc<dyn Backend>, BackendError> {
         let store: Rc<dyn Backend> = match &self.location {
-            Location::Dir { folder, .. } => {
-                let folder = folder.clone();
-                let opened = tokio::task::spawn_blocking(move || {
-                    let options = DirOptions::new(folder);
-                    match expected {
-                        Namespace::New => DirBackend::open(options),
-                        Namespace::Existing => DirBackend::open_existing(options),
-                    }
+            Location::Dir { folder, io_uring, .. } => {
+                let options = DirOptions { io_uring: *io_uring, ..DirOptions::new(folder.clone()) };
+                let opened = tokio::task::spawn_blocking(move || match expected {
+                    Namespace::New => DirBackend::open(options),
+                    Namespace::Existing => DirBackend::open_existing(options),
                 });
                 Rc::new(opened.await.map_err(|error| cannot_open(error.to_string()))??)
             }
@@ -252,6 +251,11 @@ impl Backend for Drive {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move { self.opened().await?.get(&name).await })
+    }
+
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.opened().await?.get_lasting(&name).await })
     }
 
     fn list(

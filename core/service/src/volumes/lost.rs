@@ -12,7 +12,7 @@ use super::{
     Pool, Volumes,
     backends::labels_of,
     layout::{drives_at, get_layout},
-    namespace::{Namespace, get_config, put_config, real_path},
+    namespace::{Namespace, get_config, put_newest_config, real_path},
     problem::{exists, from_backend, from_catalogue, not_found},
     stores::{BackendSet, Opened},
 };
@@ -122,8 +122,7 @@ impl Volumes {
         let (backend, namespace) = (layout.backend, namespace.to_owned());
         let mut record = VpoolRecord { name, namespace, backend, state: State::Ready, ..config.clone() };
         if record != config {
-            record.version += 1;
-            put_config(&*opened.store, &record).await?;
+            put_newest_config(&*opened.store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         }
         for preset in missing_presets {
             self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
@@ -251,7 +250,8 @@ async fn check_is_its_place(layout: &LayoutRecord, drive: Uuid, path: &str) -> R
 }
 
 async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
-    let opened = tokio::task::spawn_blocking(move || DirBackend::open_existing(DirOptions::new(folder)));
+    let options = DirOptions { io_uring: false, ..DirOptions::new(folder) };
+    let opened = tokio::task::spawn_blocking(move || DirBackend::open_existing(options));
     let store = opened
         .await
         .map_err(|error| Problem::new(ProblemKind::Internal, format!("opening a backend: {error}")))?

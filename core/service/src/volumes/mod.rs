@@ -116,6 +116,8 @@ pub struct Settings {
     pub has_cache_ssd: bool,
     /// vPools may be on composites and object stores, whose data may be lost as yet.
     pub allows_coded_backends: bool,
+    /// Small reads of what is not in memory go to the kernel by io_uring, where it has that. Not for a runtime whose time is paused.
+    pub io_uring: bool,
 }
 
 /// All vDisks of this host. One thread.

@@ -11,7 +11,7 @@
 use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
-    namespace::get_config,
+    namespace::get_lasting_config,
     open::from_properties,
     presets::PRESET,
     problem::{from_catalogue, from_volume, not_found},
@@ -138,7 +138,7 @@ impl Volumes {
         id: VpoolId,
         name: &Name,
     ) -> Result<VpoolRecord, Problem> {
-        match get_config(store).await? {
+        match get_lasting_config(store).await? {
             Some(config) if config.id == id => Ok(config),
             Some(config) => {
                 let detail = format!("where vPool {name} ({id}) was is the record of another: {}", config.id);

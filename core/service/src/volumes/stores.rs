@@ -347,7 +347,8 @@ impl Volumes {
         Ok(match &record.store {
             StoreRecord::Dir { path } => {
                 let root = PathBuf::from(path);
-                Some(Location::Dir { folder: root.join(namespace), root })
+                let io_uring = self.settings.io_uring;
+                Some(Location::Dir { folder: root.join(namespace), root, io_uring })
             }
             StoreRecord::Remote { store, credentials, .. } => {
                 let mut store = decode_store(store)?;

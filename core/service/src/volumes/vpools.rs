@@ -6,7 +6,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
-    namespace::{Namespace, cannot_use, make_folder, newest_version, put_config},
+    namespace::{Namespace, cannot_use, make_folder, put_config, put_newest_config},
     pools::{Pool, offline, to_on_full},
     presets::PRESET,
     problem::{exists, from_catalogue, not_found},
@@ -296,10 +296,9 @@ impl Volumes {
         }
         record.version += 1;
         // The backend's copy first: its highest version counts in a recovery, and a version is never used twice
-        // (the same one with other contents would be a conflict), so that a crash in between skips one at most.
+        // (the same one with other contents would be a conflict), so that a crash in between skips it.
         let store = pool.backend().ok_or_else(|| offline(&pool))?;
-        record.version = record.version.max(newest_version(&*store).await?.unwrap_or(0) + 1);
-        put_config(&*store, &record).await?;
+        put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         let stored = self.catalogue.update(&stored, record).await.map_err(from_catalogue)?;
         self.engine.set_vpool_cache(stored.record.id, stored.record.cache);
         pool.set_record(stored.record);

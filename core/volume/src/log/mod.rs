@@ -104,6 +104,7 @@ pub(crate) struct State {
 
     work: Rc<Notify>,
     sync_wanted: Rc<Notify>,
+    flush_habit: FlushHabit,
     synced: Notify,
     space: Notify,
     /// Told when free space gets short.
@@ -117,6 +118,31 @@ pub(crate) struct State {
     pub(crate) went_offline: Rc<Notify>,
     log_written_bytes: Cell<u64>,
     syncs: Cell<u64>,
+}
+
+/// Whether each write has been followed by a flush lately. Then the sync for the next flush begins with the write's
+/// answer, and is under way while the guest reads that and asks for the flush.
+#[derive(Debug, Default)]
+struct FlushHabit {
+    batches_since_flush: Cell<u32>,
+    /// So many times in a row there was one batch between two flushes.
+    streak: Cell<u32>,
+}
+
+impl FlushHabit {
+    /// As often as this, before anything is synced that nobody asked for.
+    const STREAK_MIN: u32 = 4;
+
+    fn flushed(&self) {
+        let is_one = self.batches_since_flush.replace(0) == 1;
+        self.streak.set(if is_one { self.streak.get().saturating_add(1) } else { 0 });
+    }
+
+    /// Is a flush likely to be next?
+    fn written(&self) -> bool {
+        self.batches_since_flush.set(self.batches_since_flush.get().saturating_add(1));
+        self.batches_since_flush.get() == 1 && self.streak.get() >= Self::STREAK_MIN
+    }
 }
 
 /// Figures of the log.

@@ -7,7 +7,7 @@
 //! | bad or missing | yes | damage: the vDisks of its records (all, if its header is lost) are DAMAGED |
 
 use super::record::{Place, Record, Segment};
-use super::{FreeSlot, Log, LogDevice, State};
+use super::{FlushHabit, FreeSlot, Log, LogDevice, State};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
@@ -669,6 +669,7 @@ fn empty_state(
         promised_blocks: Cell::new(0),
         work: Rc::new(Notify::new()),
         sync_wanted: Rc::new(Notify::new()),
+        flush_habit: FlushHabit::default(),
         synced: Notify::new(),
         space: Notify::new(),
         pressure: Rc::new(Notify::new()),

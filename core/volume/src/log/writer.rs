@@ -52,6 +52,7 @@ impl Log {
     /// Everything that is written now is stable when this returns `Ok`.
     pub(crate) async fn sync(&self) -> Result<(), VolumeError> {
         self.check_online()?;
+        self.state.flush_habit.flushed();
         let (lsn, order) = (self.state.written_lsn.get(), self.state.written_order.get());
         if planted("log: a flush does not wait") {
             return Ok(());
@@ -193,7 +194,8 @@ impl Log {
             record.wake();
         }
         state.written_lsn.set(lsn + 1);
-        if state.unsynced_bytes.get() > UNSYNCED_BYTES_MAX {
+        let flush_is_near = state.flush_habit.written() && state.pending.borrow().is_empty();
+        if flush_is_near || state.unsynced_bytes.get() > UNSYNCED_BYTES_MAX {
             state.sync_wanted.notify_one();
         }
     }

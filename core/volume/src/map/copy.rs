@@ -4,6 +4,7 @@
 
 use super::TOP_LEVEL;
 use crate::engine::Context;
+use crate::journal::Reading;
 use crate::sco::{object_name, vdisk_prefix};
 use crate::{PageId, PageStore, VolumeError};
 use bytes::Bytes;
@@ -115,14 +116,15 @@ async fn objects(backend: &dyn Backend, vdisk: VdiskId) -> Result<Vec<Found>, Vo
     }
 }
 
-/// The root object of a copy that nobody may have committed: it is there to stay. Its parts were acknowledged before it was put.
-pub(crate) async fn get_lasting(
+/// The root object of a copy that nobody may have committed. Its parts were acknowledged before it was put.
+pub(crate) async fn get(
     backend: &dyn Backend,
     vdisk: VdiskId,
     copy: CopyId,
+    reading: Reading,
 ) -> Result<MapCopy, VolumeError> {
     let name = copy.root(vdisk);
-    decode(vdisk, copy, &present(&name, backend.get_lasting(&name).await)?)
+    decode(vdisk, copy, &present(&name, reading.get(backend, &name).await)?)
 }
 
 fn decode(vdisk: VdiskId, copy: CopyId, root: &[u8]) -> Result<MapCopy, VolumeError> {
@@ -385,7 +387,7 @@ mod tests {
                 assert_eq!(bytes_of(&backend, VDISK, copy).await.unwrap(), bytes);
                 let other = CopyId::new(position, PutId(Uuid::from_u128(5)));
                 assert_eq!(bytes_of(&backend, VDISK, other).await.unwrap(), 0);
-                let root = get_lasting(&backend, VDISK, copy).await.unwrap();
+                let root = get(&backend, VDISK, copy, Reading::ToTell).await.unwrap();
                 assert_eq!((root.parts.len(), root.maps), (expected_parts, maps.clone()));
             }
         });

@@ -138,7 +138,7 @@ fn one_directory_under_two_names_is_not_two_drives() {
 }
 
 fn dir_drive(volumes: &Volumes, root: PathBuf) -> Drive {
-    let location = Location::Dir { folder: root.join("vpool-x"), root };
+    let location = Location::Dir { folder: root.join("vpool-x"), root, io_uring: false };
     Drive::new(Leaf { drive: None, location }, volumes.clock.clone())
 }
 

@@ -155,6 +155,7 @@ impl World {
             nbd_authority: None,
             has_cache_ssd: false,
             allows_coded_backends: self.allows_coded_backends.get(),
+            io_uring: false,
         };
         let tasks = Arc::new(Tasks::default());
         let runtime = tokio::runtime::Handle::current();

@@ -97,6 +97,51 @@ async fn try_to_open(
     (Log::open(device.clone(), Uuid::from_u128(1), 0).await, device)
 }
 
+/// Then it is under way when the guest asks for it. Nobody else pays for a sync that he did not ask for.
+#[test]
+fn who_flushes_each_write_finds_the_sync_under_way() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, _, _) = open_watched(&directory, 256).await;
+        let syncs = async || {
+            settled(&log).await;
+            log.state.syncs.get()
+        };
+        let mut number = 0;
+        let mut write = async || {
+            number += 1;
+            write_one(&log, number, false).await
+        };
+        let mut kept = Vec::new();
+        for pair in 0..4 {
+            let before = syncs().await;
+            kept.push(write().await);
+            assert_eq!(syncs().await, before, "pair {pair}");
+            log.sync().await.unwrap();
+        }
+        let before = syncs().await;
+        kept.push(write().await);
+        assert_eq!(syncs().await, before + 1);
+        log.sync().await.unwrap();
+        assert_eq!(syncs().await, before + 1, "what the flush asked for was there");
+        // Two without a flush between: the second has none of its own, and then the habit is none any more.
+        kept.push(write().await);
+        kept.push(write().await);
+        assert_eq!(syncs().await, before + 2);
+        log.sync().await.unwrap();
+        let before = syncs().await;
+        kept.push(write().await);
+        assert_eq!(syncs().await, before);
+    });
+}
+
+/// Whatever the log has begun has ended.
+async fn settled(log: &Log) {
+    yield_often().await;
+    drop(log.state.sync_turn.lock().await);
+    yield_often().await;
+}
+
 /// A read that brings other bytes once does no harm to what is there: what is written again is what was verified.
 #[test]
 fn what_is_written_again_is_what_was_read_well() {
