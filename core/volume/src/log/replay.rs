@@ -80,12 +80,7 @@ impl Log {
                 logs.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", "),
             )));
         }
-        let mut segments = Vec::new();
-        let limits: Vec<u64> =
-            lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
-        for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
-            segments.push(scan(&*device, slot, header, limit_lsn).await?);
-        }
+        let segments = scan_needed(&*device, headers).await?;
         let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
         let generation = log.state.next_generation.get().max(wiped_generation + 1);
         log.state.next_generation.set(generation);
@@ -115,13 +110,7 @@ impl Log {
         let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
         let voids = voids_of(&segments);
         let is_void = |lsn: u64| is_void(&voids, lsn);
-        let end_lsn = segments
-            .iter()
-            .flat_map(|s| &s.gaps)
-            .filter_map(|gap| (gap.lsn.max(attested)..gap.next_lsn).find(|lsn| !is_void(*lsn)))
-            .min()
-            .filter(|_| !planted("replay: it does not stop at a hole"))
-            .unwrap_or(u64::MAX);
+        let end_lsn = end_of(&segments, &voids);
         let holes: Vec<_> =
             segments.iter().flat_map(|s| &s.gaps).map(|gap| (gap.lsn, gap.next_lsn)).collect();
         // What is void was written again in its order, or the log ended there. Behind a hole in it the old copies would
@@ -235,6 +224,48 @@ impl Log {
         let slot = state.current.borrow().as_ref().map_or(0, |segment| segment.slot);
         state.device.sync(slot).await.map_err(|error| device_error("sync", slot, &error))
     }
+}
+
+/// The segments by generation. Those that nobody needs are not read: they have no batches.
+///
+/// Below a batch's floor nothing is needed once that batch counts: what was there has left for the backend, or was written again before it. So the newest
+/// are read first. A floor of a batch behind the end says nothing: what was written again may be what is missing there.
+async fn scan_needed(
+    device: &dyn LogDevice,
+    headers: BTreeMap<u64, (usize, SegmentHeader)>,
+) -> Result<Vec<FoundSegment>, VolumeError> {
+    let voids: Vec<_> = headers.values().flat_map(|(_, header)| header.voids.clone()).collect();
+    let limits = lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
+    let mut segments = Vec::new();
+    for ((slot, header), limit_lsn) in headers.into_values().zip(limits).rev() {
+        segments.push(match limit_lsn <= floor_of(&segments, &voids) {
+            true => FoundSegment { slot, header, batches: Vec::new(), gaps: Vec::new(), seal: None },
+            false => scan(device, slot, header, limit_lsn).await?,
+        });
+    }
+    segments.reverse();
+    Ok(segments)
+}
+
+/// Of the batches that count.
+fn floor_of(segments: &[FoundSegment], voids: &[VoidRange]) -> u64 {
+    let end_lsn = match planted("replay: a floor behind the end counts") {
+        true => u64::MAX,
+        false => end_of(segments, voids),
+    };
+    let headers = segments.iter().flat_map(|segment| &segment.batches).map(|batch| &batch.header);
+    let that_count = headers.filter(|header| header.lsn < end_lsn && !is_void(voids, header.lsn));
+    that_count.map(|header| header.floor_lsn).max().unwrap_or(0)
+}
+
+/// Where the log ends: at the first hole that nothing vouches for.
+fn end_of(segments: &[FoundSegment], voids: &[VoidRange]) -> u64 {
+    let attested = attested_lsn(segments);
+    let gaps = segments.iter().flat_map(|segment| &segment.gaps);
+    gaps.filter_map(|gap| (gap.lsn.max(attested)..gap.next_lsn).find(|lsn| !is_void(voids, *lsn)))
+        .min()
+        .filter(|_| !planted("replay: it does not stop at a hole"))
+        .unwrap_or(u64::MAX)
 }
 
 /// Everything below is on stable storage, as far as any header tells.
