@@ -28,7 +28,7 @@ pub(crate) use record::{Append, Record};
 use crate::VolumeError;
 use ovs_format::log::BLOCK_BYTES;
 use ovs_format::log::VoidRange;
-use ovs_units::VdiskId;
+use ovs_units::{VdiskId, planted};
 use record::Segment;
 use std::{
     cell::{Cell, RefCell},
@@ -58,6 +58,20 @@ struct FreeSlot {
     after_order: u64,
     /// … and every batch below this: records that were only moved have no order of their own.
     after_lsn: u64,
+}
+
+/// A segment whose records have all gone or been superseded.
+struct Left {
+    start_lsn: u64,
+    /// As of a free slot: until that is stable a replay has to find them here.
+    after_order: u64,
+    after_lsn: u64,
+}
+
+impl Left {
+    fn is_superseded_by(&self, order: u64, lsn: u64) -> bool {
+        self.after_order <= order && self.after_lsn <= lsn
+    }
 }
 
 pub(crate) struct State {
@@ -98,6 +112,8 @@ pub(crate) struct State {
     current_offset: Cell<u64>,
     segments: RefCell<BTreeMap<u64, Weak<Segment>>>,
     free: RefCell<VecDeque<FreeSlot>>,
+    /// In the order in which they were left.
+    left: RefCell<VecDeque<Left>>,
     /// The generation of the segment that was last looked at for being moved.
     last_moved: Cell<u64>,
     promised_blocks: Cell<u64>,
@@ -170,9 +186,9 @@ impl State {
     /// A segment's last record has gone.
     fn segment_is_free(&self, segment: &Segment) {
         self.segments.borrow_mut().remove(&segment.generation);
+        let (after_order, after_lsn) = (self.next_order.get(), self.next_lsn.get());
+        self.left.borrow_mut().push_back(Left { start_lsn: segment.start_lsn, after_order, after_lsn });
         if !segment.retired.get() {
-            let after_order = self.next_order.get();
-            let after_lsn = self.next_lsn.get();
             self.free.borrow_mut().push_back(FreeSlot { slot: segment.slot, after_order, after_lsn });
         }
         self.space.notify_waiters();
@@ -183,11 +199,17 @@ impl State {
         self.promised_blocks.set(self.promised_blocks.get() - promised);
     }
 
-    /// Batches below this are needed by nobody.
+    /// Batches below this are needed by nobody, whatever of what is not stable is lost.
     fn floor_lsn(&self) -> u64 {
+        let mut left = self.left.borrow_mut();
+        let is_stable = |left: &Left| left.is_superseded_by(self.synced_order.get(), self.synced_lsn.get());
+        while left.pop_front_if(|left| is_stable(left)).is_some() {}
+        let is_needed =
+            |_: &&Left| !planted("log: what superseded it is not stable, and it is below the floor");
+        let superseded = left.iter().filter(is_needed).map(|left| left.start_lsn);
         let segments = self.segments.borrow();
-        let lowest = segments.values().find_map(Weak::upgrade);
-        lowest.map_or(self.next_lsn.get(), |segment| segment.start_lsn)
+        let alive = segments.values().filter_map(Weak::upgrade).map(|segment| segment.start_lsn);
+        alive.chain(superseded).min().unwrap_or(self.next_lsn.get())
     }
 }
 

@@ -107,10 +107,16 @@ impl Log {
     fn take_in(&self, segments: Vec<FoundSegment>) -> (Replay, Option<OpenEnd>) {
         let state = &self.state;
         let attested = attested_lsn(&segments);
-        let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
+        let floor = floor_lsn(&segments);
         let voids = voids_of(&segments);
         let is_void = |lsn: u64| is_void(&voids, lsn);
-        let end_lsn = end_of(&segments, &voids);
+        let end_lsn = segments
+            .iter()
+            .flat_map(|s| &s.gaps)
+            .filter_map(|gap| (gap.lsn.max(attested)..gap.next_lsn).find(|lsn| !is_void(*lsn)))
+            .min()
+            .filter(|_| !planted("replay: it does not stop at a hole"))
+            .unwrap_or(u64::MAX);
         let holes: Vec<_> =
             segments.iter().flat_map(|s| &s.gaps).map(|gap| (gap.lsn, gap.next_lsn)).collect();
         // What is void was written again in its order, or the log ended there. Behind a hole in it the old copies would
@@ -228,17 +234,16 @@ impl Log {
 
 /// The segments by generation. Those that nobody needs are not read: they have no batches.
 ///
-/// Below a batch's floor nothing is needed once that batch counts: what was there has left for the backend, or was written again before it. So the newest
-/// are read first. A floor of a batch behind the end says nothing: what was written again may be what is missing there.
+/// Below a batch's floor nothing is needed: what was there has left for the backend, or what superseded it was stable when the batch was begun. So the
+/// newest are read first.
 async fn scan_needed(
     device: &dyn LogDevice,
     headers: BTreeMap<u64, (usize, SegmentHeader)>,
 ) -> Result<Vec<FoundSegment>, VolumeError> {
-    let voids: Vec<_> = headers.values().flat_map(|(_, header)| header.voids.clone()).collect();
     let limits = lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
     let mut segments = Vec::new();
     for ((slot, header), limit_lsn) in headers.into_values().zip(limits).rev() {
-        segments.push(match limit_lsn <= floor_of(&segments, &voids) {
+        segments.push(match limit_lsn <= floor_lsn(&segments) {
             true => FoundSegment { slot, header, batches: Vec::new(), gaps: Vec::new(), seal: None },
             false => scan(device, slot, header, limit_lsn).await?,
         });
@@ -247,25 +252,14 @@ async fn scan_needed(
     Ok(segments)
 }
 
-/// Of the batches that count.
-fn floor_of(segments: &[FoundSegment], voids: &[VoidRange]) -> u64 {
-    let end_lsn = match planted("replay: a floor behind the end counts") {
-        true => u64::MAX,
-        false => end_of(segments, voids),
-    };
-    let headers = segments.iter().flat_map(|segment| &segment.batches).map(|batch| &batch.header);
-    let that_count = headers.filter(|header| header.lsn < end_lsn && !is_void(voids, header.lsn));
-    that_count.map(|header| header.floor_lsn).max().unwrap_or(0)
-}
-
-/// Where the log ends: at the first hole that nothing vouches for.
-fn end_of(segments: &[FoundSegment], voids: &[VoidRange]) -> u64 {
-    let attested = attested_lsn(segments);
-    let gaps = segments.iter().flat_map(|segment| &segment.gaps);
-    gaps.filter_map(|gap| (gap.lsn.max(attested)..gap.next_lsn).find(|lsn| !is_void(voids, *lsn)))
-        .min()
-        .filter(|_| !planted("replay: it does not stop at a hole"))
-        .unwrap_or(u64::MAX)
+/// No batch below is needed, as far as any header tells.
+fn floor_lsn(segments: &[FoundSegment]) -> u64 {
+    segments
+        .iter()
+        .flat_map(|segment| &segment.batches)
+        .map(|batch| batch.header.floor_lsn)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Everything below is on stable storage, as far as any header tells.
@@ -696,6 +690,7 @@ fn empty_state(
         current_offset: Cell::new(0),
         segments: RefCell::new(BTreeMap::new()),
         free: RefCell::new(VecDeque::new()),
+        left: RefCell::default(),
         last_moved: Cell::new(0),
         promised_blocks: Cell::new(0),
         work: Rc::new(Notify::new()),
