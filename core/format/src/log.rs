@@ -30,6 +30,8 @@ const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"OVSSEG01");
 const BATCH_MAGIC: u64 = u64::from_le_bytes(*b"OVSBAT01");
 const BATCH_FIXED_BYTES: usize = 64;
 const RECORD_BYTES: usize = 56;
+/// What a batch's floor means: see [`BatchHeader::floor_lsn`].
+const FLOOR_IS_STABLE: u32 = 1;
 
 /// The first block of a slot whose segment does not count: without it, a bad first block is damage. It names the highest
 /// generation that there was, since what it wipes may have been the last to tell.
@@ -164,7 +166,8 @@ pub struct BatchHeader {
     pub lsn: u64,
     /// Every batch below was on stable storage when this was written.
     pub synced_lsn: u64,
-    /// No batch below is needed any more.
+    /// No batch below is needed, whatever of what was not on stable storage when this was written is lost. 0 where a
+    /// build wrote it that meant less by it.
     pub floor_lsn: u64,
     /// The last batch of its segment, which then has no records.
     pub is_seal: bool,
@@ -205,7 +208,7 @@ impl BatchHeader {
         w.u32(self.records.len() as u32);
         w.u32(data_clusters as u32);
         w.u32(length as u32);
-        w.u32(0);
+        w.u32(FLOOR_IS_STABLE);
         for record in &self.records {
             w.uuid(record.vdisk.0);
             w.u64(record.epoch.0);
@@ -262,7 +265,8 @@ impl BatchHeader {
         let (generation, lsn) = (r.counter("generation")?, r.counter("LSN")?);
         let (synced_lsn, floor_lsn) = (r.counter("synced LSN")?, r.counter("floor LSN")?);
         let (count, clusters) = (r.u32()? as usize, r.u32()? as usize);
-        r.u64()?;
+        r.u32()?;
+        let floor_lsn = if r.u32()? == FLOOR_IS_STABLE { floor_lsn } else { 0 };
         let mut records = Vec::with_capacity(count);
         for _ in 0..count {
             let (vdisk, epoch) = (VdiskId(r.uuid()?), Epoch(r.counter("epoch")?));

@@ -8,7 +8,8 @@
 //! * One batch is in flight at a time, so a record is `written` only when every earlier byte of the log is.
 //! * A record's payload stays in memory until it is stable: when a write or sync fails, the segment is retired and what
 //!   was not stable in it is written again elsewhere, before any flush is answered. A failed sync is never asked again.
-//! * A slot is reused only after everything appended before it became free is stable: what superseded its records.
+//! * A slot is reused only after everything appended before it became free is stable: what superseded its records. Before
+//!   that no batch tells a replay that it need not look there.
 //! * The end that a replay chose is made persistent, by a new segment's header, before anything is served.
 //!
 //! Not here: what records mean to a vDisk (see `vdisk`), space on backends.
@@ -60,10 +61,10 @@ struct FreeSlot {
     after_lsn: u64,
 }
 
-/// A segment whose records have all gone or been superseded.
+/// A segment whose records have all gone or been superseded, whether its slot is free or not.
 struct Left {
     start_lsn: u64,
-    /// As of a free slot: until that is stable a replay has to find them here.
+    /// Until that much is stable, as with a free slot, a replay has to find them here.
     after_order: u64,
     after_lsn: u64,
 }

@@ -190,7 +190,8 @@ impl Log {
                 next_lsn = next_lsn.max(batch.header.lsn + 1);
                 take_in_batch(state, &segment, batch, &mut replay);
             }
-            // Without records the segment goes here, and its slot is free.
+            // Without records the segment goes here, and its slot is free. No floor is looked at before all that was found
+            // is stable: those of seals count for nothing.
         }
         state.next_lsn.set(next_lsn);
         state.written_lsn.set(next_lsn);
@@ -234,8 +235,8 @@ impl Log {
 
 /// The segments by generation. Those that nobody needs are not read: they have no batches.
 ///
-/// Below a batch's floor nothing is needed: what was there has left for the backend, or what superseded it was stable when the batch was begun. So the
-/// newest are read first.
+/// Below a batch's floor nothing is needed: what was there has left for the backend, or what superseded it was stable
+/// when the batch was begun. So the newest are read first.
 async fn scan_needed(
     device: &dyn LogDevice,
     headers: BTreeMap<u64, (usize, SegmentHeader)>,

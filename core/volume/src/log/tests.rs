@@ -1,5 +1,6 @@
 //! The log by itself, on a device of twelve slots.
 
+mod floor;
 mod refusals;
 
 use super::replay::Replay;
@@ -21,12 +22,17 @@ async fn open(directory: &tempfile::TempDir, slot_blocks: u64, clusters_in_memor
 
 /// A record in a batch of its own, of a cluster with data or of zeros, written and not stable.
 async fn write_one(log: &Log, number: u64, is_zero: bool) -> Rc<Record> {
+    let record = append_one(log, number, is_zero);
+    assert!(record.written().await);
+    record
+}
+
+/// The same, not written yet.
+fn append_one(log: &Log, number: u64, is_zero: bool) -> Rc<Record> {
     let data = (!is_zero).then(|| Bytes::from(vec![number as u8; CLUSTER_SIZE_BYTES as usize]));
     let room = log.room(u64::from(!is_zero), RoomFor::Write).unwrap();
     let (epoch, sequence, cluster) = (Epoch(1), Sequence(number + 1), Cluster(number));
-    let record = log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data });
-    assert!(record.written().await);
-    record
+    log.append(room, Append { vdisk: VDISK, epoch, sequence, cluster, count: 1, data })
 }
 
 /// Clusters with data.

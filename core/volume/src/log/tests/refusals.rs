@@ -6,7 +6,7 @@ use super::*;
 pub(super) struct Refusing {
     inner: FileDevice,
     /// The next sync of this slot fails.
-    refused: Cell<Option<usize>>,
+    pub(super) refused: Cell<Option<usize>>,
     /// So does every slot's second one.
     refuses_second_syncs: Cell<bool>,
     /// So many writes fail.

@@ -1,0 +1,201 @@
+//! What a replay need not read: never what it needs, however little of what was not stable a power loss leaves.
+
+use super::*;
+
+/// X, stable and alone in its segment, with another segment begun behind it. Seven batches go into a slot.
+async fn alone_in_its_segment(log: &Log) -> Rc<Record> {
+    let mut records = write(log, 0..8).await;
+    log.sync().await.unwrap();
+    records.swap_remove(0)
+}
+
+/// A power loss takes the batch.
+async fn lose(log: &Log, record: &Rc<Record>) {
+    let place = record.place.borrow().clone().unwrap();
+    let bytes = vec![Bytes::from(vec![0xff; BLOCK_BYTES])];
+    log.state.device.write(place.segment.slot, place.offset - BLOCK_BYTES as u64, bytes).await.unwrap();
+}
+
+fn move_it(log: &Log, record: &Rc<Record>) {
+    record.set_resident(Bytes::from(vec![record.header.cluster.0 as u8; CLUSTER_SIZE_BYTES as usize]));
+    record.promised_blocks.set(log.room(1, RoomFor::Move).unwrap().take());
+    log.state.pending.borrow_mut().push_back(record.clone());
+    log.state.work.notify_one();
+}
+
+/// The next sync of the segment that is written to now fails; what was not stable is written again.
+async fn fail_a_sync(log: &Log, device: &refusals::Refusing) {
+    device.refused.set(Some(log.state.current.borrow().as_ref().unwrap().slot));
+    log.sync().await.unwrap();
+    assert_eq!(device.refused.get(), None);
+}
+
+/// As [`fail_a_sync`], and the power goes before what was written again is stable: of that only the first batch is left,
+/// and nothing of the segment that failed. The records are told in the order in which they were written again.
+async fn fail_a_sync_and_lose(log: &Log, device: &refusals::Refusing, records: &[&Rc<Record>]) {
+    let before: Vec<_> = records.iter().map(|record| record.place.borrow().clone().unwrap()).collect();
+    device.refused.set(Some(before[0].segment.slot));
+    let again = |record: &&Rc<Record>, old: &crate::log::record::Place| record.lsn() != old.lsn;
+    let flush = {
+        let log = log.clone();
+        tokio::task::spawn_local(async move { log.sync().await })
+    };
+    until(|| records.iter().zip(&before).all(|(record, old)| again(record, old))).await;
+    flush.abort();
+    for place in before {
+        let bytes = vec![Bytes::from(vec![0xff; BLOCK_BYTES])];
+        let offset = place.offset - BLOCK_BYTES as u64;
+        log.state.device.write(place.segment.slot, offset, bytes).await.unwrap();
+    }
+    for record in &records[1..] {
+        lose(log, record).await;
+    }
+}
+
+/// What the next start finds, and the one after a start that ended at once. Nothing of it is damage.
+async fn found(directory: &tempfile::TempDir) -> [Vec<u64>; 2] {
+    let mut found = [Vec::new(), Vec::new()];
+    for found in &mut found {
+        let (log, replay) = open(directory, 16, 100).await;
+        assert_eq!(replay.damage, []);
+        *found = numbers(&replay);
+        drop((log, replay));
+    }
+    found
+}
+
+/// Two batches wait, and what supersedes X is in the second: the first is written when X is needed by nobody in memory.
+#[test]
+fn what_is_superseded_counts_until_that_is_stable() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let x = alone_in_its_segment(&log).await;
+        let (a, y) = (append_one(&log, 10, false), append_one(&log, 11, false));
+        drop(x);
+        assert!(a.written().await && y.written().await);
+        assert_ne!(a.lsn(), y.lsn());
+        lose(&log, &y).await;
+        drop((log, a, y));
+        let expected = vec![0, 1, 2, 3, 4, 5, 6, 7, 10];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+/// It is written and not stable: batches behind it may be left by a power loss that took it.
+#[test]
+fn what_is_superseded_counts_until_that_is_stable_in_later_batches_too() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let x = alone_in_its_segment(&log).await;
+        let y = append_one(&log, 10, false);
+        drop(x);
+        assert!(y.written().await);
+        let a = write_one(&log, 11, false).await;
+        lose(&log, &y).await;
+        drop((log, y, a));
+        let expected = vec![0, 1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+/// X is written elsewhere, and that segment fails before it is stable there.
+#[test]
+fn what_was_moved_counts_where_it_was_until_it_is_stable() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = refusals::open_watched(&directory, 16).await;
+        let x = alone_in_its_segment(&log).await;
+        let stable = log.state.synced_lsn.get();
+        let a = write_one(&log, 10, false).await;
+        move_it(&log, &x);
+        until(|| x.lsn() > stable).await;
+        let b = write_one(&log, 11, false).await;
+        fail_a_sync_and_lose(&log, &device, &[&a, &x, &b]).await;
+        drop((log, x, a, b, device));
+        let expected = vec![0, 1, 2, 3, 4, 5, 6, 7, 10];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+#[test]
+fn what_is_superseded_counts_until_that_is_written_again_and_stable() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = refusals::open_watched(&directory, 16).await;
+        let x = alone_in_its_segment(&log).await;
+        let a = write_one(&log, 10, false).await;
+        let y = append_one(&log, 11, false);
+        drop(x);
+        assert!(y.written().await);
+        fail_a_sync_and_lose(&log, &device, &[&a, &y]).await;
+        drop((log, a, y, device));
+        let expected = vec![0, 1, 2, 3, 4, 5, 6, 7, 10];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+/// Its slot is not used again, so that nothing else would keep a replay from passing it by.
+#[test]
+fn what_is_stable_in_a_segment_that_failed_counts() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, device, _) = refusals::open_watched(&directory, 16).await;
+        let x = write_one(&log, 0, false).await;
+        log.sync().await.unwrap();
+        let a = write_one(&log, 1, false).await;
+        fail_a_sync(&log, &device).await;
+        assert!(x.place.borrow().as_ref().unwrap().segment.retired.get());
+        let (b, y) = (append_one(&log, 10, false), append_one(&log, 11, false));
+        drop(x);
+        assert!(b.written().await && y.written().await);
+        lose(&log, &y).await;
+        drop((log, a, b, y, device));
+        // It is void where it was first.
+        let expected = vec![0, 1, 1, 10];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+#[test]
+fn what_is_stable_in_a_segment_that_is_kept_as_evidence_counts() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let mut records = write(&log, 0..3).await;
+        log.sync().await.unwrap();
+        records.extend(write(&log, 3..4).await);
+        lose(&log, &records[1]).await;
+        drop((log, records));
+        let (log, mut replay) = open(&directory, 16, 100).await;
+        assert_eq!((numbers(&replay), replay.damage.len()), (vec![0, 2, 3], 1));
+        let x = replay.records.remove(&VDISK).unwrap().swap_remove(0);
+        assert!(x.place.borrow().as_ref().unwrap().segment.retired.get());
+        let (a, y) = (append_one(&log, 10, false), append_one(&log, 11, false));
+        drop(x);
+        assert!(a.written().await && y.written().await);
+        lose(&log, &y).await;
+        drop((log, replay, a, y));
+        let (_, replay) = open(&directory, 16, 100).await;
+        assert_eq!((numbers(&replay), replay.damage.len()), (vec![0, 2, 3, 10], 1));
+    });
+}
+
+/// And once that is stable they are not read, nor is what was damaged there.
+#[test]
+fn what_is_superseded_by_what_is_stable_is_passed_by() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let x = alone_in_its_segment(&log).await;
+        let y = append_one(&log, 10, false);
+        lose(&log, &x).await;
+        drop(x);
+        assert!(y.written().await);
+        log.sync().await.unwrap();
+        let a = write_one(&log, 11, false).await;
+        drop((log, y, a));
+        assert_eq!(found(&directory).await, [vec![7, 10, 11], vec![7, 10, 11]]);
+    });
+}
