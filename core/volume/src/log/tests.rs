@@ -256,54 +256,6 @@ fn a_damage_in_what_nobody_needs_is_none() {
     });
 }
 
-/// Slots that nobody needs are not read at the next start, but for what tells whose they are.
-#[test]
-fn what_nobody_needs_is_not_read_again() {
-    run(async {
-        let directory = tempfile::tempdir().unwrap();
-        let log = open(&directory, 64, 100).await.0;
-        let old = write(&log, 0..200).await;
-        log.sync().await.unwrap();
-        drop(old);
-        let records = write(&log, 200..210).await;
-        drop((log, records));
-        let inner = FileDevice::open(directory.path(), 12, 64 * BLOCK_BYTES as u64).unwrap();
-        let device = Rc::new(ReadCounted { blocks: Cell::new(0), inner });
-        let (_, replay) = Log::open(device.clone(), Uuid::from_u128(1), 1 << 20).await.unwrap();
-        let found = numbers(&replay);
-        assert!(found.len() < 45 && found.ends_with(&[206, 207, 208, 209]), "{found:?}");
-        // The first blocks of twelve, and two of those that are needed, read twice.
-        let all = 12 * 64;
-        let read = device.blocks.get();
-        assert!(read <= 12 * 17 + 4 * 64 && read < all, "{read} blocks");
-    });
-}
-
-/// What was written again, and is what the log ends before, is still where it was, whatever later batches say.
-#[test]
-fn what_was_moved_behind_the_end_is_found_where_it_was() {
-    run(async {
-        let directory = tempfile::tempdir().unwrap();
-        let log = open(&directory, 16, 100).await.0;
-        // Seven batches go into a slot; with the next begun, and both stable, nothing else holds on to it.
-        let mut records = write(&log, 0..8).await;
-        log.sync().await.unwrap();
-        let stable = log.state.synced_lsn.get();
-        records.truncate(1);
-        records[0].promised_blocks.set(log.room(1, RoomFor::Move).unwrap().take());
-        log.state.pending.borrow_mut().push_back(records[0].clone());
-        log.state.work.notify_one();
-        until(|| records[0].lsn() >= stable).await;
-        records.extend(write(&log, 8..10).await);
-        let place = records[0].place.borrow().clone().unwrap();
-        let lost = vec![Bytes::from(vec![0xff; BLOCK_BYTES])];
-        log.state.device.write(place.segment.slot, place.offset - BLOCK_BYTES as u64, lost).await.unwrap();
-        drop((log, records, place));
-        let (_, replay) = open(&directory, 16, 100).await;
-        assert_eq!((numbers(&replay), &replay.damage[..]), (vec![0, 1, 2, 3, 4, 5, 6, 7], &[][..]));
-    });
-}
-
 /// Three slots are kept back, a sixteenth of each, and a block for the header of each record.
 #[test]
 fn room_and_use_are_counted_in_blocks() {
@@ -541,35 +493,6 @@ fn damages_side_by_side_are_told_each() {
         drop(replay);
         assert!(log.room(1, RoomFor::Write).is_some());
     });
-}
-
-/// Blocks that are read of it.
-struct ReadCounted {
-    blocks: Cell<usize>,
-    inner: FileDevice,
-}
-
-impl LogDevice for ReadCounted {
-    fn slot_count(&self) -> usize {
-        self.inner.slot_count()
-    }
-
-    fn slot_bytes(&self) -> u64 {
-        self.inner.slot_bytes()
-    }
-
-    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
-        self.inner.write(slot, offset, parts)
-    }
-
-    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
-        self.inner.sync(slot)
-    }
-
-    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
-        self.blocks.set(self.blocks.get() + length.div_ceil(BLOCK_BYTES));
-        self.inner.read(slot, offset, length)
-    }
 }
 
 fn numbers(replay: &Replay) -> Vec<u64> {

@@ -100,6 +100,24 @@ fn what_is_superseded_counts_until_that_is_stable_in_later_batches_too() {
     });
 }
 
+/// It is written elsewhere and not stable there, while everything that was ever appended is: its order is an old one.
+#[test]
+fn what_was_moved_and_lost_is_found_where_it_was() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let x = alone_in_its_segment(&log).await;
+        let stable = log.state.synced_lsn.get();
+        move_it(&log, &x);
+        until(|| x.lsn() >= stable).await;
+        let behind = write(&log, 8..10).await;
+        lose(&log, &x).await;
+        drop((log, behind, x));
+        let expected = vec![0, 1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
 /// X is written elsewhere, and that segment fails before it is stable there.
 #[test]
 fn what_was_moved_counts_where_it_was_until_it_is_stable() {
@@ -198,4 +216,56 @@ fn what_is_superseded_by_what_is_stable_is_passed_by() {
         drop((log, y, a));
         assert_eq!(found(&directory).await, [vec![7, 10, 11], vec![7, 10, 11]]);
     });
+}
+
+/// Slots that nobody needs are not read at the next start, but for what tells whose they are.
+#[test]
+fn what_nobody_needs_is_not_read_again() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 64, 100).await.0;
+        let old = write(&log, 0..200).await;
+        log.sync().await.unwrap();
+        drop(old);
+        let records = write(&log, 200..210).await;
+        drop((log, records));
+        let inner = FileDevice::open(directory.path(), 12, 64 * BLOCK_BYTES as u64).unwrap();
+        let device = Rc::new(ReadCounted { blocks: Cell::new(0), inner });
+        let (_, replay) = Log::open(device.clone(), Uuid::from_u128(1), 1 << 20).await.unwrap();
+        let found = numbers(&replay);
+        assert!(found.len() < 45 && found.ends_with(&[206, 207, 208, 209]), "{found:?}");
+        // The first blocks of twelve, and two of those that are needed, read twice.
+        let all = 12 * 64;
+        let read = device.blocks.get();
+        assert!(read <= 12 * 17 + 4 * 64 && read < all, "{read} blocks");
+    });
+}
+
+/// Blocks that are read of it.
+struct ReadCounted {
+    blocks: Cell<usize>,
+    inner: FileDevice,
+}
+
+impl LogDevice for ReadCounted {
+    fn slot_count(&self) -> usize {
+        self.inner.slot_count()
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.inner.slot_bytes()
+    }
+
+    fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
+        self.inner.write(slot, offset, parts)
+    }
+
+    fn sync(&self, slot: usize) -> LocalBoxFuture<'_, io::Result<()>> {
+        self.inner.sync(slot)
+    }
+
+    fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
+        self.blocks.set(self.blocks.get() + length.div_ceil(BLOCK_BYTES));
+        self.inner.read(slot, offset, length)
+    }
 }
