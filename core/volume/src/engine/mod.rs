@@ -52,6 +52,13 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
 }
 
+impl Drop for Inner {
+    /// Of what goes with it the log has the only copy.
+    fn drop(&mut self) {
+        self.context.log.end();
+    }
+}
+
 impl Engine {
     /// Replays the write buffer into memory; ready for [`Engine::attach_backend`] and [`Engine::open_vdisk`].
     pub async fn open(config: EngineConfig, parts: EngineParts) -> Result<Engine, VolumeError> {
@@ -357,6 +364,7 @@ impl Engine {
             }
         }
         let synced = context.log.sync().await;
+        context.log.end();
         self.inner.vdisks.borrow_mut().clear();
         self.inner.replayed.borrow_mut().clear();
         synced

@@ -78,6 +78,8 @@ impl Left {
 pub(crate) struct State {
     device: Rc<dyn LogDevice>,
     id: Uuid,
+    /// Of this life, known to nobody: what the salts of segments are made of.
+    secret: Uuid,
     memory_bytes_max: u64,
 
     next_order: Cell<u64>,
@@ -115,6 +117,8 @@ pub(crate) struct State {
     free: RefCell<VecDeque<FreeSlot>>,
     /// In the order in which they were left.
     left: RefCell<VecDeque<Left>>,
+    /// Records are let go of that are still needed: see [`Log::end`].
+    is_ended: Cell<bool>,
     /// The generation of the segment that was last looked at for being moved.
     last_moved: Cell<u64>,
     promised_blocks: Cell<u64>,
@@ -186,7 +190,10 @@ impl State {
 
     /// A segment's last record has gone.
     fn segment_is_free(&self, segment: &Segment) {
-        self.segments.borrow_mut().remove(&segment.generation);
+        self.segments.borrow_mut().remove(&segment.id.generation);
+        if self.is_ended.get() {
+            return;
+        }
         let (after_order, after_lsn) = (self.next_order.get(), self.next_lsn.get());
         self.left.borrow_mut().push_back(Left { start_lsn: segment.start_lsn, after_order, after_lsn });
         if !segment.retired.get() {
@@ -202,15 +209,19 @@ impl State {
 
     /// Batches below this are needed by nobody, whatever of what is not stable is lost.
     fn floor_lsn(&self) -> u64 {
+        if self.is_ended.get() {
+            return 0;
+        }
         let mut left = self.left.borrow_mut();
         let is_stable = |left: &Left| left.is_superseded_by(self.synced_order.get(), self.synced_lsn.get());
         while left.pop_front_if(|left| is_stable(left)).is_some() {}
         let is_needed =
             |_: &&Left| !planted("log: what superseded it is not stable, and it is below the floor");
         let superseded = left.iter().filter(is_needed).map(|left| left.start_lsn);
+        // Segments start in the order of their generations.
         let segments = self.segments.borrow();
-        let alive = segments.values().filter_map(Weak::upgrade).map(|segment| segment.start_lsn);
-        alive.chain(superseded).min().unwrap_or(self.next_lsn.get())
+        let alive = segments.values().find_map(Weak::upgrade).map(|segment| segment.start_lsn);
+        alive.into_iter().chain(superseded).min().unwrap_or(self.next_lsn.get())
     }
 }
 
@@ -218,6 +229,12 @@ impl Log {
     /// Data clusters in one record at most: 1 MiB, less where slots are small.
     pub(crate) fn record_clusters_max(&self) -> u64 {
         (self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16).clamp(1, 256)
+    }
+
+    /// From now on records are let go of, needed or not, and are found by the next start: no slot becomes free by that, and
+    /// whatever is still being written says that all of them are needed.
+    pub(crate) fn end(&self) {
+        self.state.is_ended.set(!planted("log: what is let go of at the end passes for superseded"));
     }
 
     pub(crate) fn check_online(&self) -> Result<(), VolumeError> {

@@ -7,7 +7,7 @@ use super::replay::Replay;
 use super::*;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use ovs_format::log::{BLOCK_BYTES, SegmentHeader, encode_wiped};
+use ovs_format::log::{BLOCK_BYTES, SegmentHeader, SegmentId, encode_wiped};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence};
 use std::{io, time::Duration};
 
@@ -209,7 +209,7 @@ fn segments_have_their_turns_to_be_moved() {
         let log = open(&directory, 16, 100).await.0;
         let _records = write(&log, 0..22).await;
         let first = *log.state.segments.borrow().keys().next().unwrap();
-        let turns: Vec<u64> = (0..7).map(|_| log.next_to_move().unwrap().generation - first).collect();
+        let turns: Vec<u64> = (0..7).map(|_| log.next_to_move().unwrap().id.generation - first).collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0]);
     });
 }
@@ -223,8 +223,13 @@ fn an_old_header_over_new_batches_is_done_without() {
         let log = open(&directory, 16, 100).await.0;
         let records = write(&log, 0..10).await;
         let begun = log.state.current.borrow().as_ref().unwrap().clone();
-        let old =
-            SegmentHeader { log: log.state.id, generation: 0, start_lsn: 0, synced_lsn: 0, voids: vec![] };
+        let old = SegmentHeader {
+            log: log.state.id,
+            id: SegmentId { generation: 0, salt: 1 },
+            start_lsn: 0,
+            synced_lsn: 0,
+            voids: vec![],
+        };
         log.state.device.write(begun.slot, 0, vec![old.encode().into()]).await.unwrap();
         drop((log, records, begun));
         let (_, replay) = open(&directory, 16, 100).await;
@@ -339,14 +344,14 @@ fn the_segment_that_is_written_to_is_moved_only_when_it_is_full() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory, 64, 100).await.0;
         let mut records = write(&log, 0..10).await;
-        let first = log.state.current.borrow().as_ref().unwrap().generation;
+        let first = log.state.current.borrow().as_ref().unwrap().id.generation;
         assert!(log.next_to_move().is_none());
         records.extend(write(&log, 10..29).await);
-        assert_eq!(log.next_to_move().unwrap().generation, first);
+        assert_eq!(log.next_to_move().unwrap().id.generation, first);
         // A second segment, and one that is kept as evidence.
         records.extend(write(&log, 29..40).await);
-        assert_eq!(log.next_to_move().unwrap().generation, first);
-        assert_eq!(log.next_to_move().unwrap().generation, first);
+        assert_eq!(log.next_to_move().unwrap().id.generation, first);
+        assert_eq!(log.next_to_move().unwrap().id.generation, first);
         records[0].place.borrow().as_ref().unwrap().segment.retired.set(true);
         assert!(log.next_to_move().is_none());
     });
@@ -371,16 +376,16 @@ fn what_a_replay_dropped_stays_dropped() {
         let (log, replay) = open(&directory, 16, 100).await;
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
         let begun = log.state.current.borrow().as_ref().unwrap().clone();
-        assert!(begun.generation > 5);
+        assert!(begun.id.generation > 5);
         // As this replay left the slot before that.
         log.state.device.write(begun.slot, 0, vec![encode_wiped(5).into()]).await.unwrap();
-        let (slot, generation) = (begun.slot, begun.generation);
+        let (slot, generation) = (begun.slot, begun.id.generation);
         drop((log, replay, begun));
         let (log, device, replay) = refusals::open_watched(&directory, 16).await;
         assert_eq!(replay.damage, []);
         assert_eq!(numbers(&replay), [0, 1, 2, 3, 4]);
         // Nothing of it is mistaken for what that segment had, and what was wiped is so for good.
-        assert_eq!(log.state.current.borrow().as_ref().unwrap().generation, generation);
+        assert_eq!(log.state.current.borrow().as_ref().unwrap().id.generation, generation);
         for wiped in (1..5).chain([slot]) {
             let asked = device.asked.borrow().iter().filter(|asked| **asked == wiped).count();
             assert!(asked >= 2, "slot {wiped} was written and synced: {:?}", device.asked.borrow());

@@ -225,3 +225,49 @@ fn what_is_buffered_for_an_unknown_vdisk_is_told() {
         engine.close(Duration::from_secs(5)).await.unwrap();
     });
 }
+
+/// A stop while the backend takes nothing, and while two writes that nobody waits for any more are still on their way to the write
+/// buffer: the second is begun when the vDisk is let go of.
+#[test]
+fn what_did_not_leave_before_a_stop_is_found_whatever_is_written_meanwhile() {
+    for is_closed in [true, false] {
+        run(async {
+            let (mut host, buffer) = (Host::new(false), Buffer::new());
+            host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), |call| {
+                let is_data = call.operation == Operation::Put && call.object.contains("/s/");
+                is_data.then_some(Fault::NoSpace)
+            }));
+            let engine = host.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            // Three segments.
+            for number in 0..300 {
+                put(&vdisk, number, 1).await;
+            }
+            vdisk.flush().await.unwrap();
+            buffer.is_slow.set(true);
+            for number in 300..302 {
+                let vdisk = vdisk.clone();
+                let write = tokio::task::spawn_local(async move { put(&vdisk, number, 2).await });
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                write.abort();
+            }
+            drop(vdisk);
+            let mut engine = Some(engine);
+            match &engine {
+                Some(engine) if is_closed => engine.close(Duration::ZERO).await.unwrap(),
+                _ => drop(engine.take()),
+            }
+            buffer.is_slow.set(false);
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
+            for number in 0..300 {
+                assert_eq!(byte(&vdisk, number).await, 1, "cluster {number}, {is_closed}");
+            }
+            assert_eq!(byte(&vdisk, 301).await, 2, "{is_closed}");
+        });
+    }
+}

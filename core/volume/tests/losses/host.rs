@@ -38,6 +38,8 @@ impl Chance for Counting {
 pub struct Buffer {
     slots: RefCell<Vec<Vec<u8>>>,
     pub refuses_headers: Cell<bool>,
+    /// While this is set no write is done.
+    pub is_slow: Cell<bool>,
 }
 
 impl Buffer {
@@ -45,12 +47,14 @@ impl Buffer {
         Rc::new(Buffer {
             slots: RefCell::new(vec![vec![0; SLOT_BYTES]; 12]),
             refuses_headers: Cell::new(false),
+            is_slow: Cell::new(false),
         })
     }
 
     pub fn copy(&self) -> Rc<Buffer> {
         let slots = self.slots.borrow().clone();
-        Rc::new(Buffer { slots: RefCell::new(slots), refuses_headers: Cell::new(false) })
+        let (refuses_headers, is_slow) = (Cell::new(false), Cell::new(false));
+        Rc::new(Buffer { slots: RefCell::new(slots), refuses_headers, is_slow })
     }
 
     /// Changes the n-th batch of the first slot in use.
@@ -73,6 +77,9 @@ impl LogDevice for Buffer {
     fn write(&self, slot: usize, offset: u64, parts: Vec<Bytes>) -> LocalBoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            while self.is_slow.get() {
+                tokio::task::yield_now().await;
+            }
             if offset == 0 && self.refuses_headers.get() {
                 return Err(io::Error::other("the host dies here"));
             }
