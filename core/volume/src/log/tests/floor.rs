@@ -43,6 +43,7 @@ async fn fail_a_sync_and_lose(log: &Log, device: &refusals::Refusing, records: &
     };
     until(|| records.iter().zip(&before).all(|(record, old)| again(record, old))).await;
     flush.abort();
+    let _ = flush.await;
     for place in before {
         let bytes = vec![Bytes::from(vec![0xff; BLOCK_BYTES])];
         let offset = place.offset - BLOCK_BYTES as u64;
