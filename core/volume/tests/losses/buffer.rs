@@ -247,17 +247,19 @@ fn what_did_not_leave_before_a_stop_is_found_whatever_is_moved_meanwhile() {
             };
             // A slot has room for 127. Few of the first are left, and all of the second.
             put_all(0..260, 1).await;
-            // Until three of twelve slots are free, which are not for writes.
-            while engine.stats().buffer_used_bytes <= 8 << 20 {
+            while engine.stats().buffer_used_bytes <= 7 << 20 {
                 put_all(0..100, 2).await;
             }
-            // Sending them out has been tried, and waits.
+            // Sending them out has been tried, and is not again while the clock stands still. When three of twelve slots are
+            // left, which are not for writes, something is moved.
             tokio::time::sleep(Duration::from_secs(1)).await;
             buffer.holds_reads.set(true);
-            let reads = buffer.reads.get();
-            put(&vdisk, 0, 2).await;
+            let (reads, mut rest) = (buffer.reads.get(), 0..500);
+            while buffer.reads.get() == reads {
+                put(&vdisk, rest.next().expect("something is moved") % 100, 2).await;
+            }
             vdisk.flush().await.unwrap();
-            assert_eq!(buffer.reads.get(), reads + 1, "one is to be moved");
+            assert_eq!(buffer.reads.get(), reads + 1, "one after the other");
             drop(vdisk);
             let mut engine = Some(engine);
             match &engine {
