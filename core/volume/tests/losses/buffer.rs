@@ -6,7 +6,7 @@ use crate::host::{
 use ovs_backend::{Fault, FaultyBackend, MemoryBackend, Operation};
 use ovs_units::{ByteCount, Name, SnapshotId, VdiskId};
 use ovs_volume::{CreateVdisk, Vdisk, VdiskState};
-use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
 
 /// The first life was cut in the middle, the second while it made that end persistent.
@@ -224,57 +224,4 @@ fn what_is_buffered_for_an_unknown_vdisk_is_told() {
         assert!(!engine.has_strangers().await.unwrap());
         engine.close(Duration::from_secs(5)).await.unwrap();
     });
-}
-
-/// A stop while the backend takes nothing, and while records are read that are to be moved: they are written when the others have
-/// been let go of.
-#[test]
-fn what_did_not_leave_before_a_stop_is_found_whatever_is_moved_meanwhile() {
-    for is_closed in [true, false] {
-        run(async {
-            let (mut host, buffer) = (Host::new(false), Buffer::new());
-            host.memory_bytes = 0;
-            host.backend = Rc::new(FaultyBackend::new(MemoryBackend::new(), |call| {
-                let is_data = call.operation == Operation::Put && call.object.contains("/s/");
-                is_data.then_some(Fault::NoSpace)
-            }));
-            let engine = host.start(&buffer).await.unwrap();
-            let vdisk = create(&engine).await;
-            let put_all = async |clusters: Range<u64>, byte| {
-                for number in clusters {
-                    put(&vdisk, number, byte).await;
-                }
-            };
-            // A slot has room for 127. All of the first are left, and few of the second.
-            put_all(0..260, 1).await;
-            while engine.stats().buffer_used_bytes <= 7 << 20 {
-                put_all(130..230, 2).await;
-            }
-            // Sending them out has been tried, and is not again while the clock stands still. When three of twelve slots are
-            // left, which are not for writes, something is moved.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            buffer.holds_reads.set(true);
-            let (reads, mut rest) = (buffer.reads.get(), (130..230).cycle());
-            while buffer.reads.get() == reads {
-                put(&vdisk, rest.next().expect("something is moved"), 2).await;
-            }
-            vdisk.flush().await.unwrap();
-            assert_eq!(buffer.reads.get(), reads + 1, "one after the other");
-            drop(vdisk);
-            let mut engine = Some(engine);
-            match &engine {
-                Some(engine) if is_closed => engine.close(Duration::ZERO).await.unwrap(),
-                _ => drop(engine.take()),
-            }
-            buffer.holds_reads.set(false);
-            for _ in 0..1000 {
-                tokio::task::yield_now().await;
-            }
-            let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
-            for number in 0..260 {
-                let expected = if (130..230).contains(&number) { 2 } else { 1 };
-                assert_eq!(byte(&vdisk, number).await, expected, "cluster {number}, {is_closed}");
-            }
-        });
-    }
 }

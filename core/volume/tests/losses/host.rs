@@ -35,23 +35,22 @@ impl Chance for Counting {
 }
 
 /// A write buffer that can be looked at, spoilt, and copied as a crash leaves it.
-#[derive(Default)]
 pub struct Buffer {
     slots: RefCell<Vec<Vec<u8>>>,
     pub refuses_headers: Cell<bool>,
-    /// While this is set no read is done.
-    pub holds_reads: Cell<bool>,
-    pub reads: Cell<usize>,
 }
 
 impl Buffer {
     pub fn new() -> Rc<Buffer> {
-        Rc::new(Buffer { slots: RefCell::new(vec![vec![0; SLOT_BYTES]; 12]), ..Buffer::default() })
+        Rc::new(Buffer {
+            slots: RefCell::new(vec![vec![0; SLOT_BYTES]; 12]),
+            refuses_headers: Cell::new(false),
+        })
     }
 
     pub fn copy(&self) -> Rc<Buffer> {
         let slots = self.slots.borrow().clone();
-        Rc::new(Buffer { slots: RefCell::new(slots), ..Buffer::default() })
+        Rc::new(Buffer { slots: RefCell::new(slots), refuses_headers: Cell::new(false) })
     }
 
     /// Changes the n-th batch of the first slot in use.
@@ -92,10 +91,6 @@ impl LogDevice for Buffer {
 
     fn read(&self, slot: usize, offset: u64, length: usize) -> LocalBoxFuture<'_, io::Result<Bytes>> {
         Box::pin(async move {
-            self.reads.set(self.reads.get() + 1);
-            while self.holds_reads.get() {
-                tokio::task::yield_now().await;
-            }
             Ok(Bytes::copy_from_slice(&self.slots.borrow()[slot][offset as usize..][..length]))
         })
     }
@@ -107,21 +102,12 @@ pub struct Host {
     pub pages: Rc<MemoryPages>,
     pub backend: Rc<dyn Backend>,
     pub copies_maps: bool,
-    /// Of payloads that are stable.
-    pub memory_bytes: u64,
 }
 
 impl Host {
     pub fn new(copies_maps: bool) -> Host {
         let backend = Rc::new(MemoryBackend::new());
-        Host {
-            chance: Rc::default(),
-            registry: Rc::default(),
-            pages: Rc::default(),
-            backend,
-            copies_maps,
-            memory_bytes: 1 << 20,
-        }
+        Host { chance: Rc::default(), registry: Rc::default(), pages: Rc::default(), backend, copies_maps }
     }
 
     pub async fn start(&self, buffer: &Rc<Buffer>) -> Result<Engine, VolumeError> {
@@ -134,7 +120,6 @@ impl Host {
             cache: None,
         };
         let config = EngineConfig {
-            memory_bytes: self.memory_bytes,
             destage_after: Duration::from_secs(3600),
             checkpoint_every: if self.copies_maps { 1 } else { 32 },
             copy_map_after: if self.copies_maps { 1 } else { u64::MAX },
