@@ -287,10 +287,12 @@ impl Engine {
         Ok(false)
     }
 
-    /// Opens every vDisk that has records in the write buffer, so that they leave it, and drops the records of vDisks
-    /// that no registry knows. Once all backends are attached.
+    /// Opens every vDisk that has records in the write buffer, so that they leave it, or that has lost some, so that its head
+    /// says so: the next start may not see it any more. Drops the records of vDisks that no registry knows. Once all backends
+    /// are attached.
     pub async fn claim_buffered(&self, on_full: OnFull) -> Result<(), VolumeError> {
-        let waiting: Vec<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        let mut waiting: BTreeSet<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        waiting.extend(self.inner.damage.borrow().iter().filter_map(|(whose, _)| *whose));
         for id in waiting {
             let entry = self.inner.context.registry.get(&head_key(id)).await?;
             let Some(entry) = entry else {

@@ -225,3 +225,39 @@ fn what_is_buffered_for_an_unknown_vdisk_is_told() {
         engine.close(Duration::from_secs(5)).await.unwrap();
     });
 }
+
+/// Nothing of it is left in the write buffer to open it for; and what else is in that segment leaves.
+#[test]
+fn a_vdisk_is_damaged_for_good_though_nobody_opens_it() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let other = CreateVdisk {
+            id: VdiskId(Uuid::from_u128(11)),
+            vpool: POOL,
+            size: ByteCount(8 << 20),
+            properties: "{}".into(),
+            base: None,
+            on_full: ON_FULL,
+        };
+        put_stable(&create(&engine).await, 0, 1).await;
+        let other = engine.create_vdisk(other).await.unwrap();
+        put_stable(&other, 0, 1).await;
+        drop((other, engine));
+        let buffer = buffer.copy();
+        buffer.spoil(0, |batch| batch[5000] ^= 1);
+        let engine = host.start(&buffer).await.unwrap();
+        engine.claim_buffered(ON_FULL).await.unwrap();
+        engine.close(Duration::from_secs(5)).await.unwrap();
+        drop(engine);
+        // Its segment is one that nobody needs by now.
+        for _ in 0..2 {
+            let engine = host.start(&buffer).await.unwrap();
+            put_stable(&engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(11)), ON_FULL).await.unwrap(), 0, 2)
+                .await;
+            engine.close(Duration::from_secs(5)).await.unwrap();
+        }
+        let engine = host.start(&buffer).await.unwrap();
+        assert!(is_damaged(&open(&engine).await));
+    });
+}
