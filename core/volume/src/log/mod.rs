@@ -24,13 +24,12 @@ mod writer;
 
 pub(crate) use append::{Room, RoomFor};
 pub use device::{FileDevice, LogDevice};
-pub(crate) use record::{Append, Record};
+pub(crate) use record::{Append, Record, Segment};
 
-use crate::VolumeError;
+use crate::{Chance, VolumeError};
 use ovs_format::log::BLOCK_BYTES;
 use ovs_format::log::VoidRange;
 use ovs_units::{VdiskId, planted};
-use record::Segment;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -78,8 +77,7 @@ impl Left {
 pub(crate) struct State {
     device: Rc<dyn LogDevice>,
     id: Uuid,
-    /// Of this life, known to nobody: what the salts of segments are made of.
-    secret: Uuid,
+    chance: Rc<dyn Chance>,
     memory_bytes_max: u64,
 
     next_order: Cell<u64>,

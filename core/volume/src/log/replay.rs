@@ -8,7 +8,7 @@
 
 use super::record::{Place, Record, Segment};
 use super::{FlushHabit, FreeSlot, Log, LogDevice, State};
-use crate::VolumeError;
+use crate::{Chance, VolumeError};
 use bytes::Bytes;
 use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, SegmentId,
@@ -29,6 +29,8 @@ pub(crate) struct Replay {
     pub(crate) records: BTreeMap<VdiskId, Vec<Rc<Record>>>,
     /// vDisks with damaged records, and what is wrong; `None` as key: it cannot be told whose.
     pub(crate) damage: Vec<(Option<VdiskId>, String)>,
+    /// Where that is: as long as somebody has these, a next start sees it too.
+    pub(crate) evidence: Vec<Rc<Segment>>,
     /// Batches that do not count and that nothing would tell from good ones later: slots and offsets.
     dropped: Vec<(usize, u64)>,
     /// Where the log ends.
@@ -66,7 +68,7 @@ impl Log {
     /// Reads the device and chooses the log's end; the log is ready to append when this returns.
     pub(crate) async fn open(
         device: Rc<dyn LogDevice>,
-        fresh_id: Uuid,
+        chance: Rc<dyn Chance>,
         memory_bytes_max: u64,
     ) -> Result<(Log, Replay), VolumeError> {
         let FoundSlots { headers, unused, wiped, wiped_generation } = find_segments(&*device).await?;
@@ -81,7 +83,7 @@ impl Log {
             )));
         }
         let segments = scan_needed(&*device, headers).await?;
-        let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
+        let log = Log { state: Rc::new(empty_state(device, &segments, chance, memory_bytes_max)) };
         let generation = log.state.next_generation.get().max(wiped_generation + 1);
         log.state.next_generation.set(generation);
         let unproven = Unproven::new(&segments);
@@ -129,8 +131,13 @@ impl Log {
                 })
             })
         };
-        let mut replay =
-            Replay { records: BTreeMap::new(), damage: Vec::new(), dropped: Vec::new(), end_lsn };
+        let mut replay = Replay {
+            records: BTreeMap::new(),
+            damage: Vec::new(),
+            evidence: Vec::new(),
+            dropped: Vec::new(),
+            end_lsn,
+        };
         // A number that is void never means anything again.
         let mut next_lsn = voids.iter().map(|void| void.to_lsn).max().unwrap_or(0).max(attested);
         let mut open_end = None;
@@ -154,6 +161,7 @@ impl Log {
                     // Kept as evidence.
                     if !segment.retired.replace(true) {
                         state.evidence_slots.set(state.evidence_slots.get() + 1);
+                        replay.evidence.push(segment.clone());
                     }
                     let text = format!(
                         "slot {} of the write buffer at {}: batch {} is bad",
@@ -253,11 +261,15 @@ async fn scan_needed(
     Ok(segments)
 }
 
-/// No batch below is needed, as far as any header tells.
+/// No batch below is needed, as far as any header tells that is where it should be: what was searched for behind a hole,
+/// among a slot's leftovers, is not believed in this.
 fn floor_lsn(segments: &[FoundSegment]) -> u64 {
+    let is_in_its_place = |segment: &FoundSegment, batch: &&FoundBatch| {
+        segment.gaps.iter().all(|gap| gap.vdisks.is_some() || batch.offset < gap.offset)
+    };
     segments
         .iter()
-        .flat_map(|segment| &segment.batches)
+        .flat_map(|segment| segment.batches.iter().filter(|batch| is_in_its_place(segment, batch)))
         .map(|batch| batch.header.floor_lsn)
         .max()
         .unwrap_or(0)
@@ -368,6 +380,7 @@ struct FoundSlots {
 /// | the slot's first block | its first batch | the slot has |
 /// |---|---|---|
 /// | a header | of its generation, or of an older one, or bad | that segment (with an older one's batches: not used yet) |
+/// | a header | of its generation with another salt | that segment, as if the batch were bad |
 /// | a header | of a newer generation, which no other slot has | the batch's segment: the header is an old one |
 /// | a header | of a newer generation, which another slot has | the header's segment: the batch is the other's |
 /// | a header that another slot has too | not of its generation | the batch's segment: the header is the other's |
@@ -662,7 +675,7 @@ fn device_error(operation: &str, slot: usize, error: &std::io::Error) -> VolumeE
 fn empty_state(
     device: Rc<dyn LogDevice>,
     segments: &[FoundSegment],
-    fresh_id: Uuid,
+    chance: Rc<dyn Chance>,
     memory_bytes_max: u64,
 ) -> State {
     let newest = segments.iter().max_by_key(|segment| segment.header.id.generation);
@@ -674,8 +687,8 @@ fn empty_state(
     voids.drain(..voids.len().saturating_sub(VOIDS_MAX));
     State {
         device,
-        id: newest.map_or(fresh_id, |_| log),
-        secret: fresh_id,
+        id: newest.map_or_else(|| chance.uuid(), |_| log),
+        chance,
         memory_bytes_max,
         next_order: Cell::new(0),
         next_lsn: Cell::new(0),

@@ -5,6 +5,7 @@ mod refusals;
 
 use super::replay::Replay;
 use super::*;
+use crate::SystemChance;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use ovs_format::log::{BLOCK_BYTES, SegmentHeader, SegmentId, encode_wiped};
@@ -17,7 +18,7 @@ const VDISK: VdiskId = VdiskId(Uuid::from_u128(2));
 async fn open(directory: &tempfile::TempDir, slot_blocks: u64, clusters_in_memory: u64) -> (Log, Replay) {
     let device = FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64).unwrap();
     let budget = clusters_in_memory * CLUSTER_SIZE_BYTES;
-    Log::open(Rc::new(device), Uuid::from_u128(1), budget).await.unwrap()
+    Log::open(Rc::new(device), Rc::new(SystemChance), budget).await.unwrap()
 }
 
 /// A record in a batch of its own, of a cluster with data or of zeros, written and not stable.
@@ -416,7 +417,7 @@ fn a_segment_that_nobody_needs_makes_room_for_the_next() {
     run(async {
         let directory = tempfile::tempdir().unwrap();
         let device = FileDevice::open(directory.path(), 4, 16 * BLOCK_BYTES as u64).unwrap();
-        let log = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+        let log = Log::open(Rc::new(device), Rc::new(SystemChance), 1 << 20).await.unwrap().0;
         for number in 0..100 {
             drop(write_one(&log, number, false).await);
             log.sync().await.unwrap();
@@ -479,7 +480,7 @@ fn damages_side_by_side_are_told_each() {
     run(async {
         let directory = tempfile::tempdir().unwrap();
         let device = FileDevice::open(directory.path(), 4, 16 * BLOCK_BYTES as u64).unwrap();
-        let log = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+        let log = Log::open(Rc::new(device), Rc::new(SystemChance), 1 << 20).await.unwrap().0;
         let mut records = write(&log, 0..6).await;
         log.sync().await.unwrap();
         records.extend(write(&log, 6..7).await);
@@ -491,7 +492,7 @@ fn damages_side_by_side_are_told_each() {
         }
         drop((log, records));
         let device = FileDevice::open(directory.path(), 4, 16 * BLOCK_BYTES as u64).unwrap();
-        let (log, replay) = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap();
+        let (log, replay) = Log::open(Rc::new(device), Rc::new(SystemChance), 1 << 20).await.unwrap();
         assert_eq!(replay.damage.iter().map(|(vdisk, _)| *vdisk).collect::<Vec<_>>(), [Some(VDISK), None]);
         assert_eq!(numbers(&replay), [0, 3, 4, 5, 6]);
         // The slot that is kept as evidence leaves too few for a reserve: what is begun is for all.

@@ -277,7 +277,7 @@ impl Log {
         let state = &self.state;
         let generation = state.next_generation.get();
         state.next_generation.set(generation + 1);
-        let id = SegmentId { generation, salt: state.salt(generation) };
+        let id = SegmentId { generation, salt: state.salt() };
         let header = SegmentHeader {
             log: state.id,
             id,
@@ -467,10 +467,9 @@ impl Segment {
 }
 
 impl State {
-    /// Never 0, which is an early build's.
-    fn salt(&self, generation: u64) -> u32 {
-        let of_this = [self.secret.as_bytes(), &generation.to_le_bytes()[..]].concat();
-        ovs_format::checksum(&of_this).max(1)
+    /// Never 0, which is an early build's. All bits of a random UUID's lower 32 are random.
+    fn salt(&self) -> u32 {
+        (self.chance.uuid().as_u128() as u32).max(1)
     }
 
     fn batch_header(&self, segment: SegmentId, lsn: u64, records: Vec<RecordHeader>) -> BatchHeader {

@@ -236,6 +236,110 @@ fn what_guests_wrote_is_no_batch() {
     });
 }
 
+/// Nor is its word taken for what need not be read, should it guess the salt: not from where no batch was looked for.
+#[test]
+fn what_is_searched_for_behind_a_hole_has_no_floor() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..10).await;
+        log.sync().await.unwrap();
+        let (segment, offset) = {
+            let place = records[9].place.borrow();
+            let place = place.as_ref().unwrap();
+            (place.segment.clone(), place.offset + 2 * BLOCK_BYTES as u64)
+        };
+        let lsn = log.state.next_lsn.get() + 1;
+        let guessed = BatchHeader {
+            segment: segment.id,
+            lsn,
+            synced_lsn: 0,
+            floor_lsn: lsn,
+            is_seal: false,
+            records: Vec::new(),
+        };
+        log.state.device.write(segment.slot, offset, vec![guessed.encode().into()]).await.unwrap();
+        drop((log, records, segment));
+        let expected: Vec<u64> = (0..10).collect();
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+/// Its segments have no salt. They are read, sealed where they end, and read again.
+#[test]
+fn what_an_early_build_wrote_is_found() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..10).await;
+        log.sync().await.unwrap();
+        let device = log.state.device.clone();
+        drop((log, records));
+        for slot in 0..device.slot_count() {
+            for offset in (0..16).map(|block| block * BLOCK_BYTES as u64) {
+                let block = device.read(slot, offset, BLOCK_BYTES).await.unwrap();
+                let without_salt = |id: SegmentId| SegmentId { salt: 0, ..id };
+                let early = match (SegmentHeader::decode(&block), BatchHeader::decode(&block)) {
+                    (Ok(header), _) => SegmentHeader { id: without_salt(header.id), ..header }.encode(),
+                    (_, Ok(header)) => {
+                        BatchHeader { segment: without_salt(header.segment), ..header }.encode()
+                    }
+                    _ => continue,
+                };
+                device.write(slot, offset, vec![early.into()]).await.unwrap();
+            }
+        }
+        drop(device);
+        let expected: Vec<u64> = (0..10).collect();
+        assert_eq!(found(&directory).await, [expected.clone(), expected]);
+    });
+}
+
+/// Another life gave the same generation to another segment: its batches are not this one's.
+#[test]
+fn a_header_over_batches_of_its_generation_and_another_salt_has_none_yet() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..10).await;
+        log.sync().await.unwrap();
+        let segment = log.state.current.borrow().as_ref().unwrap().clone();
+        let id = SegmentId { salt: !segment.id.salt, ..segment.id };
+        let (start_lsn, synced_lsn) = (segment.start_lsn, 0);
+        let other = SegmentHeader { log: log.state.id, id, start_lsn, synced_lsn, voids: Vec::new() };
+        log.state.device.write(segment.slot, 0, vec![other.encode().into()]).await.unwrap();
+        drop((log, records, segment));
+        assert_eq!(found(&directory).await, [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]);
+    });
+}
+
+/// It is damage at the next start too, until whoever has to know of it does.
+#[test]
+fn damage_is_seen_again_while_somebody_has_its_evidence() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let records = write(&log, 0..8).await;
+        log.sync().await.unwrap();
+        lose(&log, &records[0]).await;
+        let rest = write(&log, 8..9).await;
+        drop((log, records, rest));
+        for (has_evidence, seen) in [(true, 1), (false, 1), (false, 0)] {
+            let (log, mut replay) = open(&directory, 16, 100).await;
+            assert_eq!(replay.damage.len(), seen, "{has_evidence}");
+            replay.records.clear();
+            if !has_evidence {
+                replay.evidence.clear();
+            }
+            for number in 20..22 {
+                write(&log, number..number + 1).await;
+                log.sync().await.unwrap();
+            }
+            drop((log, replay));
+        }
+    });
+}
+
 /// They are let go of, and not superseded: what is written after that says so, and no slot of theirs is used.
 #[test]
 fn what_is_let_go_of_at_the_end_is_found() {
@@ -307,7 +411,7 @@ fn what_nobody_needs_is_not_read_again() {
         drop((log, records));
         let inner = FileDevice::open(directory.path(), 12, 64 * BLOCK_BYTES as u64).unwrap();
         let device = Rc::new(ReadCounted { blocks: Cell::new(0), inner });
-        let (_, replay) = Log::open(device.clone(), Uuid::from_u128(1), 1 << 20).await.unwrap();
+        let (_, replay) = Log::open(device.clone(), Rc::new(SystemChance), 1 << 20).await.unwrap();
         let found = numbers(&replay);
         assert!(found.len() <= 29 + 10 && found.ends_with(&[206, 207, 208, 209]), "{found:?}");
         // The first blocks of twelve, and two of those that are needed, read twice: of twelve times 64.

@@ -94,7 +94,7 @@ async fn try_to_open(
         asked: RefCell::default(),
         synced: RefCell::default(),
     });
-    (Log::open(device.clone(), Uuid::from_u128(1), 0).await, device)
+    (Log::open(device.clone(), Rc::new(SystemChance), 0).await, device)
 }
 
 /// Then it is under way when the guest asks for it. Nobody else pays for a sync that he did not ask for.
