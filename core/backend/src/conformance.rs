@@ -51,6 +51,7 @@ async fn puts_are_read_back(backend: &dyn Backend, rules: Rules) {
     let parts = vec![Bytes::from_static(b"one "), Bytes::new(), Bytes::from_static(b"two")];
     backend.put(&name("read/parts"), parts, Urgency::Normal).await.expect("put");
     assert_eq!(&backend.get(&name("read/parts")).await.expect("get")[..], b"one two");
+    assert_eq!(&backend.get_lasting(&name("read/parts")).await.expect("get")[..], b"one two");
 
     backend.put(&name("read/empty"), Vec::new(), Urgency::Reserve).await.expect("put of nothing");
     assert_eq!(backend.get(&name("read/empty")).await.expect("get").len(), 0);
@@ -71,6 +72,11 @@ async fn puts_are_read_back(backend: &dyn Backend, rules: Rules) {
         let error = backend.get(&name(missing)).await.expect_err(missing);
         assert!(
             matches!(&error, BackendError::NotFound { object } if object == missing),
+            "{missing}: {error}"
+        );
+        let error = backend.get_lasting(&name(missing)).await.expect_err(missing);
+        assert!(
+            matches!(&error, BackendError::NotFound { .. } | BackendError::Incomplete { .. }),
             "{missing}: {error}"
         );
     }

@@ -21,7 +21,7 @@ pub struct OperationCounts {
 pub struct Counts {
     /// [`Backend::put`].
     pub put: OperationCounts,
-    /// [`Backend::get`] and [`Backend::get_range`].
+    /// [`Backend::get`], [`Backend::get_lasting`] and [`Backend::get_range`].
     pub get: OperationCounts,
     /// [`Backend::list`].
     pub list: OperationCounts,
@@ -108,6 +108,13 @@ impl<B: Backend> Backend for CountingBackend<B> {
         let name = name.clone();
         Box::pin(async move {
             self.count(Operation::Get, self.inner.get(&name).await, |bytes| bytes.len() as u64)
+        })
+    }
+
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            self.count(Operation::Get, self.inner.get_lasting(&name).await, |bytes| bytes.len() as u64)
         })
     }
 

@@ -16,7 +16,7 @@ use std::{
 pub enum Operation {
     /// [`Backend::put`].
     Put,
-    /// [`Backend::get`] and [`Backend::get_range`].
+    /// [`Backend::get`], [`Backend::get_lasting`] and [`Backend::get_range`].
     Get,
     /// [`Backend::list`].
     List,
@@ -206,6 +206,14 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         let name = name.clone();
         Box::pin(async move {
             let work = self.inner.get(&name);
+            self.under_fault(Operation::Get, name.as_str(), work, spoil_bytes).await
+        })
+    }
+
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let work = self.inner.get_lasting(&name);
             self.under_fault(Operation::Get, name.as_str(), work, spoil_bytes).await
         })
     }

@@ -51,9 +51,20 @@ pub enum BackendError {
         /// The name.
         object: String,
     },
-    /// Of its parts fewer are there than it takes: a put that never ended, or more was lost than parity makes good.
+    /// Of its parts so few are there that no put of it can have been acknowledged: one that never ended, or a delete that did
+    /// not. It counts as absent, but the name is used, or may be.
     #[error("object {object} is not complete: {reason}")]
     Incomplete {
+        /// The name.
+        object: String,
+        /// What is there and what is needed.
+        reason: String,
+        /// Part of the backend does not answer: when it does again, there may be more of it.
+        is_silent: bool,
+    },
+    /// It may have been acknowledged, and cannot be read any more: more is lost or wrong than parity makes good.
+    #[error("object {object} is lost: {reason}")]
+    Lost {
         /// The name.
         object: String,
         /// What is there and what is needed.
@@ -99,6 +110,10 @@ pub struct ObjectInfo {
 }
 
 /// A store of write-once objects. Futures are local: a backend belongs to one engine thread.
+///
+/// A name is used for one object, ever: also one whose put failed, or that was deleted. A put that came back with `Retry`, or that
+/// died with its process, may land at any later time, after a delete too. So what lands late is never taken for anything else,
+/// and is garbage if nobody asks for that name any more.
 pub trait Backend {
     /// Stores an object that does not exist yet, atomically and durably: when this returns `Ok`, the object survives
     /// power loss and can be read and listed by name. The same bytes under an existing name: `Ok` (a retry).
@@ -119,10 +134,15 @@ pub trait Backend {
         length: u64,
     ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
-    /// The whole object.
+    /// The whole object. After a crash it may be one whose put was never acknowledged, and may be gone at the next failure.
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
-    /// Objects whose names start with `prefix` and come after `after`, in byte order of their names, at most `limit`.
+    /// The whole object, which is from now on as safe as one whose put was acknowledged: for whoever lets anything rest on what
+    /// a put that he knows nothing of has left. `NotFound` lasts, too: where a part of the backend is silent that may have something
+    /// of it, or where a put that nobody waits for any more may land yet, that is `Incomplete`.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
+
+    /// Objects of which any part is there, also those that are `Incomplete`, whose names start with `prefix` and come after `after`, in byte order of their names, at most `limit`.
     fn list(
         &self,
         prefix: &str,
@@ -130,7 +150,8 @@ pub trait Backend {
         limit: usize,
     ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>>;
 
-    /// Removes an object; gone already is `Ok`.
+    /// Removes an object; gone already is `Ok`. What this process still puts under the name is waited for, so that it does not
+    /// land afterwards.
     fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>>;
 
     /// Space; `None` where the store has no such notion.
@@ -159,6 +180,10 @@ impl<B: Backend + ?Sized> Backend for Rc<B> {
 
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         (**self).get(name)
+    }
+
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        (**self).get_lasting(name)
     }
 
     fn list(

@@ -131,6 +131,11 @@ impl Backend for MemoryBackend {
         self.get_range(name, 0, u64::MAX)
     }
 
+    /// All that can be read is safe, and all is told.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.get(name)
+    }
+
     fn list(
         &self,
         prefix: &str,

@@ -391,6 +391,20 @@ impl Backend for RemoteBackend {
         self.run("get", name.to_string(), |me| async move { me.read(path, None).await })
     }
 
+    /// What was sent and not answered for may land yet: what is absent is not known to stay so.
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let read = self.get(name);
+        Box::pin(async move {
+            read.await.map_err(|error| match error {
+                BackendError::NotFound { object } => {
+                    let reason = "a put of it may be on its way".to_owned();
+                    BackendError::Incomplete { object, reason, is_silent: false }
+                }
+                error => error,
+            })
+        })
+    }
+
     fn list(
         &self,
         prefix: &str,

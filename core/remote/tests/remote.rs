@@ -76,6 +76,17 @@ async fn the_suite_passes_over_s3_and_swift() {
     assert_eq!(outside, 0);
 }
 
+/// A put of somebody who is gone.
+#[tokio::test]
+async fn what_is_absent_may_come_yet() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    put(&backend, "a/b", bytes(10)).await.unwrap();
+    assert_eq!(backend.get_lasting(&name("a/b")).await.unwrap(), bytes(10));
+    let absent = backend.get_lasting(&name("a/c")).await;
+    assert!(matches!(absent, Err(BackendError::Incomplete { .. })), "{absent:?}");
+}
+
 /// The first `times` requests of `method` for an object go wrong.
 fn fault(server: &Server, method: &'static str, fault: Fault, times: usize) {
     let mut left = times;

@@ -70,7 +70,7 @@ macro_rules! counter {
 }
 
 counter!(
-    /// How many times a vDisk has been opened for writing; the fence between its owners.
+    /// A number that rises whenever a vDisk is opened for writing; the fence between its owners.
     Epoch
 );
 counter!(

@@ -36,7 +36,8 @@ impl From<BackendError> for VolumeError {
             BackendError::Retry { .. } => VolumeError::Retry(text),
             BackendError::NotFound { .. }
             | BackendError::Conflict { .. }
-            | BackendError::Incomplete { .. } => VolumeError::Damaged(text),
+            | BackendError::Incomplete { .. }
+            | BackendError::Lost { .. } => VolumeError::Damaged(text),
             BackendError::NoSpace { .. } => VolumeError::NoSpace(text),
         }
     }

@@ -1,7 +1,8 @@
 //! The head of a vDisk: its commit point in the registry. It changes only by compare-and-swap.
 
+use crate::journal::Own;
 use crate::map::copy::CopyId;
-use crate::{Revision, VolumeError};
+use crate::{Chance, Revision, VolumeError};
 use ovs_format::journal::Position;
 use ovs_units::{
     ByteCount, COUNTER_MAX, Epoch, JournalIndex, Name, Sequence, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId,
@@ -17,6 +18,10 @@ pub(crate) fn head_key(vdisk: VdiskId) -> String {
 pub(crate) const HEAD_PREFIX: &str = "head/";
 
 const FORMAT: u32 = 1;
+
+/// An opening takes one epoch, and a record that is given up another: nobody takes so many one after the other without a record
+/// that is acknowledged. There is room for five hundred million recoveries.
+pub(crate) const EPOCHS_UNSEEN: u64 = 1 << 32;
 
 /// What the registry says of a vDisk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +53,10 @@ pub(crate) struct Head {
     /// It was rebuilt from its backend, and not all that may be clones of it is known again.
     #[serde(default)]
     pub(crate) clones_unknown: bool,
+    /// It was found on its backend, and no epoch of it has a start since. Above this one there may be names that do not show: of a
+    /// drive that is silent, or of a put that lands yet.
+    #[serde(default)]
+    pub(crate) epochs_unknown: bool,
     pub(crate) properties: String,
 }
 
@@ -86,6 +95,7 @@ impl Head {
             accepted: Vec::new(),
             deleted: false,
             clones_unknown: false,
+            epochs_unknown: false,
             properties,
         }
     }
@@ -133,6 +143,38 @@ impl Head {
 
     pub(crate) fn set_position(&mut self, position: Position) {
         self.position = Some((position.epoch, position.index));
+    }
+
+    /// What of our own may be under the name after the position, once [`crate::vdisk::catch_up`] has looked and until an epoch is begun.
+    pub(crate) fn own_beyond(&self) -> Own {
+        match self.position {
+            // Nothing was put there: all that it has begun are starts.
+            Some((epoch, _)) if epoch < self.epoch && self.epochs_unknown => Own::Unfinished,
+            Some((epoch, _)) if epoch < self.epoch => Own::Record,
+            _ => Own::Nothing,
+        }
+    }
+
+    /// An epoch that nobody has begun, and that no other recovery of the same backend takes.
+    pub(crate) fn raise_epoch(&mut self, chance: &dyn Chance) -> Result<(), VolumeError> {
+        let by = match self.epochs_unknown {
+            true => EPOCHS_UNSEEN + u64::from(chance.uuid().as_u128() as u32),
+            false => 1,
+        };
+        let epoch = Epoch(self.epoch.0 + by);
+        if epoch.0 >= COUNTER_MAX {
+            return Err(VolumeError::Refused(format!("there is no epoch to write in above {}", self.epoch)));
+        }
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    /// The start of its epoch is on the backend and committed.
+    pub(crate) fn set_started(&mut self, position: Position, starts_after: Sequence) {
+        self.set_position(position);
+        self.epochs_unknown = false;
+        self.epochs.push((position.epoch, starts_after));
+        self.prune_epochs();
     }
 
     /// Did operation `sequence` of `epoch` happen, as far as later epochs know?
@@ -214,6 +256,53 @@ mod tests {
         head.sequence = Sequence(7);
         head.prune_epochs();
         assert_eq!(head.epochs, [(Epoch(2), Sequence(7)), (Epoch(4), Sequence(9))]);
+    }
+
+    struct Fixed(u128);
+
+    impl Chance for Fixed {
+        fn uuid(&self) -> uuid::Uuid {
+            uuid::Uuid::from_u128(self.0)
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_raised_by_one_or_beyond_all_that_may_have_been_begun() {
+        let check = |epoch, epochs_unknown, expected: Option<u64>| {
+            let mut head = Head::new(VpoolId(uuid::Uuid::nil()), ByteCount(0), None, String::new());
+            (head.epoch, head.epochs_unknown) = (Epoch(epoch), epochs_unknown);
+            let raised = head.raise_epoch(&Fixed(u128::MAX));
+            assert_eq!(raised.is_ok(), expected.is_some(), "{epoch}: {raised:?}");
+            assert_eq!(head.epoch, Epoch(expected.unwrap_or(epoch)));
+            assert_eq!(head.epochs_unknown, epochs_unknown, "until it has a start");
+            assert!(Head::decode(VdiskId(uuid::Uuid::nil()), &head.encode()).is_ok(), "{epoch}");
+        };
+        let leap = 2 * EPOCHS_UNSEEN - 1;
+        check(7, false, Some(8));
+        check(7, true, Some(7 + leap));
+        check(COUNTER_MAX - 2, false, Some(COUNTER_MAX - 1));
+        check(COUNTER_MAX - 1, false, None);
+        check(COUNTER_MAX - 1 - leap, true, Some(COUNTER_MAX - 1));
+        check(COUNTER_MAX - leap, true, None);
+    }
+
+    #[test]
+    fn golden() {
+        let id = uuid::Uuid::from_u128;
+        let mut head = Head::new(VpoolId(id(1)), ByteCount(8192), None, "{}".to_owned());
+        head.set_position(Position { epoch: Epoch(3), index: ovs_units::JournalIndex(9) });
+        (head.epoch, head.sequence, head.epochs) = (Epoch(4), Sequence(60), vec![(Epoch(3), Sequence(50))]);
+        (head.clones_unknown, head.epochs_unknown) = (true, true);
+        let flags = r#""clones_unknown":true,"epochs_unknown":true,"#;
+        let golden = format!(
+            r#"{{"format":1,"vpool":"00000000-0000-0000-0000-000000000001","epoch":4,"position":[3,9],"sequence":60,"size":8192,"base":null,"epochs":[[3,50]],"snapshots":[],"copies":[],"damaged":[],"lost":null,"accepted":[],"deleted":false,{flags}"properties":"{{}}"}}"#
+        );
+        assert_eq!(String::from_utf8(head.encode()).expect("text"), golden);
+        assert_eq!(Head::decode(VdiskId(id(2)), golden.as_bytes()).expect("a head"), head);
+        // As it was written before there were any.
+        (head.clones_unknown, head.epochs_unknown) = (false, false);
+        let before = golden.replace(flags, "");
+        assert_eq!(Head::decode(VdiskId(id(2)), before.as_bytes()).expect("a head"), head);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::VolumeError;
 use crate::sco::{object_name, vdisk_prefix};
+use bytes::Bytes;
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_format::journal::{Position, Record};
 use ovs_units::{COUNTER_MAX, Epoch, JournalIndex, VdiskId, planted};
@@ -29,20 +30,100 @@ pub(crate) async fn put(
     Ok(length)
 }
 
+/// Why somebody reads what nobody may have committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// To tell of it: others may be at work there, and it is left as it is.
+    ToTell,
+    /// To rest something on it: from then on it is there to stay.
+    ToRestOn,
+}
+
+impl Reading {
+    pub(crate) async fn get(self, backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, BackendError> {
+        match self {
+            Reading::ToTell => backend.get(name).await,
+            Reading::ToRestOn => backend.get_lasting(name).await,
+        }
+    }
+}
+
+/// What of our own may be under the name after a head's position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// A record that is not committed, or was given up.
+    Record,
+    /// One that was never finished, and was passed over: whoever finishes it is somebody else.
+    Unfinished,
+    Nothing,
+}
+
+impl Own {
+    fn may_be(self, found: &Found) -> bool {
+        match found {
+            Found::Record(_) => self == Own::Record,
+            Found::Unfinished => self != Own::Nothing,
+            Found::Nothing => true,
+        }
+    }
+}
+
+/// What is under a record's name.
+pub(crate) enum Found {
+    Record(Record),
+    /// Of a put that was never acknowledged too little to read it, or nothing where some of it may be: as if it were not there, but
+    /// the name is used.
+    Unfinished,
+    Nothing,
+}
+
+impl Found {
+    fn record(self) -> Option<Record> {
+        match self {
+            Found::Record(record) => Some(record),
+            Found::Unfinished | Found::Nothing => None,
+        }
+    }
+
+    fn of(
+        read: Result<Bytes, BackendError>,
+        vdisk: VdiskId,
+        position: Position,
+    ) -> Result<Found, VolumeError> {
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(BackendError::NotFound { .. }) => return Ok(Found::Nothing),
+            Err(BackendError::Incomplete { .. }) => return Ok(Found::Unfinished),
+            Err(error) => return Err(error.into()),
+        };
+        let name = record_name(vdisk, position);
+        let record = Record::decode(&bytes, vdisk, position);
+        record.map(Found::Record).map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))
+    }
+}
+
 /// A record, `None` when there is none.
 pub(crate) async fn get(
     backend: &dyn Backend,
     vdisk: VdiskId,
     position: Position,
 ) -> Result<Option<Record>, VolumeError> {
-    let name = record_name(vdisk, position);
-    let bytes = match backend.get(&name).await {
-        Ok(bytes) => bytes,
-        Err(BackendError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let record = Record::decode(&bytes, vdisk, position);
-    record.map(Some).map_err(|error| VolumeError::Damaged(format!("object {name}: {error}")))
+    Ok(find(backend, vdisk, position).await?.record())
+}
+
+async fn find(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Found, VolumeError> {
+    Found::of(backend.get(&record_name(vdisk, position)).await, vdisk, position)
+}
+
+/// A record that nobody may have committed and that is part of the vDisk from now on: it is there to stay. Of those before it all
+/// were acknowledged, since the journal has one writer.
+pub(crate) async fn get_lasting(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    position: Position,
+) -> Result<Found, VolumeError> {
+    let read = backend.get_lasting(&record_name(vdisk, position)).await;
+    Found::of(read, vdisk, position)
 }
 
 async fn must_get(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> Result<Record, VolumeError> {
@@ -111,30 +192,80 @@ fn wrong_chain(vdisk: VdiskId, at: Position) -> VolumeError {
     ))
 }
 
-/// The newest record on the backend, found without any registry: the highest epoch that has a start object, then
-/// dense probing (listings may lag) from there or from `at_least` on.
+/// Where a journal ends on its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The newest record.
+    pub(crate) position: Position,
+    /// The highest epoch of which there is anything, also of a record that was never finished: no name up to it is used again.
+    pub(crate) epoch: Epoch,
+}
+
+/// The end of the journal, found without any registry, and made to stand if anything is to rest on it: the newest record that is listed and can be read, then
+/// dense probing (listings may lag) from there or from `at_least` on. What is listed and was never finished is not there.
 pub(crate) async fn newest(
     backend: &dyn Backend,
     vdisk: VdiskId,
     at_least: Option<Position>,
-) -> Result<Option<Position>, VolumeError> {
+    reading: Reading,
+) -> Result<Option<End>, VolumeError> {
     let prefix = prefix(vdisk);
     let mut after: Option<ObjectName> = None;
-    let mut newest = at_least;
+    let mut listed: Vec<Position> = Vec::new();
     loop {
         let page = backend.list(&prefix, after.as_ref(), 1000).await?;
         let Some(last) = page.last() else { break };
-        newest = page.iter().filter_map(|object| position_of(&object.name, &prefix)).max().max(newest);
+        listed.extend(page.iter().filter_map(|object| position_of(&object.name, &prefix)));
         after = Some(last.name.clone());
+    }
+    listed.sort_unstable();
+    let Some(epoch) = listed.last().copied().max(at_least).map(|highest| highest.epoch) else {
+        return Ok(None);
+    };
+    let mut newest = at_least;
+    while let Some(candidate) = listed.pop()
+        && Some(candidate) > at_least
+    {
+        match find(backend, vdisk, candidate).await? {
+            Found::Record(_) => newest = Some(candidate),
+            // An epoch that never began.
+            Found::Unfinished if candidate.index.0 == 0 => continue,
+            // Whoever began it had committed the one before it: that is the end, or what was acknowledged is gone.
+            Found::Unfinished => {
+                let before = Position { index: JournalIndex(candidate.index.0 - 1), ..candidate };
+                if Some(before) > at_least {
+                    must_get(backend, vdisk, before).await?;
+                    newest = Some(before);
+                }
+            }
+            // It is being removed, or who listed it is silent now.
+            Found::Nothing => {
+                let reason = format!("object {} is listed and not there", record_name(vdisk, candidate));
+                return Err(match reading {
+                    Reading::ToTell => VolumeError::Damaged(reason),
+                    Reading::ToRestOn => VolumeError::Retry(reason),
+                });
+            }
+        }
+        break;
     }
     let Some(mut position) = newest else { return Ok(None) };
     loop {
         let next = Position { epoch: position.epoch, index: position.index.next() };
         match get(backend, vdisk, next).await? {
             Some(_) => position = next,
-            None => return Ok(Some(position)),
+            None => break,
         }
     }
+    // One that a copy of the map names was committed.
+    if reading == Reading::ToRestOn
+        && Some(position) > at_least
+        && get_lasting(backend, vdisk, position).await?.record().is_none()
+    {
+        let name = record_name(vdisk, position);
+        return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
+    }
+    Ok(Some(End { position, epoch }))
 }
 
 /// How many records there are after `from`, and their bytes.
@@ -202,28 +333,55 @@ pub(crate) fn next_of(epoch: Epoch, position: Position) -> Position {
     }
 }
 
-/// Refuses a head that is older than what the backend holds: a registry that was restored from a copy.
+/// The record behind this one, in its epoch.
+pub(crate) fn after(position: Position) -> Position {
+    Position { index: position.index.next(), ..position }
+}
+
+/// The registry was restored from a copy, or another host goes on with the vDisk.
+pub(crate) fn older(vdisk: VdiskId) -> VolumeError {
+    VolumeError::Refused(format!(
+        "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
+    ))
+}
+
+/// Refuses a head that is older than what the journal holds. Beyond its position there may be one record of our own, and starts of
+/// epochs that were given up; without a position, those alone.
 pub(crate) async fn check_not_older(
     backend: &dyn Backend,
     vdisk: VdiskId,
     epoch: Epoch,
-    position: Position,
+    position: Option<Position>,
+    own: Own,
 ) -> Result<(), VolumeError> {
-    // One record at most may be there uncommitted.
-    let next = next_of(epoch, position);
-    let newer = backend.list(&prefix(vdisk), Some(&record_name(vdisk, next)), 1).await?;
-    // Listings may lag; what is probed may be gone, with the journal before a copy of the map.
-    if planted("registry: an older one than the backend is believed") {
-        return Ok(());
+    let next = position.map(after);
+    let is_newer =
+        |found: Position| next.is_none_or(|next| found > next) && (found.epoch > epoch || found.index.0 > 0);
+    let prefix = prefix(vdisk);
+    let mut last = position.map(|position| record_name(vdisk, position));
+    loop {
+        let page = backend.list(&prefix, last.as_ref(), 1000).await?;
+        if page.iter().filter_map(|object| position_of(&object.name, &prefix)).any(is_newer) {
+            return Err(older(vdisk));
+        }
+        let Some(object) = page.last() else { break };
+        last = Some(object.name.clone());
     }
-    let two_on = Position { index: next.index.next(), ..next };
-    if !newer.is_empty() || get(backend, vdisk, two_on).await?.is_some() {
-        return Err(VolumeError::Refused(format!(
-            "the registry is older than the backend for vDisk {vdisk}: run `ovs vpool recover`"
-        )));
+    // Listings may lag; what is probed may be gone, with the journal before a copy of the map. Also one that is unfinished: who began
+    // it had committed what comes before.
+    let start = |epoch| Position { epoch, index: JournalIndex(0) };
+    for probed in [next.map_or(start(epoch.next()), after), after(start(epoch))] {
+        if is_newer(probed) && !matches!(find(backend, vdisk, probed).await?, Found::Nothing) {
+            return Err(older(vdisk));
+        }
+    }
+    if let Some(next) = next.filter(|_| own != Own::Record)
+        && !own.may_be(&find(backend, vdisk, next).await?)
+    {
+        return Err(older(vdisk));
     }
     Ok(())
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

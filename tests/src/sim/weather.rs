@@ -138,7 +138,9 @@ impl FaultClass {
             F::PagesErrorAfter => 4,
             F::CacheError => 16,
             F::CacheSlow => 6,
-            F::CacheLost | F::CacheBitFlip | F::CacheSwapped => 2,
+            F::CacheLost | F::CacheBitFlip => 2,
+            // What other blocks hold is often the same.
+            F::CacheSwapped => 1,
             _ => 25,
         }
     }

@@ -71,6 +71,10 @@ impl Backend for Directed<MemoryBackend> {
         })
     }
 
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.get(name)
+    }
+
     fn list(
         &self,
         prefix: &str,

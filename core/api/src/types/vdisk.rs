@@ -301,7 +301,7 @@ pub struct RollbackVdisk {
 pub struct VdiskStats {
     /// The vDisk.
     pub vdisk: VdiskId,
-    /// How many times it was opened for writing.
+    /// Rises whenever it is opened for writing.
     pub epoch: Epoch,
     /// How many operations it accepted in its life.
     pub sequence: Sequence,

@@ -3,7 +3,7 @@
 use super::{FRAME_BYTES, Policy, Preset, frames, parity};
 use crate::ObjectName;
 use bytes::Bytes;
-use ovs_format::fragment::{FrameEntry, Geometry, Header, Position};
+use ovs_format::fragment::{Compression, FrameEntry, Geometry, Header, Position};
 use ovs_units::PutId;
 use uuid::Uuid;
 
@@ -38,6 +38,7 @@ fn first_half(hash: &blake3::Hash) -> [u8; 16] {
 /// What all fragments of a put have in common.
 pub(super) fn template(
     preset: &Preset,
+    compression: Compression,
     name: [u8; 16],
     put: PutId,
     policy: Policy,
@@ -56,7 +57,7 @@ pub(super) fn template(
         geometry,
         chunk: 0,
         fragment: 0,
-        compression: preset.compression,
+        compression,
         key: preset.keys.last().map_or(0, |key| key.number()),
         body_bytes: 0,
         body_checksum: 0,

@@ -1,10 +1,11 @@
 //! Listing, deleting, measuring: all drives together.
 
 use super::name::Place;
+use super::on_their_way::DeleteAtWork;
 use super::{Inner, name, timed};
 use crate::{BackendError, Capacity, ObjectInfo, ObjectName};
 use futures_util::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a drive has told what it has.
 struct Listing {
@@ -29,7 +30,7 @@ impl Inner {
             .collect();
         // What drives have told of objects that another may have more of.
         let mut found: BTreeMap<ObjectName, u64> = BTreeMap::new();
-        let mut silent = 0;
+        let (mut silent, mut failure) = (BTreeSet::new(), None);
         while objects.len() < limit {
             let pages =
                 join_all(self.drives.iter().zip(&drives).map(
@@ -65,17 +66,20 @@ impl Inner {
                     Err(error) => {
                         self.fails(index, &error);
                         listing.is_over = true;
-                        silent += 1;
-                        if silent > self.silent_max() {
-                            let drives = self.drives.len();
-                            return Err(BackendError::Retry {
-                                operation: "list",
-                                object: prefix.to_owned(),
-                                reason: format!("{silent} of {drives} drives do not answer: {error}"),
-                            });
-                        }
+                        silent.insert(index);
+                        failure = Some(error);
                     }
                 }
+            }
+            let unheard = self.unheard(&silent);
+            if unheard > self.unheard_max() {
+                let drives = self.drives.len();
+                let reason = failure.map_or_else(String::new, |error| error.to_string());
+                return Err(BackendError::Retry {
+                    operation: "list",
+                    object: prefix.to_owned(),
+                    reason: format!("{unheard} of {drives} drives are lost or do not answer: {reason}"),
+                });
             }
             // Up to where every drive has told all that it has.
             let open = drives.iter().filter(|listing| !listing.is_over);
@@ -96,34 +100,48 @@ impl Inner {
         Ok(objects)
     }
 
-    /// Every fragment that is there. One that a silent drive keeps may be all of a short object: then it is not deleted.
+    /// Every fragment that is there, those of the first chunk before the others: it says that the object is there. One that a
+    /// silent drive keeps may be all of a short object: then it is not deleted.
     pub(super) async fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
-        while self.late_names.borrow().contains_key(name) {
-            self.late.notified().await;
-        }
+        let _at_work = DeleteAtWork::new(&self.on_their_way, name);
+        self.wait_for_puts(name).await?;
         self.known.borrow_mut().forget(name);
-        let deleted = join_all((0..self.drives.len()).map(|index| self.delete_on(index, name))).await;
-        let silent = deleted.iter().filter(|done| done.is_err()).count();
-        match deleted.into_iter().find_map(Result::err) {
-            Some(error) => Err(BackendError::Retry {
-                operation: "delete",
-                object: name.to_string(),
-                reason: format!("{silent} of {} drives do not answer: {error}", self.drives.len()),
-            }),
-            None => Ok(()),
+        let listed = join_all((0..self.drives.len()).map(|index| self.fragments_on(index, name))).await;
+        let mut failures: Vec<BackendError> = Vec::new();
+        let mut fragments: Vec<(usize, Place)> = Vec::new();
+        for (index, listed) in listed.into_iter().enumerate() {
+            match listed {
+                Ok(places) => fragments.extend(places.into_iter().map(|place| (index, place))),
+                Err(error) => failures.push(error),
+            }
         }
+        let (first, others): (Vec<_>, Vec<_>) =
+            fragments.into_iter().partition(|(_, place)| place.chunk == 0);
+        failures.extend(self.delete_fragments(name, &first).await);
+        // While a drive may show the first chunk, the object keeps the others.
+        if failures.is_empty() {
+            failures = self.delete_fragments(name, &others).await;
+        }
+        let Some(error) = failures.first() else { return Ok(()) };
+        Err(BackendError::Retry {
+            operation: "delete",
+            object: name.to_string(),
+            reason: format!("{} of its fragments or drives: {error}", failures.len()),
+        })
     }
 
-    async fn delete_on(&self, index: usize, name: &ObjectName) -> Result<(), BackendError> {
-        for Place { layout, chunk, number } in self.fragments_on(index, name).await? {
-            let own = name::fragment(name, layout, chunk, number)?;
-            let deleted = timed("delete", own.as_str(), self.drives[index].backend.delete(&own)).await;
-            if let Err(error) = &deleted {
-                self.fails(index, error);
+    /// Drives side by side, each its own one by one. Returns what failed.
+    async fn delete_fragments(&self, name: &ObjectName, fragments: &[(usize, Place)]) -> Vec<BackendError> {
+        let on_drive = async |drive: usize| {
+            for (_, Place { layout, chunk, number }) in fragments.iter().filter(|(index, _)| *index == drive)
+            {
+                let own = name::fragment(name, *layout, *chunk, *number)?;
+                let deleted = timed("delete", own.as_str(), self.drives[drive].backend.delete(&own)).await;
+                deleted.inspect_err(|error| self.fails(drive, error))?;
             }
-            deleted?;
-        }
-        Ok(())
+            Ok(())
+        };
+        join_all((0..self.drives.len()).map(on_drive)).await.into_iter().filter_map(Result::err).collect()
     }
 
     /// What the drives have together, less what parity takes under the first policy.

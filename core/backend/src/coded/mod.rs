@@ -2,20 +2,26 @@
 //!
 //! ```text
 //!  put ─▶ encode.rs: chunks, frames, parity ─▶ placement.rs: which drives ─▶ put.rs: c of k + m are stored
-//!  get ─▶ get.rs: one frame of one fragment, or what k others say of it (parity.rs) ─▶ frames.rs: verified, plain
+//!  get ─▶ find.rs: what it is, where it is ─▶ get.rs: one frame of one fragment, or reconstruct.rs: what k others say of it
+//!      ─▶ frames.rs: verified, plain
 //! ```
 //!
 //! It keeps nothing but what it can find out again. `docs/decisions/0011-coded-backends.md` says why it is so. Not here: adding
 //! drives, repair, what an object means.
 
 mod encode;
+mod find;
 mod frames;
 mod get;
+mod known;
+mod lasting;
 mod list;
 mod name;
+mod on_their_way;
 mod parity;
 mod placement;
 mod put;
+mod reconstruct;
 #[cfg(test)]
 mod tests;
 
@@ -25,21 +31,20 @@ pub use ovs_format::fragment::Compression;
 use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use get::Known;
+use known::Known;
+use on_their_way::OnTheirWay;
 use ovs_format::fragment::FRAGMENTS_MAX;
+use put::Put;
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fmt,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 use thiserror::Error;
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 /// A drive that takes longer for anything but a put has failed.
@@ -127,6 +132,11 @@ impl Policy {
     pub fn fragments(&self) -> u32 {
         u32::from(self.data) + u32::from(self.parity)
     }
+
+    /// Of what was acknowledged so many fragments may be gone, and it is read all the same (c - k).
+    fn spare(&self) -> u32 {
+        u32::from(self.acknowledged - self.data)
+    }
 }
 
 impl fmt::Display for Policy {
@@ -139,6 +149,8 @@ impl fmt::Display for Policy {
 #[derive(Debug, Clone)]
 pub struct Preset {
     policies: Vec<Policy>,
+    /// Those of presets before this one.
+    earlier: Vec<Policy>,
     fragment_bytes: u32,
     compression: Compression,
     keys: Vec<Key>,
@@ -151,7 +163,18 @@ impl Preset {
             return Err(PresetError::NoPolicy);
         }
         let compression = Compression::None;
-        Ok(Preset { policies, fragment_bytes: FRAGMENT_BYTES_DEFAULT, compression, keys: Vec::new() })
+        let (earlier, keys) = (Vec::new(), Vec::new());
+        Ok(Preset { policies, earlier, fragment_bytes: FRAGMENT_BYTES_DEFAULT, compression, keys })
+    }
+
+    /// The same where objects may be that were put by these policies of earlier presets.
+    pub fn with_earlier(mut self, policies: Vec<Policy>) -> Preset {
+        self.earlier = policies;
+        self
+    }
+
+    fn all_policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().chain(&self.earlier)
     }
 
     /// The same with data fragments of so many bytes at most.
@@ -244,6 +267,10 @@ pub struct CodedBackend {
 
 struct Inner {
     drives: Vec<Drive>,
+    /// Of these, the ones whose fragments are lost and not made again yet; …
+    lost: BTreeSet<usize>,
+    /// … and so many that are no more among them.
+    lost_elsewhere: u32,
     preset: Arc<Preset>,
     threads: bool,
     /// Fragments asked of a drive at once.
@@ -252,16 +279,19 @@ struct Inner {
     stats: Cell<CodedStats>,
     /// Drives that have failed: until when others are asked first, and for how long that is.
     suspects: RefCell<Vec<Option<(Instant, Duration)>>>,
-    /// Bytes of fragments that are still on their way after their put was acknowledged.
-    late_bytes: Cell<u64>,
-    late_names: RefCell<HashMap<ObjectName, usize>>,
-    /// Whenever that is less.
-    late: Notify,
+    on_their_way: OnTheirWay,
 }
 
 impl CodedBackend {
-    /// Over these drives, whatever is on them. Work that takes long is done by tokio's threads for that, or at once.
-    pub fn new(drives: Vec<Drive>, preset: Preset, work: Work) -> Result<CodedBackend, PresetError> {
+    /// Over these drives, whatever is on them. `lost` are drives, of these or others, whose fragments are gone and not all
+    /// made again: what is nowhere else may have been there. Work that takes long is done by tokio's threads for that, or at
+    /// once.
+    pub fn new(
+        drives: Vec<Drive>,
+        lost: &[Uuid],
+        preset: Preset,
+        work: Work,
+    ) -> Result<CodedBackend, PresetError> {
         let mut ids = HashSet::new();
         if let Some(drive) = drives.iter().find(|drive| !ids.insert(drive.id)) {
             return Err(PresetError::Twice(format!("drive {}", drive.id)));
@@ -277,7 +307,12 @@ impl CodedBackend {
                 least,
             });
         }
+        let lost: HashSet<Uuid> = lost.iter().copied().collect();
+        let is_lost = |index: &usize| lost.contains(&drives[*index].id);
+        let lost_here: BTreeSet<usize> = (0..drives.len()).filter(is_lost).collect();
         let inner = Inner {
+            lost_elsewhere: (lost.len() - lost_here.len()) as u32,
+            lost: lost_here,
             suspects: RefCell::new(vec![None; drives.len()]),
             drives,
             preset: Arc::new(preset),
@@ -286,9 +321,7 @@ impl CodedBackend {
             page: if cfg!(test) { 7 } else { 1000 },
             known: RefCell::default(),
             stats: Cell::default(),
-            late_bytes: Cell::new(0),
-            late_names: RefCell::default(),
-            late: Notify::new(),
+            on_their_way: OnTheirWay::default(),
         };
         Ok(CodedBackend { inner: Rc::new(inner) })
     }
@@ -298,11 +331,9 @@ impl CodedBackend {
         self.inner.stats.get()
     }
 
-    /// Returns when no fragment is on its way any more.
+    /// Returns when no put is at work any more. What a drive has not answered for in time is not waited for.
     pub async fn settle(&self) {
-        while self.inner.late_bytes.get() > 0 {
-            self.inner.late.notified().await;
-        }
+        self.inner.on_their_way.settle().await;
     }
 }
 
@@ -367,10 +398,14 @@ impl Inner {
         }
     }
 
-    /// So many drives may fail to answer, and whatever was acknowledged is still found on the others.
-    fn silent_max(&self) -> u32 {
-        let tolerated = |policy: &Policy| u32::from(policy.acknowledged - policy.data);
-        self.preset.policies.iter().map(tolerated).min().unwrap_or(0)
+    /// So many drives may be lost or fail to answer, and whatever was acknowledged under any preset is still found on the others.
+    fn unheard_max(&self) -> u32 {
+        self.preset.all_policies().map(Policy::spare).min().unwrap_or(0)
+    }
+
+    /// Drives that say nothing of what was put: those that are silent, and those that have lost it.
+    fn unheard(&self, silent: &BTreeSet<usize>) -> u32 {
+        self.lost.union(silent).count() as u32 + self.lost_elsewhere
     }
 }
 
@@ -382,7 +417,7 @@ impl Backend for CodedBackend {
         urgency: Urgency,
     ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.inner.clone().put(name, parts, urgency).await })
+        Box::pin(async move { self.inner.clone().put(name, parts, Put::New(urgency)).await })
     }
 
     fn get_range(
@@ -398,6 +433,11 @@ impl Backend for CodedBackend {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move { self.inner.get(&name).await })
+    }
+
+    fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move { self.inner.clone().get_lasting(name).await })
     }
 
     fn list(

@@ -5,7 +5,7 @@
 
 use super::{Drive, Policy};
 use crate::ObjectName;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The drives in the order in which a chunk of an object asks for them.
 pub(super) fn order(drives: &[Drive], name: &ObjectName, chunk: u32) -> Vec<usize> {
@@ -86,6 +86,37 @@ pub(super) fn choose(policies: &[Policy], drives: &[Drive], may: impl Fn(usize) 
     policies.iter().copied().find(|policy| room(drives, &may, *policy) >= policy.acknowledged.into())
 }
 
+/// Of fragments and the drives that they are on, so many as can have a drive of their own each: a drive that is lost costs one of
+/// these.
+pub(super) fn on_drives_of_their_own(found: &[(u8, usize)]) -> usize {
+    let mut holders = BTreeMap::new();
+    let numbers: BTreeSet<u8> = found.iter().map(|(number, _)| *number).collect();
+    numbers
+        .into_iter()
+        .filter(|number| gets_drive(*number, found, &mut holders, &mut BTreeSet::new()))
+        .count()
+}
+
+/// Whoever holds one that this fragment is on makes room if it is on another.
+fn gets_drive(
+    number: u8,
+    found: &[(u8, usize)],
+    holders: &mut BTreeMap<usize, u8>,
+    asked: &mut BTreeSet<usize>,
+) -> bool {
+    for (_, drive) in found.iter().filter(|(of, _)| *of == number) {
+        if !asked.insert(*drive) {
+            continue;
+        }
+        let holder = holders.get(drive).copied();
+        if holder.is_none_or(|holder| gets_drive(holder, found, holders, asked)) {
+            holders.insert(*drive, number);
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +174,21 @@ mod tests {
             assert_eq!(spare % 3, taken[0] % 3);
             assert_eq!(choice.next(|_| true), None);
             assert_eq!(choice.instead_of(spare, |_| true), None);
+        }
+    }
+
+    #[test]
+    fn fragments_count_as_far_as_each_has_a_drive_of_its_own() {
+        for (found, expected) in [
+            (&[][..], 0),
+            (&[(0, 1), (1, 2), (2, 3)], 3),
+            (&[(0, 1), (1, 1), (2, 1)], 1),
+            (&[(0, 1), (0, 2), (0, 3)], 1),
+            (&[(0, 1), (1, 1), (2, 1), (2, 2), (2, 3)], 2),
+            (&[(0, 1), (0, 2), (1, 1)], 2),
+            (&[(0, 1), (0, 2), (1, 1), (1, 3), (2, 1)], 3),
+        ] {
+            assert_eq!(on_drives_of_their_own(found), expected, "{found:?}");
         }
     }
 

@@ -1,34 +1,61 @@
 //! Putting: every fragment on its drive, or on another that keeps to the policy; acknowledged when c of each chunk are stored.
 
 use super::encode::{self, Fragment};
-use super::get::Object;
+use super::known::Object;
+use super::on_their_way::PutAtWork;
 use super::placement::{self, Choice};
-use super::{Inner, Policy, name};
+use super::reconstruct::has_body;
+use super::{Compression, Inner, Policy, name, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
-use tokio::{sync::oneshot, time::timeout};
+use ovs_format::fragment::Header;
+use std::{cell::RefCell, rc::Rc};
+use tokio::sync::oneshot;
 
-/// A drive that takes longer for one fragment is passed over.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Fragments on their way after their puts were acknowledged. Above that a put waits for all of its own.
-const LATE_BYTES_MAX: u64 = 64 << 20;
+/// Why an object is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// Somebody stores it.
+    New(Urgency),
+    /// So that what can be read of it stands. What is damaged makes way; what is another's does not, and costs that drive alone.
+    Again,
+}
+
+impl Put {
+    /// Another's bytes under the name: are ours then not what it means?
+    fn gives_way(self) -> bool {
+        matches!(self, Put::New(_))
+    }
+
+    fn urgency(self) -> Urgency {
+        match self {
+            Put::New(urgency) => urgency,
+            Put::Again => Urgency::Reserve,
+        }
+    }
+}
 
 impl Inner {
     pub(super) async fn put(
         self: Rc<Self>,
         name: ObjectName,
         parts: Vec<Bytes>,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
+        // Also between two chunks.
+        let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
+        let compression = match why {
+            Put::New(_) => self.preset.compression,
+            // Other versions of this program may compress to other bytes, and would not be let by.
+            Put::Again => Compression::None,
+        };
         let hash = encode::name_hash(&name);
-        let preset = Arc::clone(&self.preset);
         let (put, parts) =
             self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
-        let mut template = encode::template(&preset, hash, put, policy, object_bytes);
+        let mut template = encode::template(&self.preset, compression, hash, put, policy, object_bytes);
         let layout = encode::layout(&template);
         let last = template.geometry.chunks() - 1;
         let highest = (policy.fragments() - 1) as u8;
@@ -36,17 +63,21 @@ impl Inner {
         name::fragment(&name, layout, last, highest)?;
         let mut rest = parts.into_iter();
         let mut left = Bytes::new();
-        for chunk in 0..template.geometry.chunks() {
-            template.chunk = chunk;
+        let mut plain_of = |chunk| {
             let range = template.geometry.chunk_range(chunk);
-            let plain = take(&mut left, &mut rest, (range.end - range.start) as usize);
+            take(&mut left, &mut rest, (range.end - range.start) as usize)
+        };
+        // The object is there when its first chunk is: that is put when the others stand.
+        let first = plain_of(0);
+        let others = (1..=last).map(|chunk| (chunk, plain_of(chunk)));
+        for (chunk, plain) in others.chain([(0, first)]) {
+            template.chunk = chunk;
             let bytes = plain.len() as u64;
             let fragments = self
                 .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
                 .await?;
-            let needed = u32::from(template.geometry.data_stored(chunk))
-                + u32::from(policy.acknowledged - policy.data);
-            self.store((&name, layout, chunk), policy, fragments, needed as usize, urgency).await?;
+            let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
+            self.store((&name, layout, chunk), policy, fragments, needed, why).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -71,43 +102,53 @@ impl Inner {
         policy: Policy,
         fragments: Vec<Fragment>,
         needed: usize,
-        urgency: Urgency,
+        why: Put,
     ) -> Result<(), BackendError> {
         let (sender, receiver) = oneshot::channel();
         let (inner, name) = (Rc::clone(self), name.clone());
-        let late = Late::new(&inner, &name, fragments.iter().map(Fragment::bytes).sum());
+        let mut at_work = PutAtWork::new(&inner, &name);
         tokio::task::spawn_local(async move {
-            let late = late;
             let mut sender = Some(sender);
             let order = placement::order(&inner.drives, &name, chunk);
             let choice = RefCell::new(Choice::new(&inner.drives, &order, policy));
             let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
             let placed = fragments.iter().zip(homes);
             let mut puts: FuturesUnordered<_> = placed
-                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, urgency))
+                .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, why))
                 .collect();
             let (mut stored, mut failure) = (0, None);
+            let mut bytes: u64 = fragments.iter().map(Fragment::bytes).sum();
             while let Some(done) = puts.next().await {
                 match done {
-                    Ok(()) => stored += 1,
-                    // Another's bytes are there. Whatever else happens, ours are not what this name means.
-                    Err(error @ BackendError::Conflict { .. }) => failure = Some(error),
+                    Ok(stored_bytes) => {
+                        stored += 1;
+                        bytes -= stored_bytes;
+                    }
                     Err(error) => {
-                        inner.count(|stats| stats.missing += 1);
+                        if !matches!(error, BackendError::Conflict { .. }) || !why.gives_way() {
+                            inner.count(|stats| stats.missing += 1);
+                        }
                         failure = Some(match failure {
                             Some(conflict @ BackendError::Conflict { .. }) => conflict,
                             _ => error,
                         });
                     }
                 }
-                let is_conflict = matches!(failure, Some(BackendError::Conflict { .. }));
-                let may_return = stored >= needed && !is_conflict && late.has_room();
-                if may_return && let Some(sender) = sender.take() {
+                // Whatever else happens.
+                let is_conflict = why.gives_way() && matches!(failure, Some(BackendError::Conflict { .. }));
+                if stored >= needed
+                    && !is_conflict
+                    && sender.is_some()
+                    && at_work.may_be_late(bytes)
+                    && let Some(sender) = sender.take()
+                {
                     let _gone = sender.send(Ok(()));
                 }
             }
             let result = match failure {
-                Some(failure @ BackendError::Conflict { .. }) => Err(conflict_of(&name, failure)),
+                Some(failure @ BackendError::Conflict { .. }) if why.gives_way() || stored < needed => {
+                    Err(conflict_of(&name, failure))
+                }
                 Some(failure) if stored < needed => Err(failure),
                 _ => Ok(()),
             };
@@ -121,15 +162,15 @@ impl Inner {
         })
     }
 
-    /// Puts one fragment where it belongs, or on the next drive that may have it and takes it.
+    /// Puts one fragment where it belongs, or on the next drive that may have it and takes it. Returns its bytes.
     async fn place(
-        &self,
+        self: &Rc<Self>,
         (name, layout, chunk): (&ObjectName, u32, u32),
         fragment: &Fragment,
         home: Option<usize>,
         choice: &RefCell<Choice<'_>>,
-        urgency: Urgency,
-    ) -> Result<(), BackendError> {
+        why: Put,
+    ) -> Result<u64, BackendError> {
         let own = name::fragment(name, layout, chunk, fragment.number)?;
         let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
         // If nobody else may have it, it is tried all the same.
@@ -137,24 +178,24 @@ impl Inner {
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
-            let put = self.drives[index].backend.put(&own, fragment.parts.clone(), urgency);
-            let error = match timeout(PATIENCE, put).await {
-                Ok(Ok(())) => {
+            let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
+            let is_taken = matches!(put, Err(BackendError::Conflict { .. }));
+            if is_taken && !why.gives_way() {
+                put = self.replace_rotten(index, (name, chunk), &own, fragment).await;
+            }
+            let error = match put {
+                Ok(()) => {
                     self.answers(index);
                     if at != home {
                         self.count(|stats| stats.misplaced += 1);
                     }
-                    return Ok(());
+                    return Ok(fragment.bytes());
                 }
-                Ok(Err(conflict @ BackendError::Conflict { .. })) => return Err(conflict),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    let reason = format!("drive {} takes longer than {PATIENCE:?}", self.drives[index].id);
-                    BackendError::Retry { operation: "put", object: own.to_string(), reason }
-                }
+                Err(conflict @ BackendError::Conflict { .. }) if why.gives_way() => return Err(conflict),
+                Err(error) => error,
             };
-            // A full drive answers all the same.
-            if !matches!(error, BackendError::NoSpace { .. }) {
+            // One that is full, or where another fragment is, answers all the same.
+            if !is_taken && !matches!(error, BackendError::NoSpace { .. }) {
                 self.fails(index, &error);
             }
             failure = Some(error);
@@ -165,6 +206,50 @@ impl Inner {
             object: own.to_string(),
             reason: "no drive is left for it".to_owned(),
         }))
+    }
+
+    /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive: there are never
+    /// fewer, of good ones and bad.
+    async fn replace_rotten(
+        self: &Rc<Self>,
+        index: usize,
+        (name, chunk): (&ObjectName, u32),
+        own: &ObjectName,
+        fragment: &Fragment,
+    ) -> Result<(), BackendError> {
+        let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
+        let there = timed("get", own.as_str(), self.drives[index].backend.get(own)).await?;
+        if is_rotten(&there, fragment) {
+            // The last drives in its order have nothing of it, if any has not.
+            let order = placement::order(&self.drives, name, chunk);
+            let others = order.into_iter().rev().filter(|other| *other != index && !self.is_suspect(*other));
+            // That nobody else is asked, or takes it, is no word about what is there.
+            let reason = "no other drive takes it, so that it could be replaced".to_owned();
+            let mut elsewhere =
+                Err(BackendError::Retry { operation: "put", object: own.to_string(), reason });
+            for other in others {
+                match put_on(other).await {
+                    Err(BackendError::Conflict { .. }) => {}
+                    put => elsewhere = put,
+                }
+                if elsewhere.is_ok() {
+                    break;
+                }
+            }
+            elsewhere?;
+            timed("delete", own.as_str(), self.drives[index].backend.delete(own)).await?;
+        }
+        put_on(index).await
+    }
+}
+
+/// Are these bytes of this fragment, and not all that was put?
+fn is_rotten(there: &Bytes, fragment: &Fragment) -> bool {
+    let own = fragment.parts.first().and_then(|header| Header::decode(header).ok());
+    match Header::decode(there) {
+        // Somebody else's is not ours to judge.
+        Ok(header) => Some(header) == own && !has_body(&header, there),
+        Err(_) => true,
     }
 }
 
@@ -179,41 +264,6 @@ fn conflict_of(name: &ObjectName, failure: BackendError) -> BackendError {
 impl Fragment {
     fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.len() as u64).sum()
-    }
-}
-
-/// Counts what is on its way, for as long as it is.
-struct Late {
-    inner: Rc<Inner>,
-    name: ObjectName,
-    bytes: u64,
-}
-
-impl Late {
-    fn new(inner: &Rc<Inner>, name: &ObjectName, bytes: u64) -> Late {
-        inner.late_bytes.set(inner.late_bytes.get() + bytes);
-        *inner.late_names.borrow_mut().entry(name.clone()).or_default() += 1;
-        Late { inner: Rc::clone(inner), name: name.clone(), bytes }
-    }
-
-    /// May what is left of a put go on alone?
-    fn has_room(&self) -> bool {
-        self.inner.late_bytes.get() <= LATE_BYTES_MAX
-    }
-}
-
-impl Drop for Late {
-    fn drop(&mut self) {
-        let inner = &self.inner;
-        inner.late_bytes.set(inner.late_bytes.get() - self.bytes);
-        let mut names = inner.late_names.borrow_mut();
-        if let Some(count) = names.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                names.remove(&self.name);
-            }
-        }
-        inner.late.notify_waiters();
     }
 }
 

@@ -205,7 +205,7 @@ fn view_stats(stats: &VdiskStats) -> String {
         .with("in the write buffer", size(stats.buffered_bytes))
         .with("held back by limits", format!("{}, {} ms", stats.throttled_count, stats.throttled_ms))
         .with_some("read cache", stats.cache.as_ref().map(cache::stats_line))
-        .with("times opened", stats.epoch)
+        .with("epoch", stats.epoch)
         .with("operations", stats.sequence)
         .to_string()
 }
@@ -325,7 +325,7 @@ nobody needs         3.9MiB
 shared with parents  0B
 in the write buffer  0B
 held back by limits  7, 350 ms
-times opened         3
+epoch                3
 operations           900
 ";
         assert_eq!(view_stats(&stats), expected);

@@ -11,13 +11,18 @@ use bytes::Bytes;
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency};
 use ovs_cluster::catalogue::{VpoolRecord, decode};
+use ovs_volume::Chance;
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
 /// A vPool's record on its backend is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Of two puts in the same second, or while the clock is behind, one in a million takes the other's name.
+const CHANCE_BITS: u32 = 20;
 
 fn config_name(version: u64) -> ObjectName {
     // Twenty digits: names sort as versions do.
@@ -38,26 +43,58 @@ pub(super) async fn put_config(store: &dyn Backend, record: &VpoolRecord) -> Res
     }
 }
 
-/// The newest version of the vPool's record on a backend.
+/// The newest version of the vPool's record on a backend. It is left as it is: the vPool may be another host's.
 pub(super) async fn get_config(store: &dyn Backend) -> Result<Option<VpoolRecord>, Problem> {
-    let Some(version) = newest_version(store).await? else { return Ok(None) };
-    let name = config_name(version);
-    let bytes = store.get_range(&name, 0, CONFIG_BYTES_MAX).await.map_err(from_backend)?;
-    decode(name.as_str(), &bytes).map(Some).map_err(from_catalogue)
+    Ok(newest_config(store).await?.map(|(_, record)| record))
 }
 
-pub(super) async fn newest_version(store: &dyn Backend) -> Result<Option<u64>, Problem> {
-    let (mut newest, mut after) = (None, None);
+/// The same, for whoever takes the vPool in: it is there to stay.
+pub(super) async fn get_lasting_config(store: &dyn Backend) -> Result<Option<VpoolRecord>, Problem> {
+    let Some((name, record)) = newest_config(store).await? else { return Ok(None) };
+    store.get_lasting(&name).await.map_err(from_backend)?;
+    Ok(Some(record))
+}
+
+/// A version that was never finished is stepped over. One that is listed and not there may be any.
+async fn newest_config(store: &dyn Backend) -> Result<Option<(ObjectName, VpoolRecord)>, Problem> {
+    for version in versions(store).await?.into_iter().rev() {
+        let name = config_name(version);
+        let bytes = match store.get_range(&name, 0, CONFIG_BYTES_MAX).await {
+            Err(BackendError::Incomplete { .. }) => continue,
+            read => read.map_err(from_backend)?,
+        };
+        let record = decode(name.as_str(), &bytes).map_err(from_catalogue)?;
+        return Ok(Some((name, record)));
+    }
+    Ok(None)
+}
+
+/// Stores a vPool's record as the newest. Its version is above every one that there is anything of, also of one that was never
+/// finished. A drive that is silent may have one that does not show: no name is used twice, nor does an older one come after it.
+/// So a version is the seconds since 1970, and 20 bits of chance (a whole number in JSON until the year 2242).
+pub(super) async fn put_newest_config(
+    store: &dyn Backend,
+    record: &mut VpoolRecord,
+    now_ms: u64,
+    chance: &dyn Chance,
+) -> Result<(), Problem> {
+    let above = versions(store).await?.last().map_or(1, |newest| newest + 1);
+    let step = chance.uuid().as_u128() as u64 & ((1 << CHANCE_BITS) - 1);
+    record.version = record.version.max(above).max((now_ms / 1000) << CHANCE_BITS) + step;
+    put_config(store, record).await
+}
+
+async fn versions(store: &dyn Backend) -> Result<BTreeSet<u64>, Problem> {
+    let (mut versions, mut after) = (BTreeSet::new(), None);
     loop {
         let found = store.list("pool/config-", after.as_ref(), 1000).await.map_err(from_backend)?;
-        let Some(last) = found.last() else { return Ok(newest) };
+        let Some(last) = found.last() else { return Ok(versions) };
         // Another object's name may be a number too: only a name that we would give is a version of ours.
         let version = |name: &ObjectName| {
             let version = name.as_str().strip_prefix("pool/config-")?.parse().ok()?;
             (config_name(version) == *name).then_some(version)
         };
-        let versions = found.iter().filter_map(|info| version(&info.name));
-        newest = versions.max().max(newest);
+        versions.extend(found.iter().filter_map(|info| version(&info.name)));
         after = Some(last.name.clone());
     }
 }
@@ -137,4 +174,120 @@ pub(super) fn cannot_use(path: &Path, error: &std::io::Error) -> Problem {
         _ => ProblemKind::Conflict,
     };
     Problem::new(kind, format!("path: {} cannot be used: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+    use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
+    use ovs_volume::SystemChance;
+    use serde_json::json;
+    use uuid::Uuid;
+
+    fn open(drives: &[Rc<MemoryBackend>]) -> CodedBackend {
+        let drive = |(number, store): (usize, &Rc<MemoryBackend>)| Drive {
+            id: Uuid::from_u128(number as u128),
+            node: String::new(),
+            site: String::new(),
+            weight: 1,
+            backend: store.clone(),
+        };
+        let preset = Preset::new(vec![Policy::new(2, 2, 4, 9).unwrap()]).unwrap();
+        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), &[], preset, Work::Here).unwrap()
+    }
+
+    fn fragments(drives: &[Rc<MemoryBackend>], version: u64) -> Vec<(&MemoryBackend, ObjectName)> {
+        let prefix = format!("{}--", config_name(version).as_str().replace('-', "-."));
+        let of = |drive: &Rc<MemoryBackend>| drive.names();
+        let all = drives.iter().flat_map(|drive| of(drive).into_iter().map(move |name| (&**drive, name)));
+        all.filter(|(_, name)| name.as_str().starts_with(&prefix)).collect()
+    }
+
+    fn leave(drives: &[Rc<MemoryBackend>], version: u64, count: usize) {
+        fragments(drives, version)
+            .into_iter()
+            .skip(count)
+            .for_each(|(drive, name)| drive.damage(&name, None));
+    }
+
+    fn run(case: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, case);
+    }
+
+    async fn put_versions(store: &dyn Backend) {
+        for version in 1..=3 {
+            // Of two fragments, and two of parity.
+            let record = json!({
+                "format": 1, "id": Uuid::from_u128(1), "name": "p", "version": version, "state": "ready",
+                "backend": Uuid::from_u128(2), "namespace": "n", "preset": "default", "on_full": "stall",
+                "description": "x".repeat(50_000), "default_size_bytes": 4096, "trash_retention_s": 0,
+                "created_ms": 0,
+            });
+            put_config(store, &serde_json::from_value(record).unwrap()).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_never_finished_is_stepped_over_and_one_that_is_relied_on_stands() {
+        run(async {
+            let drives: Vec<Rc<MemoryBackend>> = (0..6).map(|_| Rc::default()).collect();
+            let store = open(&drives);
+            put_versions(&store).await;
+            store.settle().await;
+            leave(&drives, 3, 1);
+            leave(&drives, 2, 2);
+            let told = get_config(&open(&drives)).await.unwrap().unwrap();
+            assert_eq!((told.version, fragments(&drives, 2).len()), (2, 2));
+            let kept = get_lasting_config(&open(&drives)).await.unwrap().unwrap();
+            assert_eq!((&kept, fragments(&drives, 2).len()), (&told, 4));
+            let mut newer = VpoolRecord { default_size_bytes: 8192, ..told };
+            put_newest_config(&open(&drives), &mut newer, 0, &SystemChance).await.unwrap();
+            assert!(newer.version >= 4);
+            assert_eq!(get_config(&open(&drives)).await.unwrap(), Some(newer));
+        });
+    }
+
+    /// One was begun on a drive alone that is silent, or that a process did not live to see; then another is acknowledged.
+    #[test]
+    fn a_version_that_nobody_sees_is_not_taken_again_and_is_older_than_what_follows() {
+        const NOW_MS: u64 = 1_800_000_000_000;
+        run(async {
+            let store = MemoryBackend::new();
+            put_versions(&store).await;
+            let known = get_config(&store).await.unwrap().unwrap();
+            let mut taken = BTreeSet::new();
+            for later_ms in (0..10).map(|number| number * 1000) {
+                // Who puts it sees nothing of what those before have put.
+                let (store, mut record) = (store.clone(), known.clone());
+                put_newest_config(&store, &mut record, NOW_MS + later_ms, &SystemChance).await.unwrap();
+                assert!(record.version < 1 << 53, "numbers of JSON are exact below that");
+                assert!(taken.iter().all(|other| *other < record.version), "{taken:?}");
+                taken.insert(record.version);
+            }
+            // The clock was put back.
+            let mut record = VpoolRecord { version: *taken.last().unwrap(), ..known };
+            put_config(&store, &record).await.unwrap();
+            put_newest_config(&store, &mut record, 0, &SystemChance).await.unwrap();
+            assert!(record.version > *taken.last().unwrap());
+        });
+    }
+
+    /// The one before it is not what the vPool is.
+    #[test]
+    fn a_version_that_is_listed_and_not_there_is_not_stepped_over() {
+        run(async {
+            let store = Rc::new(MemoryBackend::new());
+            put_versions(&store).await;
+            let (newest, inner) = (config_name(3), Rc::clone(&store));
+            let store = FaultyBackend::new(store, move |call| {
+                if call.operation == Operation::Get {
+                    inner.damage(&newest, None);
+                }
+                None
+            });
+            get_config(&store).await.unwrap_err();
+        });
+    }
 }

@@ -11,7 +11,7 @@
 use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
-    namespace::{Namespace, get_config, open_namespace, put_config},
+    namespace::{Namespace, get_config, get_lasting_config, open_namespace, put_newest_config},
     open::from_properties,
     problem::{exists, from_catalogue, from_volume},
     vpools::PRESET,
@@ -115,7 +115,7 @@ impl Volumes {
     }
 
     async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
-        get_config(store).await?.ok_or_else(|| {
+        get_lasting_config(store).await?.ok_or_else(|| {
             Problem::new(
                 ProblemKind::NotFound,
                 format!("the folder of vPool {name} holds no record of a vPool"),
@@ -168,15 +168,16 @@ impl Volumes {
         if let Ok(pool) = self.pool(config.id) {
             return Err(exists("vPool", &pool.record().name, config.id.0));
         }
-        let backend = self.known_or_new_backend(&request, &path).await?;
         let io_uring = self.settings.io_uring;
         let store = open_namespace(&path, &namespace, Namespace::Existing, io_uring).await?;
+        let config = self.config_of(&*store, &request.name).await?;
+        // Nothing is known here of a backend that has not told what it holds.
+        let backend = self.known_or_new_backend(&request, &path).await?;
         let mut record =
             VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
         record.name = request.name;
         if record != config {
-            record.version += 1;
-            put_config(&*store, &record).await?;
+            put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         }
         let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));

@@ -8,7 +8,7 @@ use super::{
     backends::backend_in_use,
     idempotency::Terms,
     namespace::{
-        Namespace, cannot_use, make_folder, newest_version, open_namespace, put_config, remove_folder,
+        Namespace, cannot_use, make_folder, open_namespace, put_config, put_newest_config, remove_folder,
     },
     pools::{Pool, offline, to_policy},
     problem::{exists, from_catalogue, not_found},
@@ -208,10 +208,9 @@ impl Volumes {
         }
         record.version += 1;
         // The backend's copy first: its highest version counts in a recovery, and a version is never used twice
-        // (the same one with other contents would be a conflict), so that a crash in between skips one at most.
+        // (the same one with other contents would be a conflict), so that a crash in between skips it.
         let store = pool.backend().ok_or_else(|| offline(&pool))?;
-        record.version = record.version.max(newest_version(&*store).await?.unwrap_or(0) + 1);
-        put_config(&*store, &record).await?;
+        put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
         let stored = self.catalogue.update(&stored, record).await.map_err(from_catalogue)?;
         self.engine.set_vpool_cache(stored.record.id, stored.record.cache);
         pool.set_record(stored.record);

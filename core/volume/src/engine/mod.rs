@@ -19,10 +19,11 @@ pub use types::{
 };
 
 use crate::head::{Head, VersionedHead, head_key};
+use crate::journal::{Own, Reading};
 use crate::log::{Log, Record, Segment};
 use crate::map::{Table, Tree};
-use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
-use crate::{Revision, Transaction, Vdisk, VolumeError, journal};
+use crate::vdisk::{CloneSource, catch_up, check_not_older, finish_even_if_dropped};
+use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, Limits, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
@@ -229,12 +230,10 @@ impl Engine {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
         };
         let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
-        if !head.head.deleted && recover::is_deleted(&*backend, id).await? {
+        if !head.head.deleted && recover::is_deleted(&*backend, id, Reading::ToRestOn).await? {
             // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
             // either, so it is deleted. But not on the word of an older registry, which may not know of its clones.
-            if let Some(position) = head.head.position() {
-                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
-            }
+            check_not_older(&*backend, id, &head.head, Own::Record).await?;
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;
@@ -245,7 +244,7 @@ impl Engine {
                 .await?
                 .ok_or_else(|| VolumeError::NotFound(format!("there is no vDisk {id}")))?;
         }
-        if catch_up(&*backend, id, &mut head.head).await? {
+        if catch_up(&*backend, id, &mut head.head, &*context.chance).await? {
             let put =
                 Transaction::new().compare(head_key(id), head.revision).put(head_key(id), head.head.encode());
             let committed = context.commit_patiently(put, &std::cell::Cell::new(true)).await?;

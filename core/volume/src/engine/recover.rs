@@ -2,7 +2,7 @@
 
 use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, head_key};
-use crate::journal;
+use crate::journal::{self, Reading};
 use crate::sco::vdisk_prefix;
 use crate::vdisk::{found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError};
@@ -14,7 +14,8 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 impl Engine {
-    /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them.
+    /// Reads a vPool's backend alone and tells what it holds, deleted vDisks excepted unless clones depend on them. Of vDisks
+    /// that are in use, too: what is half there is left as it is. [`Engine::adopt_vdisk`] asks again.
     pub async fn discover(&self, vpool: VpoolId) -> Result<Vec<FoundVdisk>, VolumeError> {
         let backend = self.backend(vpool)?;
         let mut reader = Reader { backend: &*backend, vpool, told: HashMap::new() };
@@ -35,7 +36,8 @@ impl Engine {
         // depend on them.
         if found.iter().all(|vdisk| vdisk.problem.is_none()) {
             for id in deleted.into_iter().filter(|id| !needed.contains(id)) {
-                if self.head_of(id).await?.is_none() {
+                // What goes, goes on the tombstone's word: that stands before anything does.
+                if self.head_of(id).await?.is_none() && is_deleted(&*backend, id, Reading::ToRestOn).await? {
                     self.remove_objects(&*backend, id).await?;
                 }
             }
@@ -103,6 +105,10 @@ impl Engine {
     ) -> Result<(), VolumeError> {
         head.clones_unknown = !known;
         head.drop_snapshots();
+        self.commit_head(id, &head, revision).await
+    }
+
+    async fn commit_head(&self, id: VdiskId, head: &Head, revision: Revision) -> Result<(), VolumeError> {
         let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
         match self.inner.context.registry.commit(put).await? {
             Some(_) => Ok(()),
@@ -114,17 +120,36 @@ impl Engine {
     async fn adopt_one(&self, vpool: VpoolId, id: VdiskId) -> Result<Option<VdiskId>, VolumeError> {
         let backend = self.backend(vpool)?;
         let registry = &self.inner.context.registry;
-        let Some(mut head) = metadata_of(&*backend, id, vpool).await? else {
+        let Some(mut head) = metadata_of(&*backend, id, vpool, Reading::ToRestOn).await? else {
             return Err(VolumeError::NotFound(format!("the backend has no vDisk {id}")));
         };
-        head.deleted = is_deleted(&*backend, id).await?;
+        head.epochs_unknown = true;
+        let is_open = self.inner.vdisks.borrow().contains_key(&id);
+        head.deleted = match tombstone_of(&*backend, id, Reading::ToRestOn).await? {
+            Tombstone::Stands => true,
+            Tombstone::None => false,
+            // One that shows when all answer again would take with it what is written until then.
+            Tombstone::MayShow => {
+                return Err(VolumeError::Retry(format!(
+                    "part of the backend is silent, and may know that vDisk {id} is being deleted"
+                )));
+            }
+        };
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
-            let old = Head::decode(id, &known.value)?;
+            let mut old = Head::decode(id, &known.value)?;
             if old.position() >= head.position() {
-                return Ok(old.base.map(|(parent, _)| parent));
+                let parent = old.base.map(|(parent, _)| parent);
+                // All that is newer was never finished: its names are left alone, and that is all. One that is open goes
+                // on in its epoch.
+                if !is_open {
+                    old.epoch = old.epoch.max(head.epoch);
+                    old.epochs_unknown = true;
+                    self.commit_head(id, &old, known.revision).await?;
+                }
+                return Ok(parent);
             }
-            if self.inner.vdisks.borrow().contains_key(&id) {
+            if is_open {
                 return Err(VolumeError::Refused(format!("vDisk {id} is open; restart ovsd to recover it")));
             }
             head.epoch = head.epoch.max(old.epoch);
@@ -173,7 +198,7 @@ impl Engine {
             )));
         }
         if head.snapshot_mut(snapshot).is_none()
-            && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool).await?
+            && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool, Reading::ToRestOn).await?
         {
             head.snapshots.extend(told.snapshots.into_iter().filter(|known| known.id == snapshot));
             head.snapshots.sort_by_key(|known| (known.sequence, known.created_ms));
@@ -224,10 +249,10 @@ impl Reader<'_> {
         if let Some(told) = self.told.get(&id) {
             return Ok(told.clone());
         }
-        let is_deleted = or_damage(is_deleted(self.backend, id).await)?;
-        let mut head = or_damage(metadata_of(self.backend, id, self.vpool).await)?;
+        let is_deleted = or_damage(is_deleted(self.backend, id, Reading::ToTell).await)?;
+        let mut head = or_damage(metadata_of(self.backend, id, self.vpool, Reading::ToTell).await)?;
         if let Ok(None) = head
-            && !self.backend.list(&vdisk_prefix(id), None, 1).await?.is_empty()
+            && self.has_objects(id).await?
         {
             // The first record is put before anything else, and goes with everything else.
             head = Err(format!("vDisk {id} has objects and no journal"));
@@ -235,6 +260,23 @@ impl Reader<'_> {
         let told = Rc::new(Told { is_deleted, head });
         self.told.insert(id, told.clone());
         Ok(told)
+    }
+
+    /// Puts and deletes that were cut off leave what is none.
+    async fn has_objects(&self, id: VdiskId) -> Result<bool, VolumeError> {
+        let mut after: Option<ObjectName> = None;
+        loop {
+            let page = self.backend.list(&vdisk_prefix(id), after.as_ref(), 1000).await?;
+            let Some(last) = page.last() else { return Ok(false) };
+            after = Some(last.name.clone());
+            for object in page {
+                // What cannot be read now is something: that is this vDisk's matter, and nobody else waits for it.
+                let read = self.backend.get_range(&object.name, 0, 1).await;
+                if !matches!(read, Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. })) {
+                    return Ok(true);
+                }
+            }
+        }
     }
 
     /// Returns what is wrong with one of them.
@@ -293,15 +335,42 @@ fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
     found_vdisk(id, &nothing, Some(reason))
 }
 
-/// What is at the tombstone's place counts only if it is this vDisk's tombstone: everything is removed on its word.
-pub(super) async fn is_deleted(backend: &dyn Backend, id: VdiskId) -> Result<bool, VolumeError> {
+/// What is at a tombstone's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tombstone {
+    Stands,
+    /// None that was acknowledged; one that was begun may be where nobody answers.
+    MayShow,
+    None,
+}
+
+/// What is at the tombstone's place counts only if it is this vDisk's tombstone. One that was never finished says nothing; the
+/// next deletion puts the same bytes.
+async fn tombstone_of(
+    backend: &dyn Backend,
+    id: VdiskId,
+    reading: Reading,
+) -> Result<Tombstone, VolumeError> {
     let name = journal::tombstone_name(id);
-    match backend.get(&name).await {
+    match reading.get(backend, &name).await {
         Ok(bytes) => match tombstone::decode(&bytes, id) {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(Tombstone::Stands),
             Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
         },
-        Err(BackendError::NotFound { .. }) => Ok(false),
+        Err(BackendError::Incomplete { is_silent: true, .. }) => Ok(Tombstone::MayShow),
+        Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(Tombstone::None),
         Err(error) => Err(error.into()),
     }
 }
+
+/// A vDisk that this registry knows is not used while it is being deleted: so it may be opened while part of its backend is silent.
+pub(super) async fn is_deleted(
+    backend: &dyn Backend,
+    id: VdiskId,
+    reading: Reading,
+) -> Result<bool, VolumeError> {
+    Ok(tombstone_of(backend, id, reading).await? == Tombstone::Stands)
+}
+
+#[cfg(test)]
+mod tests;

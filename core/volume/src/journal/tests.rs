@@ -1,10 +1,12 @@
 //! Journals as a crash, a stale owner or a lost object leaves them.
 
 use super::*;
-use bytes::Bytes;
-use ovs_backend::MemoryBackend;
+use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
 use ovs_units::ByteCount;
+use std::rc::Rc;
 use uuid::Uuid;
+
+pub(crate) mod unfinished;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
 
@@ -89,11 +91,13 @@ fn a_place_beside_the_chain_is_refused() {
 fn the_newest_record_is_found_with_and_without_a_listing() {
     run(async {
         let backend = journal().await;
-        assert_eq!(newest(&backend, VDISK, None).await.unwrap(), Some(at(3, 2)));
-        assert_eq!(newest(&backend, VdiskId(Uuid::from_u128(2)), None).await.unwrap(), None);
+        let end = async |vdisk, at_least| newest(&backend, vdisk, at_least, Reading::ToTell).await.unwrap();
+        let ends = |position: Position| Some(End { position, epoch: position.epoch });
+        assert_eq!(end(VDISK, None).await, ends(at(3, 2)));
+        assert_eq!(end(VdiskId(Uuid::from_u128(2)), None).await, None);
         // A copy of the map names a record that the listing does not have.
-        assert_eq!(newest(&backend, VDISK, Some(at(4, 7))).await.unwrap(), Some(at(4, 7)));
-        assert_eq!(newest(&backend, VDISK, Some(at(1, 0))).await.unwrap(), Some(at(3, 2)));
+        assert_eq!(end(VDISK, Some(at(4, 7))).await, ends(at(4, 7)));
+        assert_eq!(end(VDISK, Some(at(1, 0))).await, ends(at(3, 2)));
         let mut records = 0;
         for (from, count) in [(None, 7), (Some(at(1, 3)), 3), (Some(at(3, 2)), 0)] {
             let (objects, bytes) = weight(&backend, VDISK, from).await.unwrap();
@@ -119,22 +123,139 @@ fn what_is_before_a_copy_goes_and_no_more() {
     });
 }
 
+/// What is listed is gone when it is asked for, or is there and not listed yet.
+fn lagging(
+    backend: MemoryBackend,
+    records: &[Position],
+    is_listed: bool,
+) -> FaultyBackend<Rc<MemoryBackend>> {
+    let names = records.iter().map(|position| record_name(VDISK, *position));
+    let kept: Vec<_> = names.map(|name| (backend.bytes(&name), name)).collect();
+    let backend = Rc::new(backend);
+    FaultyBackend::new(Rc::clone(&backend), move |call| {
+        for (bytes, name) in &kept {
+            let is_there = (call.operation == Operation::List) == is_listed;
+            backend.damage(name, bytes.clone().filter(|_| is_there));
+        }
+        None
+    })
+}
+
+/// It is being removed, or who listed it is silent now. That is told of this vDisk, and who is to rest on it asks again.
+#[test]
+fn a_record_that_is_listed_and_not_there_is_not_the_end() {
+    run(async {
+        let end =
+            async |reading| newest(&lagging(journal().await, &[at(3, 2)], true), VDISK, None, reading).await;
+        let told = end(Reading::ToTell).await;
+        assert!(matches!(told, Err(VolumeError::Damaged(_))), "{told:?}");
+        let found = end(Reading::ToRestOn).await;
+        assert!(matches!(found, Err(VolumeError::Retry(_))), "{found:?}");
+    });
+}
+
+const LEAPT: u64 = 1 << 40;
+
 #[test]
 fn a_head_may_be_one_record_behind_and_not_two() {
     run(async {
         let backend = journal().await;
+        // Two that nobody ever wrote in.
+        for epoch in [4, 5] {
+            put(&backend, VDISK, at(epoch, 0), &start(Some(at(3, 2)))).await.unwrap();
+        }
         for (epoch, position, is_well) in [
-            (3, at(3, 2), true),
-            (3, at(3, 1), true),
-            (3, at(3, 0), false),
-            (3, at(1, 2), false),
-            (4, at(3, 2), true),
+            (6, at(3, 2), true),
+            (LEAPT, at(3, 2), true),
+            (6, at(3, 1), true),
+            (LEAPT, at(3, 1), true),
+            (4, at(3, 2), false),
+            (6, at(3, 0), false),
+            (LEAPT, at(3, 0), false),
             // The next but one is not there, what a new owner has put is.
             (1, at(1, 3), false),
+            (2, at(1, 3), false),
+            (LEAPT, at(1, 3), false),
         ] {
-            let answer = check_not_older(&backend, VDISK, Epoch(epoch), position).await;
+            let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), Own::Record).await;
             assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
         }
+    });
+}
+
+/// Whether anything that follows is another's.
+#[test]
+fn what_of_our_own_may_follow_says_whether_a_head_is_older() {
+    run(async {
+        let backend = journal().await;
+        for (epoch, position, is_well) in
+            [(3, at(3, 2), true), (LEAPT, at(3, 2), true), (3, at(3, 1), false), (LEAPT, at(3, 1), false)]
+        {
+            for own in [Own::Nothing, Own::Unfinished] {
+                let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), own).await;
+                assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}, {own:?}: {answer:?}");
+            }
+        }
+    });
+}
+
+/// Without a position there are starts, and nothing before the first epoch.
+#[test]
+fn a_head_without_a_record_is_older_than_any_journal() {
+    run(async {
+        let check = async |backend: &dyn Backend, epoch, is_well| {
+            let answer = check_not_older(backend, VDISK, Epoch(epoch), None, Own::Record).await;
+            assert_eq!(answer.is_ok(), is_well, "epoch {epoch}: {answer:?}");
+        };
+        for epoch in [0, 1, 3, LEAPT] {
+            check(&MemoryBackend::new(), epoch, true).await;
+            check(&journal().await, epoch, false).await;
+            // Its beginning was cut, behind a copy of the map.
+            let backend = journal().await;
+            remove_before(&backend, VDISK, at(3, 1), &|| Ok(())).await.unwrap();
+            check(&backend, epoch, false).await;
+        }
+        let backend = MemoryBackend::new();
+        for (epoch, is_well) in [(1, true), (2, true), (4, false)] {
+            put(&backend, VDISK, at(epoch, 0), &start(None)).await.unwrap();
+            check(&backend, 0, false).await;
+            check(&backend, 2, is_well).await;
+        }
+        // Nor are the listings up to date.
+        let records = [at(1, 0), at(1, 1), at(1, 2), at(1, 3), at(3, 0), at(3, 1), at(3, 2)];
+        for epoch in [0, 1, 2, 3] {
+            check(&lagging(journal().await, &records, false), epoch, false).await;
+        }
+    });
+}
+
+#[test]
+fn what_is_not_listed_yet_makes_a_head_older_too() {
+    run(async {
+        for (epoch, position, is_well) in [
+            (3, at(3, 1), true),
+            (3, at(3, 0), false),
+            (LEAPT, at(3, 0), false),
+            // Whose epoch has begun, and gone on.
+            (3, at(1, 2), false),
+        ] {
+            let backend = lagging(journal().await, &[at(3, 1), at(3, 2)], false);
+            let answer = check_not_older(&backend, VDISK, Epoch(epoch), Some(position), Own::Record).await;
+            assert_eq!(answer.is_ok(), is_well, "epoch {epoch}, {position:?}: {answer:?}");
+        }
+    });
+}
+
+/// A backend that answers with something else has not shown that there is more.
+#[test]
+fn what_is_no_record_does_not_make_a_head_older() {
+    run(async {
+        let backend = journal().await;
+        let other = backend.bytes(&record_name(VDISK, at(3, 1)));
+        backend.damage(&record_name(VDISK, at(3, 2)), other);
+        let backend = lagging(backend, &[at(3, 2)], false);
+        let answer = check_not_older(&backend, VDISK, Epoch(3), Some(at(3, 0)), Own::Record).await;
+        assert!(matches!(answer, Err(VolumeError::Damaged(_))), "{answer:?}");
     });
 }
 

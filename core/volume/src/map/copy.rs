@@ -4,6 +4,7 @@
 
 use super::TOP_LEVEL;
 use crate::engine::Context;
+use crate::journal::Reading;
 use crate::sco::{object_name, vdisk_prefix};
 use crate::{PageId, PageStore, VolumeError};
 use bytes::Bytes;
@@ -115,10 +116,20 @@ async fn objects(backend: &dyn Backend, vdisk: VdiskId) -> Result<Vec<Found>, Vo
     }
 }
 
-/// The root object of a copy.
-pub(crate) async fn get(backend: &dyn Backend, vdisk: VdiskId, copy: CopyId) -> Result<MapCopy, VolumeError> {
+/// The root object of a copy that nobody may have committed. Its parts were acknowledged before it was put.
+pub(crate) async fn get(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    copy: CopyId,
+    reading: Reading,
+) -> Result<MapCopy, VolumeError> {
     let name = copy.root(vdisk);
-    let root = MapCopy::decode(&whole(backend, &name).await?, vdisk, copy.put).map_err(damaged(&name))?;
+    decode(vdisk, copy, &present(&name, reading.get(backend, &name).await)?)
+}
+
+fn decode(vdisk: VdiskId, copy: CopyId, root: &[u8]) -> Result<MapCopy, VolumeError> {
+    let name = copy.root(vdisk);
+    let root = MapCopy::decode(root, vdisk, copy.put).map_err(damaged(&name))?;
     match root.position() == copy.position() {
         true => Ok(root),
         false => Err(VolumeError::Damaged(format!("object {name} is of another record"))),
@@ -126,7 +137,11 @@ pub(crate) async fn get(backend: &dyn Backend, vdisk: VdiskId, copy: CopyId) -> 
 }
 
 async fn whole(backend: &dyn Backend, name: &ObjectName) -> Result<Bytes, VolumeError> {
-    match backend.get(name).await {
+    present(name, backend.get(name).await)
+}
+
+fn present(name: &ObjectName, read: Result<Bytes, BackendError>) -> Result<Bytes, VolumeError> {
+    match read {
         Err(BackendError::NotFound { .. }) => Err(VolumeError::Damaged(format!("object {name} is missing"))),
         answer => Ok(answer?),
     }
@@ -254,7 +269,7 @@ pub(crate) async fn restore(
     copy: CopyId,
     context: &Context,
 ) -> Result<(), VolumeError> {
-    let root = get(backend, vdisk, copy).await?;
+    let root = decode(vdisk, copy, &whole(backend, &copy.root(vdisk)).await?)?;
     let mut numbers: HashMap<u64, u64> = HashMap::new();
     let mut number = |label: u64| {
         *numbers.entry(label).or_insert_with(|| context.next_page.replace(context.next_page.get() + 1))
@@ -372,7 +387,7 @@ mod tests {
                 assert_eq!(bytes_of(&backend, VDISK, copy).await.unwrap(), bytes);
                 let other = CopyId::new(position, PutId(Uuid::from_u128(5)));
                 assert_eq!(bytes_of(&backend, VDISK, other).await.unwrap(), 0);
-                let root = get(&backend, VDISK, copy).await.unwrap();
+                let root = get(&backend, VDISK, copy, Reading::ToTell).await.unwrap();
                 assert_eq!((root.parts.len(), root.maps), (expected_parts, maps.clone()));
             }
         });

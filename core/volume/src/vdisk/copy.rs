@@ -8,9 +8,9 @@
 //!    removes nothing.
 //! 4. Older copies and the journal before the older of the two are removed. So one damaged copy costs nothing.
 
-use super::{Inner, Vdisk};
+use super::{Inner, Vdisk, check_not_older};
 use crate::VolumeError;
-use crate::journal;
+use crate::journal::{self, Own};
 use crate::map::copy::{self, CopyId};
 use bytes::Bytes;
 use ovs_format::journal::Position;
@@ -95,8 +95,7 @@ impl Inner {
             // new owner, else from what the new owner has put on the backend.
             if !planted("copy: a stale owner cuts the journal too") {
                 let head = self.head.borrow().head.clone();
-                let position = head.position().unwrap_or(position);
-                journal::check_not_older(&*self.backend, self.id, head.epoch, position).await?;
+                check_not_older(&*self.backend, self.id, &head, Own::Record).await?;
             }
             self.commit(|head| head.note_copy(this)).await?;
         }

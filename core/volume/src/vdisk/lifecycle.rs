@@ -1,6 +1,6 @@
 //! Epochs, the journal's one writer, and the operations that change what a vDisk is: rollback, resize, properties.
 
-use super::{Inner, SnapshotNode, Vdisk};
+use super::{Inner, SnapshotNode, Vdisk, check_not_older};
 use crate::engine::VdiskState;
 use crate::head::{Head, VersionedHead, head_key};
 use crate::journal;
@@ -30,6 +30,8 @@ pub(super) enum Next {
 impl Vdisk {
     /// Puts the start object of a vDisk that was just made.
     pub(crate) async fn start(&self) -> Result<(), VolumeError> {
+        // Nobody else knows of it.
+        self.inner.may_be_older.set(false);
         self.ensure_started().await
     }
 
@@ -174,26 +176,41 @@ impl Inner {
     /// epoch is given up, so that its name is never used for anything else; the next one continues from what is
     /// committed.
     async fn put_in_journal(&self, position: Position, record: &Record) -> Result<(), VolumeError> {
+        match self
+            .with_journal_patience(async || journal::put(&*self.backend, self.id, position, record).await)
+            .await
+        {
+            Ok(bytes) => {
+                self.journal_has_grown(bytes);
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up(record, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn with_journal_patience<T>(
+        &self,
+        attempt: impl AsyncFn() -> Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
         let deadline = self.context.clock.now() + JOURNAL_PATIENCE;
-        let mut attempt = 0;
+        let mut attempts = 0;
         loop {
-            match journal::put(&*self.backend, self.id, position, record).await {
+            match attempt().await {
                 Err(VolumeError::Retry(reason) | VolumeError::NoSpace(reason))
                     if self.context.clock.now() < deadline && !self.closing.get() =>
                 {
                     self.stalled(reason);
-                    self.backoff(attempt).await;
-                    attempt += 1;
+                    self.backoff(attempts).await;
+                    attempts += 1;
                 }
-                Ok(bytes) => {
+                Ok(done) => {
                     self.moving_again();
-                    self.journal_has_grown(bytes);
-                    return Ok(());
+                    return Ok(done);
                 }
-                Err(error) => {
-                    self.give_up(record, &error).await;
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -220,9 +237,21 @@ impl Inner {
     }
 
     async fn raise_epoch(&self) -> Result<(), VolumeError> {
+        let mut raised = self.head.borrow().head.clone();
+        // A start goes over what another host has put since the opening looked: that is met first.
+        if self.may_be_older.get() {
+            let own = raised.own_beyond();
+            let check = async || match check_not_older(&*self.backend, self.id, &raised, own).await {
+                // What is no record shows nothing; a backend may answer with something else once.
+                Err(VolumeError::Damaged(reason)) => Err(VolumeError::Retry(reason)),
+                checked => checked,
+            };
+            self.with_journal_patience(check).await?;
+        }
+        raised.raise_epoch(&*self.context.chance)?;
         self.commit(|head| {
             if !planted("epoch: an opening does not raise it") || head.epoch.0 == 0 {
-                head.epoch = head.epoch.next();
+                *head = raised;
             }
         })
         .await?;
@@ -257,12 +286,8 @@ impl Inner {
         if !planted("epoch: no start object") {
             self.put_in_journal(position, &start).await?;
         }
-        self.commit(|head| {
-            head.set_position(position);
-            head.epochs.push((position.epoch, starts_after));
-            head.prune_epochs();
-        })
-        .await?;
+        self.commit(|head| head.set_started(position, starts_after)).await?;
+        self.may_be_older.set(false);
         self.accepting.set(Some(position.epoch));
         self.next.set(Next::Record);
         Ok(())

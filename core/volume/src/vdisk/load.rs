@@ -16,14 +16,14 @@ use super::{Counters, Inner, SnapshotNode, Vdisk, scrub};
 use crate::cache::Handle;
 use crate::engine::{Context, FoundVdisk, OnFull, SnapshotInfo};
 use crate::head::{Head, HeadSnapshot, VersionedHead};
-use crate::journal;
+use crate::journal::{self, Found, Own, Reading};
 use crate::limiter::Limiter;
 use crate::log::Record as LogRecord;
 use crate::map::copy::{self, CopyId};
 use crate::map::{Checkpoint, Table, Tree};
 use crate::overlay::Layer;
 use crate::readers::Readers;
-use crate::{PageStore, VolumeError};
+use crate::{Chance, PageStore, VolumeError};
 use ovs_backend::Backend;
 use ovs_format::journal::{Position, Record};
 use ovs_format::page::CheckpointRecord;
@@ -64,6 +64,7 @@ impl Vdisk {
             last_sequence: Cell::new(head.head.sequence),
             accepting: Cell::new(None),
             next: Cell::new(Next::HigherEpoch),
+            may_be_older: Cell::new(true),
             next_sco: Cell::new(0),
             active: RefCell::new(Layer::new()),
             sealed: RefCell::new(VecDeque::new()),
@@ -112,10 +113,7 @@ impl Vdisk {
         let pending = base.as_ref().and_then(|base| base.pending.clone());
         let maps = match position {
             None => Maps::new(base, &context),
-            Some(position) => {
-                journal::check_not_older(&*backend, id, head.head.epoch, position).await?;
-                Maps::read(id, &context, &*backend, &head.head, position, base).await?
-            }
+            Some(position) => Maps::read(id, &context, &*backend, &head.head, position, base).await?,
         };
         // The base is pending only while nothing of the clone itself has been committed.
         let pending = pending.filter(|_| maps.is_base);
@@ -426,14 +424,16 @@ pub(crate) async fn metadata_of(
     backend: &dyn Backend,
     id: VdiskId,
     vpool: ovs_units::VpoolId,
+    reading: Reading,
 ) -> Result<Option<Head>, VolumeError> {
     let copies = copy::list(backend, id).await?;
     // A copy shows that its record was there, whatever a listing of the journal says.
     let at_least = copies.first().map(CopyId::position);
-    let Some(newest) = journal::newest(backend, id, at_least).await? else { return Ok(None) };
+    let end = journal::newest(backend, id, at_least, reading).await?;
+    let Some(journal::End { position: newest, epoch }) = end else { return Ok(None) };
     let mut first_reason = None;
     for copy in copies.into_iter().filter(|copy| copy.position() <= newest) {
-        match metadata_from_copy(backend, id, copy, newest).await {
+        match metadata_from_copy(backend, id, copy, newest, reading).await {
             // Damaged, or of an owner that was none any more.
             Err(VolumeError::Damaged(reason)) => {
                 tracing::warn!(vdisk = %id, reason, "a copy of the map is of no use");
@@ -441,6 +441,7 @@ pub(crate) async fn metadata_of(
             }
             Ok(mut head) => {
                 head.vpool = vpool;
+                head.epoch = head.epoch.max(epoch);
                 return Ok(Some(head));
             }
             Err(error) => return Err(error),
@@ -449,7 +450,10 @@ pub(crate) async fn metadata_of(
     let mut head = Head::new(vpool, ovs_units::ByteCount(0), None, String::new());
     match (take_chain(backend, id, &mut head, None, newest).await, first_reason) {
         (Err(VolumeError::Damaged(_)), Some(reason)) => Err(VolumeError::Damaged(reason)),
-        (taken, _) => taken.map(|()| Some(head)),
+        (taken, _) => taken.map(|()| {
+            head.epoch = head.epoch.max(epoch);
+            Some(head)
+        }),
     }
 }
 
@@ -458,8 +462,9 @@ async fn metadata_from_copy(
     id: VdiskId,
     copy: CopyId,
     newest: Position,
+    reading: Reading,
 ) -> Result<Head, VolumeError> {
-    let mut head = Head::decode(id, &copy::get(backend, id, copy).await?.head)?;
+    let mut head = Head::decode(id, &copy::get(backend, id, copy, reading).await?.head)?;
     // Which clones there are is found out anew.
     head.snapshots.iter_mut().for_each(|snapshot| snapshot.clones.clear());
     take_chain(backend, id, &mut head, Some(copy.position()), newest).await?;
@@ -480,20 +485,58 @@ async fn take_chain(
     Ok(())
 }
 
+/// Refuses a head that is older than what the backend holds: of a registry that was restored from a copy, or of a host that is not the
+/// only one.
+pub(crate) async fn check_not_older(
+    backend: &dyn Backend,
+    id: VdiskId,
+    head: &Head,
+    own: Own,
+) -> Result<(), VolumeError> {
+    if planted("registry: an older one than the backend is believed") {
+        return Ok(());
+    }
+    journal::check_not_older(backend, id, head.epoch, head.position(), own).await?;
+    // A copy of the map is of what is committed; the journal before it may be gone.
+    match head.position() {
+        None if !copy::list(backend, id).await?.is_empty() => Err(journal::older(id)),
+        _ => Ok(()),
+    }
+}
+
 /// A record that a crash left between its put and its commit: it is part of the vDisk from now on, as it would be for
-/// a recovery from the backend. At most one, since the journal has one writer. Returns whether there was one.
+/// a recovery from the backend. At most one, since the journal has one writer: with more the head is an older one. One that was never
+/// finished did not happen: its name is not looked at again, in case it is finished late, or shows when a drive answers again.
+/// Returns whether the head has changed.
 pub(crate) async fn catch_up(
     backend: &dyn Backend,
     id: VdiskId,
     head: &mut Head,
+    chance: &dyn Chance,
 ) -> Result<bool, VolumeError> {
+    check_not_older(backend, id, head, Own::Record).await?;
     let start = Position { epoch: head.epoch, index: JournalIndex(0) };
     let next = head.position().map_or(start, |last| journal::next_of(head.epoch, last));
-    let Some(record) = journal::get(backend, id, next).await? else { return Ok(false) };
-    take_record(head, next, record);
-    // Only a recovery may need snapshots that nobody refers to here.
-    head.drop_snapshots();
-    Ok(true)
+    // Nothing came of the epoch that it has leapt to, and whose vDisk it was before may have gone on: that is what it goes on from.
+    let of_another = head.position().filter(|last| head.epochs_unknown && last.epoch < head.epoch);
+    let mut is_unfinished = false;
+    for place in [Some(next), of_another.map(journal::after)].into_iter().flatten() {
+        match journal::get_lasting(backend, id, place).await? {
+            Found::Record(record) => {
+                take_record(head, place, record);
+                // Only a recovery may need snapshots that nobody refers to here.
+                head.drop_snapshots();
+                return Ok(true);
+            }
+            Found::Unfinished => is_unfinished |= place == next,
+            Found::Nothing => {}
+        }
+    }
+    if is_unfinished {
+        head.raise_epoch(chance)?;
+        head.drop_snapshots();
+    }
+    Ok(is_unfinished)
 }
 
 /// What a head says after one more journal record.

@@ -24,7 +24,7 @@ mod snapshot;
 mod write;
 
 pub(crate) use lifecycle::finish_even_if_dropped;
-pub(crate) use load::{catch_up, found_vdisk, metadata_of};
+pub(crate) use load::{catch_up, check_not_older, found_vdisk, metadata_of};
 pub use scrub::ScrubReport;
 pub(crate) use snapshot::{CloneSource, SnapshotNode};
 
@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     /// after an opening.
     accepting: Cell<Option<Epoch>>,
     next: Cell<lifecycle::Next>,
+    /// Another host may have gone on with it since its head was read: until an epoch has its start here.
+    may_be_older: Cell<bool>,
     next_sco: Cell<u64>,
     active: RefCell<Rc<Layer>>,
     sealed: RefCell<VecDeque<Rc<Layer>>>,

@@ -1,9 +1,10 @@
 //! A registry that is older than the backend, damaged, or has lost a vDisk.
 
-use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, create, open, put, put_stable, run};
+use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, cluster, create, open, put, put_stable, run};
+use ovs_backend::{Fault, FaultyBackend, MemoryBackend, ObjectName, Operation};
 use ovs_units::{ByteCount, Name, SnapshotId, VdiskId};
-use ovs_volume::{CreateVdisk, Registry, Transaction, VolumeError};
-use std::time::Duration;
+use ovs_volume::{CreateVdisk, Registry, Transaction, Vdisk, VolumeError};
+use std::{cell::Cell, rc::Rc, time::Duration};
 use uuid::Uuid;
 
 /// A registry that was restored from an old copy must not begin where the vDisk was then, however much of the journal is
@@ -25,12 +26,259 @@ fn a_registry_older_than_the_backend_is_refused() {
                 old.push(host.registry.get(&key).await.unwrap().unwrap().value);
             }
             old.truncate(37); // the last two or three may have been written in one go
-            for head in old.into_iter().step_by(6) {
-                host.registry.commit(Transaction::new().put(&key, head)).await.unwrap();
+            // Some had not begun yet; the map's copies have cut their journal.
+            let mut old: Vec<Vec<u8>> = old.into_iter().step_by(6).collect();
+            for epoch in [0, 1] {
+                old.push(before_its_first_record(&old[0], epoch));
+            }
+            let refused = async |head: &[u8]| {
+                host.registry.commit(Transaction::new().put(&key, head.to_vec())).await.unwrap();
                 let engine = host.start(&buffer.copy()).await.unwrap();
-                let refused = engine.open_vdisk(POOL, DISK, ON_FULL).await.err();
-                let told = refused.map(|error| error.to_string()).unwrap_or_default();
-                assert!(told.contains("older than the backend"), "{told}");
+                is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await)
+            };
+            for head in &old {
+                assert!(refused(head).await, "{}", String::from_utf8_lossy(head));
+            }
+            // The copies alone show that there was more.
+            for record in host.backend.list(&format!("v/{}/j/", DISK.0.simple()), None, 1000).await.unwrap() {
+                host.backend.delete(&record.name).await.unwrap();
+            }
+            assert_eq!(refused(old.last().unwrap()).await, copies_maps);
+        });
+    }
+}
+
+/// The head as it was before anything of it was committed.
+fn before_its_first_record(head: &[u8], epoch: u64) -> Vec<u8> {
+    let text = std::str::from_utf8(head).unwrap();
+    let (before, rest) = text.split_once("\"epoch\":").unwrap();
+    let (_, after) = rest.split_once("],\"sequence\"").unwrap();
+    format!("{before}\"epoch\":{epoch},\"position\":null,\"sequence\"{after}").into()
+}
+
+/// Another host over the same backend, with a registry of its own.
+async fn another_over(host: &Host) -> Host {
+    let mut other = Host::new(host.copies_maps);
+    other.backend = host.backend.clone();
+    adopt(&other).await;
+    other
+}
+
+async fn adopt(host: &Host) {
+    let engine = host.start(&Buffer::new()).await.unwrap();
+    engine.adopt_vdisk(POOL, DISK).await.unwrap();
+    engine.finish_recovery(POOL).await.unwrap();
+}
+
+/// Writes and lets it leave; each is a record of the journal.
+async fn write_on(vdisk: &Vdisk, byte: u8) {
+    put(vdisk, 0, byte).await;
+    vdisk.destage().await.unwrap();
+}
+
+async fn write(vdisk: &Vdisk, byte: u8) -> Result<(), VolumeError> {
+    vdisk.write(cluster(0).start, vec![byte; 4096].into(), false).await
+}
+
+fn is_older<T>(answer: Result<T, VolumeError>) -> bool {
+    matches!(answer, Err(VolumeError::Refused(told)) if told.contains("older than the backend"))
+}
+
+/// A drill: while the first host is off another takes its vDisks in, opens them, and is switched off. Weeks later it is switched
+/// on again: it must not go on from where the vDisks were then, and cut off all that was written since.
+#[test]
+fn what_the_first_host_wrote_after_a_drill_is_not_orphaned() {
+    run(async {
+        let (first, buffer) = (Host::new(false), Buffer::new());
+        let engine = first.start(&buffer).await.unwrap();
+        write_on(&create(&engine).await, 1).await;
+        drop(engine);
+
+        let second = another_over(&first).await;
+        let engine = second.start(&Buffer::new()).await.unwrap();
+        assert_eq!(byte(&open(&engine).await, 0).await, 1);
+        drop(engine);
+
+        for week in 2..5 {
+            let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+            for _ in 0..3 {
+                write_on(&vdisk, week).await;
+            }
+        }
+        let engine = second.start(&Buffer::new()).await.unwrap();
+        assert!(is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await));
+        let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+        assert_eq!(byte(&vdisk, 0).await, 4);
+        // It is as it was told to do.
+        adopt(&second).await;
+        let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+        assert_eq!(byte(&vdisk, 0).await, 4);
+        write_on(&vdisk, 5).await;
+        // Now the first one is the older.
+        let engine = first.start(&buffer.copy()).await.unwrap();
+        assert!(is_older(engine.open_vdisk(POOL, DISK, ON_FULL).await));
+    });
+}
+
+/// The first host is not off: what it writes before the other opens the vDisk is there, or the other does not open it.
+#[test]
+fn what_is_written_between_an_adoption_and_an_opening_is_not_orphaned() {
+    for writes in 0..4 {
+        run(async {
+            let (first, buffer) = (Host::new(false), Buffer::new());
+            let engine = first.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            write_on(&vdisk, 1).await;
+            let second = another_over(&first).await;
+            for _ in 0..writes {
+                write_on(&vdisk, 2).await;
+            }
+            let engine = second.start(&Buffer::new()).await.unwrap();
+            let opened = engine.open_vdisk(POOL, DISK, ON_FULL).await;
+            match writes {
+                0 => assert_eq!(byte(&opened.unwrap(), 0).await, 1),
+                1 => assert_eq!(byte(&opened.unwrap(), 0).await, 2),
+                _ => assert!(is_older(opened), "{writes}"),
+            }
+        });
+    }
+}
+
+/// Nor what it writes before the other, which has opened it, does.
+#[test]
+fn what_is_written_between_an_opening_and_the_first_write_is_not_orphaned() {
+    for writes in 1..4 {
+        run(async {
+            let (first, buffer) = (Host::new(false), Buffer::new());
+            let engine = first.start(&buffer).await.unwrap();
+            let vdisk = create(&engine).await;
+            write_on(&vdisk, 1).await;
+            let second = another_over(&first).await;
+            let other = open(&second.start(&Buffer::new()).await.unwrap()).await;
+            for number in 0..writes {
+                write_on(&vdisk, 2 + number).await;
+            }
+            assert!(is_older(write(&other, 9).await), "{writes}");
+            let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+            assert_eq!(byte(&vdisk, 0).await, 1 + writes);
+        });
+    }
+}
+
+/// Nor is what the other writes, once it was taken in there: by the first host, which had opened it before.
+#[test]
+fn what_is_written_elsewhere_since_an_opening_is_met_by_the_first_write() {
+    run(async {
+        let (first, buffer) = (Host::new(false), Buffer::new());
+        write_on(&create(&first.start(&buffer).await.unwrap()).await, 1).await;
+        let vdisk = open(&first.start(&buffer.copy()).await.unwrap()).await;
+        let second = another_over(&first).await;
+        write_on(&open(&second.start(&Buffer::new()).await.unwrap()).await, 2).await;
+        assert!(is_older(write(&vdisk, 9).await));
+    });
+}
+
+/// A backend that is away for a moment, or answers with something else, is asked again, as it is by what is put next.
+#[test]
+fn a_first_write_waits_until_it_is_known_who_writes() {
+    for is_away in [true, false] {
+        run(async {
+            let (mut host, buffer) = (Host::new(false), Buffer::new());
+            let store = Rc::new(MemoryBackend::new());
+            host.backend = store.clone();
+            write_on(&create(&host.start(&buffer).await.unwrap()).await, 1).await;
+            let next = ObjectName::new(format!("v/{}/j/{:016x}-{:016x}", DISK.0.simple(), 1, 2)).unwrap();
+            let (is_open, asked) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+            let (open_now, count) = (is_open.clone(), asked.clone());
+            host.backend = Rc::new(FaultyBackend::new(store.clone(), move |call| {
+                let is_it = match is_away {
+                    true => call.operation == Operation::List,
+                    false => call.operation == Operation::Get && call.object == next.as_str(),
+                };
+                if !open_now.get() || !is_it {
+                    return None;
+                }
+                count.set(count.get() + 1);
+                let is_wrong = count.get() < 4;
+                if !is_away {
+                    store.damage(&next, is_wrong.then(|| "of another".into()));
+                }
+                (is_wrong && is_away).then_some(Fault::ErrorBefore)
+            }));
+            let vdisk = open(&host.start(&buffer.copy()).await.unwrap()).await;
+            is_open.set(true);
+            write_on(&vdisk, 2).await;
+            assert!(asked.get() >= 4);
+        });
+    }
+}
+
+/// The other has begun an epoch, of which its backend took nothing.
+#[test]
+fn what_is_written_after_an_epoch_that_came_to_nothing_is_not_orphaned() {
+    // By the first host as it goes on, or when it is started again.
+    for (writes, is_restarted) in [(0, false), (1, false), (2, false), (1, true), (2, true)] {
+        run(async {
+            let (first, buffer) = (Host::new(false), Buffer::new());
+            let owner = create(&first.start(&buffer).await.unwrap()).await;
+            write_on(&owner, 1).await;
+            let mut second = another_over(&first).await;
+            second.backend = Rc::new(FaultyBackend::new(first.backend.clone(), |call| {
+                (call.operation == Operation::Put).then_some(Fault::ErrorBefore)
+            }));
+            let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+            assert!(write(&vdisk, 9).await.is_err());
+            assert!(vdisk.stats().epoch.0 > 1 << 32);
+            drop(vdisk);
+            second.backend = first.backend.clone();
+            let owner = match is_restarted {
+                true => open(&first.start(&buffer.copy()).await.unwrap()).await,
+                false => owner,
+            };
+            for number in 0..writes {
+                write_on(&owner, 2 + number).await;
+            }
+            let engine = second.start(&Buffer::new()).await.unwrap();
+            let opened = engine.open_vdisk(POOL, DISK, ON_FULL).await;
+            if is_restarted || writes > 1 {
+                assert!(is_older(opened), "{writes}, {is_restarted}");
+                return;
+            }
+            // One more is what it goes on from, and another one is met.
+            let vdisk = opened.unwrap();
+            assert_eq!(byte(&vdisk, 0).await, 1 + writes);
+            write_on(&owner, 8).await;
+            assert!(is_older(write(&vdisk, 9).await));
+            drop(owner);
+            let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+            assert_eq!(byte(&vdisk, 0).await, 8);
+            write_on(&vdisk, 9).await;
+            let before = vdisk.stats().epoch;
+            let vdisk = open(&second.start(&Buffer::new()).await.unwrap()).await;
+            write_on(&vdisk, 10).await;
+            assert_eq!(vdisk.stats().epoch, before.next(), "it has begun");
+        });
+    }
+}
+
+/// Recovery upon recovery, with what is written in between.
+#[test]
+fn what_is_written_after_a_recovery_is_there_after_the_next() {
+    for copies_maps in [false, true] {
+        run(async {
+            let mut host = Host::new(copies_maps);
+            let engine = host.start(&Buffer::new()).await.unwrap();
+            write_on(&create(&engine).await, 1).await;
+            for round in 2..6 {
+                let vdisk = host.take_over().await;
+                assert_eq!(byte(&vdisk, 0).await, round - 1);
+                for _ in 0..3 {
+                    write_on(&vdisk, round).await;
+                }
+                let before = vdisk.stats().epoch;
+                let vdisk = open(&host.start(&Buffer::new()).await.unwrap()).await;
+                write_on(&vdisk, round).await;
+                assert_eq!(vdisk.stats().epoch, before.next());
             }
         });
     }

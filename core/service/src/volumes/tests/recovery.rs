@@ -285,6 +285,31 @@ fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
     new_host.life(async |volumes: Rc<Volumes>| check_contents(&volumes).await);
 }
 
+/// What the folder says is read before anything of it is known here: then it may go.
+#[test]
+fn a_backend_becomes_known_when_its_vpool_has_been_read() {
+    let (world, disk) = (World::new(), World::new());
+    disk.life(async |_: Rc<Volumes>| {});
+    let folder = disk.paths().state_dir().join("backend/default");
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
+        let path = folder.to_string_lossy().into_owned();
+        let backend = CreateBackend { name: name("found"), kind: BackendKind::Dir, path };
+        let request = RecoverVpool { name: name("default"), backend };
+        let held = world.gates.hold(Call::Commit, "backend-name/found");
+        let recovering = volumes.recover_lost_vpool(request);
+        let removing = async {
+            world.gates.until_held().await;
+            let namespaces = std::fs::read_dir(&folder).unwrap();
+            let pools = namespaces.map(|namespace| namespace.unwrap().path().join("pool"));
+            assert_eq!(pools.filter(|pool| std::fs::remove_dir_all(pool).is_ok()).count(), 1);
+            drop(held);
+        };
+        let (recovered, ()) = tokio::join!(recovering, removing);
+        recovered.unwrap();
+    });
+}
+
 #[test]
 fn a_recovery_of_what_is_all_there_changes_nothing() {
     World::new().life(async |volumes: Rc<Volumes>| {

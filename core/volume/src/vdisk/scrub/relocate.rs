@@ -2,11 +2,12 @@
 
 use super::writer::Writer;
 use super::{Candidate, ScrubReport, name_of};
+use crate::VolumeError;
+use crate::journal::Own;
 use crate::map::Table;
 use crate::readers::Reading;
-use crate::vdisk::Inner;
 use crate::vdisk::lifecycle::Next;
-use crate::{VolumeError, journal};
+use crate::vdisk::{Inner, check_not_older};
 use ovs_format::journal::{Move, Record};
 use ovs_format::sco::ScoRef;
 use ovs_units::{CLUSTER_SIZE_BYTES, Epoch, SnapshotId, planted};
@@ -110,13 +111,11 @@ impl Inner {
 
     /// Who has lost the vDisk without knowing it learns it here.
     pub(super) async fn check_is_newest(&self) -> Result<(), VolumeError> {
-        let head = self.head.borrow().head.clone();
-        match head.position() {
-            Some(position) if !planted("scrub: a stale owner scrubs too") => {
-                journal::check_not_older(&*self.backend, self.id, head.epoch, position).await
-            }
-            _ => Ok(()),
+        if planted("scrub: a stale owner scrubs too") {
+            return Ok(());
         }
+        let head = self.head.borrow().head.clone();
+        check_not_older(&*self.backend, self.id, &head, Own::Record).await
     }
 
     /// Of what nobody needs, all that nobody can be reading any more. What cannot be removed is tried again.

@@ -1,0 +1,191 @@
+//! Puts that go on after who asked for them has been answered: a name is not deleted under them.
+
+use super::{Inner, timed};
+use crate::{BackendError, ObjectName, Urgency};
+use bytes::Bytes;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{sync::Notify, time::timeout};
+
+/// A drive that takes longer for one fragment is passed over.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Fragments on their way after their puts were acknowledged. Above that a put waits for all of its own.
+const LATE_BYTES_MAX: u64 = 64 << 20;
+/// A drive that owes answers for so many fragments gets no more.
+const OVERDUE_MAX: usize = 8;
+
+/// What is still on its way.
+#[derive(Default)]
+pub(super) struct OnTheirWay {
+    /// Puts at work, by object.
+    puts: RefCell<HashMap<ObjectName, usize>>,
+    /// Deletes at work.
+    deletes: RefCell<HashMap<ObjectName, usize>>,
+    /// Fragments that a drive has not answered for in time, by object and drive. Nobody knows whether they will land.
+    overdue: RefCell<HashMap<(ObjectName, usize), usize>>,
+    late_bytes: Cell<u64>,
+    /// Whenever any of that is less.
+    less: Notify,
+}
+
+impl OnTheirWay {
+    async fn wait_until(&self, is_so: impl Fn(&OnTheirWay) -> bool) {
+        while !is_so(self) {
+            self.less.notified().await;
+        }
+    }
+
+    pub(super) async fn settle(&self) {
+        self.wait_until(|all| all.puts.borrow().is_empty()).await;
+    }
+
+    pub(super) fn is_being_deleted(&self, name: &ObjectName) -> bool {
+        self.deletes.borrow().contains_key(name)
+    }
+
+    fn is_overdue(&self, name: &ObjectName) -> bool {
+        self.overdue.borrow().keys().any(|(other, _)| other == name)
+    }
+
+    fn overdue_on(&self, drive: usize) -> usize {
+        self.overdue.borrow().iter().filter(|((_, on), _)| *on == drive).map(|(_, count)| count).sum()
+    }
+}
+
+impl Inner {
+    /// Nothing that was put under a name lands after this.
+    pub(super) async fn wait_for_puts(&self, name: &ObjectName) -> Result<(), BackendError> {
+        let all = &self.on_their_way;
+        all.wait_until(|all| !all.puts.borrow().contains_key(name)).await;
+        let overdue = async {
+            all.wait_until(|all| !all.is_overdue(name)).await;
+            Ok(())
+        };
+        timed("delete", name.as_str(), overdue).await
+    }
+
+    /// Puts a fragment on a drive. If that takes too long this returns, and the put goes on.
+    pub(super) async fn put_on(
+        self: &Rc<Self>,
+        drive: usize,
+        object: &ObjectName,
+        own: &ObjectName,
+        parts: Vec<Bytes>,
+        urgency: Urgency,
+    ) -> Result<(), BackendError> {
+        let retry = |reason: String| BackendError::Retry {
+            operation: "put",
+            object: own.to_string(),
+            reason: format!("drive {} {reason}", self.drives[drive].id),
+        };
+        let overdue = self.on_their_way.overdue_on(drive);
+        if overdue >= OVERDUE_MAX {
+            return Err(retry(format!("has not answered for {overdue} fragments yet")));
+        }
+        let (backend, name) = (Rc::clone(&self.drives[drive].backend), own.clone());
+        let mut put = tokio::task::spawn_local(async move { backend.put(&name, parts, urgency).await });
+        if let Ok(done) = timeout(PATIENCE, &mut put).await {
+            return done.unwrap_or_else(|stopped| Err(retry(format!("has ended early: {stopped}"))));
+        }
+        let overdue = Overdue::new(self, object, drive);
+        tokio::task::spawn_local(async move {
+            if let Ok(Ok(())) = put.await {
+                overdue.inner.answers(drive);
+            }
+        });
+        Err(retry(format!("takes longer than {PATIENCE:?}")))
+    }
+}
+
+/// A put, for as long as it is at work.
+pub(super) struct PutAtWork {
+    inner: Rc<Inner>,
+    name: ObjectName,
+    /// Of fragments that are missing while it is acknowledged.
+    late_bytes: u64,
+}
+
+impl PutAtWork {
+    pub(super) fn new(inner: &Rc<Inner>, name: &ObjectName) -> PutAtWork {
+        add(&inner.on_their_way.puts, name.clone());
+        PutAtWork { inner: Rc::clone(inner), name: name.clone(), late_bytes: 0 }
+    }
+
+    /// May the rest go on alone? Then it counts from now on.
+    pub(super) fn may_be_late(&mut self, bytes: u64) -> bool {
+        let late = &self.inner.on_their_way.late_bytes;
+        let has_room = late.get() + bytes <= LATE_BYTES_MAX;
+        if has_room {
+            self.late_bytes += bytes;
+            late.set(late.get() + bytes);
+        }
+        has_room
+    }
+}
+
+impl Drop for PutAtWork {
+    fn drop(&mut self) {
+        let all = &self.inner.on_their_way;
+        all.late_bytes.set(all.late_bytes.get() - self.late_bytes);
+        take(&all.puts, &self.name);
+        all.less.notify_waiters();
+    }
+}
+
+/// A delete, for as long as it is at work: nobody puts again what it removes.
+pub(super) struct DeleteAtWork<'a> {
+    all: &'a OnTheirWay,
+    name: &'a ObjectName,
+}
+
+impl<'a> DeleteAtWork<'a> {
+    pub(super) fn new(all: &'a OnTheirWay, name: &'a ObjectName) -> DeleteAtWork<'a> {
+        add(&all.deletes, name.clone());
+        DeleteAtWork { all, name }
+    }
+}
+
+impl Drop for DeleteAtWork<'_> {
+    fn drop(&mut self) {
+        take(&self.all.deletes, self.name);
+    }
+}
+
+struct Overdue {
+    inner: Rc<Inner>,
+    which: (ObjectName, usize),
+}
+
+impl Overdue {
+    fn new(inner: &Rc<Inner>, object: &ObjectName, drive: usize) -> Overdue {
+        let which = (object.clone(), drive);
+        add(&inner.on_their_way.overdue, which.clone());
+        Overdue { inner: Rc::clone(inner), which }
+    }
+}
+
+impl Drop for Overdue {
+    fn drop(&mut self) {
+        let all = &self.inner.on_their_way;
+        take(&all.overdue, &self.which);
+        all.less.notify_waiters();
+    }
+}
+
+fn add<K: std::hash::Hash + Eq>(counts: &RefCell<HashMap<K, usize>>, key: K) {
+    *counts.borrow_mut().entry(key).or_default() += 1;
+}
+
+fn take<K: std::hash::Hash + Eq>(counts: &RefCell<HashMap<K, usize>>, key: &K) {
+    let mut counts = counts.borrow_mut();
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
