@@ -488,6 +488,11 @@ mod tests {
             let (hung, _writer) = pipe();
             let file = file_of(9);
             for failures in 1..=FAILURES_MAX {
+                // The thread of the round before would else take what is meant for this one's.
+                let is_at_work = || matches!(reader.shared.queue().state, State::AtWork(_));
+                while is_at_work() {
+                    tokio::task::yield_now().await;
+                }
                 let (_reader, writer) = io::pipe().unwrap();
                 let alarm = Arc::new(OwnedFd::from(writer));
                 reader.shared.queue().state = State::AtWork(alarm.clone());
