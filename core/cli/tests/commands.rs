@@ -60,6 +60,37 @@ fn usage_is_2_and_help_is_0() {
 }
 
 #[test]
+fn an_option_that_does_not_fit_is_named_as_it_was_typed() {
+    let root = TempDir::new().unwrap();
+    for (options, expected) in [
+        (&["--type", "s3"][..], "--endpoint is needed for a backend of type s3"),
+        (&["--type", "s3", "--endpoint", "http://s", "--user-env", "A"], "--bucket is needed"),
+        (&["--of", "a,b"], "--preset is needed for a backend of type composite"),
+        (&[], "--path is needed for a backend of type dir"),
+        (&["--path", "/x", "--region", "eu"], "--region is for object stores: say which with --type"),
+        (&["--type", "s3", "--of", "a"], "--of is for composites"),
+        (&["--of", "a", "--preset", "p", "--path", "/x"], "--path is for directories"),
+    ] {
+        let (_, stderr) = check_exit(root.path(), &[&["backend", "create", "b"][..], options].concat(), 2);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let key = [
+        "preset",
+        "create",
+        "p",
+        "--policy",
+        "1,0,1,1",
+        "--encryption",
+        "aes-256-gcm",
+        "--key-env",
+        "se=cret",
+    ];
+    let (_, stderr) = check_exit(root.path(), &key, 2);
+    assert!(stderr.contains("--key-env: what was given is not the name of a variable"), "{stderr}");
+    assert!(!stderr.contains("se=cret"), "{stderr}");
+}
+
+#[test]
 fn wrong_usage_is_a_problem_document_for_programs() {
     let root = TempDir::new().unwrap();
     for words in [&["vdisk", "show", "x", "--output", "json"][..], &["--output=json", "vdisk", "show", "x"]] {

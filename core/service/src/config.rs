@@ -51,7 +51,7 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExperimentalConfig {
-    /// vPools on composites and object stores (decisions 0011 and 0012 list what is missing).
+    /// vPools on composites, and object stores (decisions 0011, 0012 and 0014 list what is missing).
     pub coded_backends: bool,
 }
 

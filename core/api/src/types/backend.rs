@@ -62,7 +62,7 @@ pub struct Backend {
     /// Of a composite: how objects are spread over the drives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Name>,
-    /// Of a composite: what that comes to now.
+    /// Of a composite: what that comes to while all drives work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<BackendPlan>,
     /// Of a composite: what of it cannot be read, if anything.
@@ -109,7 +109,7 @@ pub struct BackendDrive {
     pub total_bytes: Option<u64>,
 }
 
-/// What a composite of these drives under this preset comes to.
+/// What a composite of these drives under this preset comes to while all of them work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendPlan {
     /// How many drives there are.
@@ -123,9 +123,13 @@ pub struct BackendPlan {
     pub policy: Option<Policy>,
     /// What each policy of the preset comes to, in order.
     pub policies: Vec<PolicyPlan>,
-    /// So many drives may be away without anything having to wait for them.
+    /// So many drives may be away, whichever they are, and vDisks are opened, read and written all the same. With more, what is
+    /// open is read as long as enough fragments are there; the rest waits. Deletions wait for every drive.
     pub drives_away_max: u32,
-    /// What the drives have together; missing where one has no such notion.
+    /// The same for whole nodes.
+    #[serde(default)]
+    pub nodes_away_max: u32,
+    /// What the drives, or those that they are made of, have together; missing where one has no such notion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_bytes: Option<u64>,
     /// What of that objects can use, before compression.
@@ -145,9 +149,9 @@ pub struct PolicyPlan {
     pub is_satisfied: bool,
     /// How many fragments of k + m find a place.
     pub fragment_count: u32,
-    /// Bytes stored for each byte of an object, in percent: 150 for 4 + 2.
+    /// Bytes stored on the drives for each byte of an object, in percent: 150 for 4 + 2; 0 where it is not satisfied.
     pub stored_percent: u32,
-    /// So many drives may be lost, whichever they are, once all fragments of an object are stored.
+    /// So many drives may be lost, whichever they are, and an object of which all fragments are stored can be read.
     pub drives_lost_max: u32,
     /// So many drives may be lost the moment after a put was acknowledged.
     pub drives_lost_at_once_max: u32,
@@ -351,15 +355,18 @@ fn check_path(text: &str) -> Result<(), Problem> {
 }
 
 fn check_word(field: &str, text: &str, length_max: usize) -> Result<(), Problem> {
-    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':');
+    let is_good = |c: char| {
+        c.is_ascii_alphanumeric()
+            || matches!(c, '.' | '_' | '-')
+            || c == ':' && matches!(field, "node" | "site")
+    };
     if text.len() <= length_max
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(is_good)
     {
         return Ok(());
     }
-    let allowed =
-        format!("1 to {length_max} letters, digits, '.', '_', '-' and ':', the first a letter or digit");
+    let allowed = format!("1 to {length_max} letters, digits, '.', '_' and '-', the first a letter or digit");
     Err(Problem::field(field, text, &allowed))
 }
 
@@ -378,8 +385,8 @@ fn check_remote(kind: BackendKind, remote: &RemoteStore) -> Result<(), Problem> 
     }
     match (&remote.user, is(BackendKind::Gcs)) {
         (None, false) => return missing("user"),
-        (Some(user), true) => {
-            return Err(Problem::field("user", user, "not for gcs: the service account's JSON says it"));
+        (Some(_), true) => {
+            return Err(Problem::field("user", "it", "not for gcs: the service account's JSON says it"));
         }
         _ => {}
     }

@@ -1,11 +1,12 @@
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::Value;
 use std::fmt;
 
 /// Where ovsd finds a secret on its host: `file:/PATH`, a file that nobody but its owner may read, or `env:NAME`, a variable
 /// of its environment. Never a secret itself: what is none of these is refused and shown nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(into = "String")]
 #[schemars(
     with = "String",
     extend("pattern" = "^(file:/[^\\x00-\\x1f\\x7f-\\x9f]*|env:[A-Za-z_][A-Za-z0-9_]*)$", "maxLength" = 4000)
@@ -37,6 +38,17 @@ impl TryFrom<String> for SecretReference {
         }
         // What was given may be the secret: it is not shown.
         Err("a secret is given as file:/PATH or env:NAME, never as itself")
+    }
+}
+
+/// What is no text may be the secret as well: it is not shown either.
+impl<'de> Deserialize<'de> for SecretReference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SecretReference, D::Error> {
+        let text = match Value::deserialize(deserializer)? {
+            Value::String(text) => text,
+            _ => String::new(),
+        };
+        SecretReference::try_from(text).map_err(D::Error::custom)
     }
 }
 

@@ -90,15 +90,35 @@ pub struct RemoteArgs {
     /// A file in the folder secrets/stores beside ovsd.yaml with the access key's id (s3), the user (swift) or the account (azure)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub user_file: Option<PathBuf>,
-    /// A variable OVS_SECRET_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_STORE_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub user_env: Option<String>,
     /// A file in the folder secrets/stores beside ovsd.yaml, readable by root alone, with the secret key, the password or the service account's JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub secret_file: Option<PathBuf>,
-    /// A variable OVS_SECRET_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_STORE_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub secret_env: Option<String>,
+}
+
+impl RemoteArgs {
+    /// An option of these that is there.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let options = [
+            ("--endpoint", self.endpoint.is_some()),
+            ("--bucket", self.bucket.is_some()),
+            ("--region", self.region.is_some()),
+            ("--prefix", self.prefix.is_some()),
+            ("--bucket-in-host", self.bucket_in_host),
+            ("--project", self.project.is_some()),
+            ("--domain", self.domain.is_some()),
+            ("--user-file", self.user_file.is_some()),
+            ("--user-env", self.user_env.is_some()),
+            ("--secret-file", self.secret_file.is_some()),
+            ("--secret-env", self.secret_env.is_some()),
+        ];
+        options.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
+    }
 }
 
 /// What a backend is made of.
@@ -167,7 +187,7 @@ pub struct CreatePresetArgs {
     /// A file in the folder secrets/keys beside ovsd.yaml, readable by root alone, with a key of 64 hexadecimal digits (openssl rand -hex 32)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "key_env")]
     pub key_file: Option<PathBuf>,
-    /// A variable OVS_SECRET_... of ovsd's environment with the same
+    /// A variable OVS_SECRET_KEY_... of ovsd's environment with the same
     #[arg(long, value_name = "NAME")]
     pub key_env: Option<String>,
     /// The largest fragment

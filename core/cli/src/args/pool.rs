@@ -37,6 +37,9 @@ pub enum VpoolCommand {
         /// Empty its trash first
         #[arg(long)]
         purge_trash: bool,
+        /// Also vDisks on its backend that are not taken in here, or cannot be read
+        #[arg(long)]
+        discard_unread: bool,
     },
     /// Rebuild a vPool's vDisks, snapshots and clones from what is on its backend
     Recover(RecoverArgs),

@@ -2,13 +2,14 @@
 
 mod view;
 
-use super::{Context, every, vpool};
+use super::{Context, every, vpool, word};
 use crate::{
     args::{BackendCommand, BackendKindArg, CreateBackendArgs, CreatePresetArgs, PresetCommand, RemoteArgs},
     failure::Failure,
 };
 use ovs_api::{
-    BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, RemoteStore, SecretReference,
+    BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, ProblemKind, RemoteStore,
+    SecretReference,
 };
 use std::path::Path;
 use view::{plan_view, preset_table, preset_view, table, view};
@@ -78,8 +79,12 @@ async fn create(context: &Context, args: CreateBackendArgs) -> Result<(), Failur
 fn new_backend(args: CreateBackendArgs) -> Result<CreateBackend, Failure> {
     let kind =
         args.kind.unwrap_or(if args.of.is_empty() { BackendKindArg::Dir } else { BackendKindArg::Composite });
-    let remote = new_remote(args.remote)?;
-    let request = CreateBackend {
+    check_fits(kind, &args)?;
+    let remote = match kind {
+        BackendKindArg::Dir | BackendKindArg::Composite => None,
+        _ => Some(new_remote(kind, args.remote)?),
+    };
+    Ok(CreateBackend {
         name: args.name,
         kind: kind.into(),
         path: args.path.map(|path| vpool::absolute("--path", &path)).transpose()?,
@@ -89,64 +94,85 @@ fn new_backend(args: CreateBackendArgs) -> Result<CreateBackend, Failure> {
         node: args.node,
         site: args.site,
         weight: args.weight,
-    };
-    if kind == BackendKindArg::Dir && request.path.is_none() {
-        return Err(Failure::usage(Problem::field(
-            "--path",
-            "nothing",
-            "the directory of a backend of type dir",
-        )));
-    }
-    Ok(request)
+    })
 }
 
-/// What is said of a store, if anything is.
-fn new_remote(args: RemoteArgs) -> Result<Option<RemoteStore>, Failure> {
-    let user = reference("--user-file", args.user_file.as_deref(), args.user_env.as_deref())?;
-    let secret = reference("--secret-file", args.secret_file.as_deref(), args.secret_env.as_deref())?;
-    let is_any = args.endpoint.is_some()
-        || args.bucket.is_some()
-        || args.region.is_some()
-        || args.prefix.is_some()
-        || args.bucket_in_host
-        || args.project.is_some()
-        || args.domain.is_some()
-        || user.is_some()
-        || secret.is_some();
-    if !is_any {
-        return Ok(None);
+/// Every option is for its types of backend, and each type needs some.
+fn check_fits(kind: BackendKindArg, args: &CreateBackendArgs) -> Result<(), Failure> {
+    let is_composite = kind == BackendKindArg::Composite;
+    let of_stores = args.remote.first_given();
+    let rules = [
+        ("--path", args.path.is_some(), kind == BackendKindArg::Dir, "directories (--type dir)"),
+        ("--of", !args.of.is_empty(), is_composite, "composites: leave --type out"),
+        ("--preset", args.preset.is_some(), is_composite, "composites (--of)"),
+        (
+            of_stores.unwrap_or("--endpoint"),
+            of_stores.is_some(),
+            of_stores.is_some() && !is_composite && kind != BackendKindArg::Dir,
+            "object stores: say which with --type",
+        ),
+    ];
+    for (option, is_given, is_taken, whom) in rules {
+        match (is_given, is_taken) {
+            (true, false) => return Err(usage(format!("{option} is for {whom}"))),
+            (false, true) => return Err(needed(option, kind)),
+            _ => {}
+        }
     }
-    let missing =
-        |option: &str| Failure::usage(Problem::field(option, "nothing", "an object store needs it"));
-    Ok(Some(RemoteStore {
+    Ok(())
+}
+
+fn usage(detail: String) -> Failure {
+    Failure::usage(Problem::new(ProblemKind::Invalid, detail))
+}
+
+fn needed(option: &str, kind: BackendKindArg) -> Failure {
+    let kind = word(BackendKind::from(kind));
+    usage(format!("{option} is needed for a backend of type {kind}: see ovs backend create --help"))
+}
+
+fn new_remote(kind: BackendKindArg, args: RemoteArgs) -> Result<RemoteStore, Failure> {
+    let user = reference(["--user-file", "--user-env"], args.user_file.as_deref(), args.user_env.as_deref())?;
+    let secret = reference(
+        ["--secret-file", "--secret-env"],
+        args.secret_file.as_deref(),
+        args.secret_env.as_deref(),
+    )?;
+    let is_gcs = kind == BackendKindArg::Gcs;
+    if args.endpoint.is_none() && !is_gcs {
+        return Err(needed("--endpoint", kind));
+    }
+    if user.is_none() && !is_gcs {
+        return Err(needed("--user-file or --user-env", kind));
+    }
+    Ok(RemoteStore {
         endpoint: args.endpoint,
-        container: args.bucket.ok_or_else(|| missing("--bucket"))?,
+        container: args.bucket.ok_or_else(|| needed("--bucket", kind))?,
         region: args.region,
         prefix: args.prefix,
         bucket_in_host: args.bucket_in_host,
         project: args.project,
         domain: args.domain,
         user,
-        secret: secret.ok_or_else(|| missing("--secret-file or --secret-env"))?,
-    }))
+        secret: secret.ok_or_else(|| needed("--secret-file or --secret-env", kind))?,
+    })
 }
 
 /// Where a secret is. ovsd reads it, never this program.
 fn reference(
-    option: &str,
+    [by_file, by_variable]: [&str; 2],
     file: Option<&Path>,
     variable: Option<&str>,
 ) -> Result<Option<SecretReference>, Failure> {
-    let text = match (file, variable) {
-        (Some(file), _) => format!("file:{}", vpool::absolute(option, file)?),
-        (None, Some(name)) => format!("env:{name}"),
+    let (option, text) = match (file, variable) {
+        (Some(file), _) => (by_file, format!("file:{}", vpool::absolute(by_file, file)?)),
+        (None, Some(name)) => (by_variable, format!("env:{name}")),
         (None, None) => return Ok(None),
     };
+    // What was given may be the secret: it is not shown.
     let refused = |_| {
-        Failure::usage(Problem::new(
-            ovs_api::ProblemKind::Invalid,
-            format!("{option} or its fellow: neither a file nor the name of a variable was given"),
-        ))
+        let what = if option == by_file { "the path of a file" } else { "the name of a variable" };
+        usage(format!("{option}: what was given is not {what}"))
     };
     SecretReference::try_from(text).map(Some).map_err(refused)
 }
@@ -156,7 +182,7 @@ fn new_preset(args: CreatePresetArgs) -> Result<CreatePreset, Failure> {
         name: args.name,
         compression: args.compression.into(),
         encryption: args.encryption.into(),
-        key: reference("--key-file", args.key_file.as_deref(), args.key_env.as_deref())?,
+        key: reference(["--key-file", "--key-env"], args.key_file.as_deref(), args.key_env.as_deref())?,
         fragment_size_bytes: args.fragment.0,
         policies: args.policy,
         labels: Labels::default(),

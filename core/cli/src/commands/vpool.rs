@@ -25,8 +25,8 @@ pub(super) async fn run(context: &Context, command: VpoolCommand) -> Result<(), 
             context.output.object(&vpool, |vpool| view(vpool, &context.output))
         }
         VpoolCommand::Cache { name, cache } => cache::of_vpool(context, name, cache).await,
-        VpoolCommand::Delete { name, purge_trash } => {
-            client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash }).await?;
+        VpoolCommand::Delete { name, purge_trash, discard_unread } => {
+            client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash, discard_unread }).await?;
             context.output.gone(format!("{name} is deleted"))
         }
         VpoolCommand::Recover(args) => recover(context, args).await,

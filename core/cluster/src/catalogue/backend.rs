@@ -149,11 +149,14 @@ impl BackendRecord {
         format!("{}{name}", Self::NAMES)
     }
 
-    /// The format of a record about such a store.
+    /// The format of a composite and of what it is made of: programs that know directories alone refuse it.
+    pub const FORMAT_OF_PARTS: u32 = 2;
+
+    /// The format of a record about such a store, which is part of nothing yet.
     pub fn format_of(store: &StoreRecord) -> u32 {
         match store {
             StoreRecord::Dir { .. } => 1,
-            StoreRecord::Remote { .. } | StoreRecord::Composite { .. } => 2,
+            StoreRecord::Remote { .. } | StoreRecord::Composite { .. } => Self::FORMAT_OF_PARTS,
         }
     }
 

@@ -6,7 +6,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
-    namespace::{cannot_use, folder_space, make_folder, real_path},
+    namespace::{cannot_use, folder_space, look, make_folder, mark, real_path},
     plan::{PlannedDrive, plan, why_unsatisfied},
     presets::from_policy,
     problem::{exists, from_catalogue, not_found},
@@ -22,7 +22,7 @@ use ovs_cluster::catalogue::{
 };
 use ovs_units::Name;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -59,12 +59,12 @@ impl Volumes {
             (None, Some(path)) => {
                 let folder = PathBuf::from(path);
                 self.check_backend_path(&folder).await?;
-                make_folder(&folder).await.map_err(|error| cannot_use(&folder, &error))?;
+                make_folder(&*self.clock, &folder).await.map_err(|error| cannot_use(&folder, &error))?;
                 StoreRecord::Dir { path: path.clone() }
             }
             (None, None) => {
                 let (store, drives, _) = self.compose(&request).await?;
-                self.fix_nodes(drives).await?;
+                self.begin_as_drives(drives).await?;
                 store
             }
         };
@@ -131,6 +131,7 @@ impl Volumes {
             }
             drives.push(drive);
         }
+        self.check_all_can_be_read().await?;
         let uuids: Vec<Uuid> = drives.iter().map(|drive| drive.record.uuid).collect();
         let plan = self.plan_of(&set, &uuids, &stored.record).await?;
         if plan.policy.is_none() {
@@ -141,14 +142,20 @@ impl Volumes {
         Ok((StoreRecord::Composite { drives: uuids, preset: stored.record.uuid }, drives, plan))
     }
 
-    /// Where fragments are follows from the nodes of drives: from now on it does not matter what this host is called.
-    async fn fix_nodes(&self, drives: Vec<Stored<BackendRecord>>) -> Result<(), Problem> {
+    /// Where fragments are follows from the nodes of drives: from now on it does not matter what this host is called. Their
+    /// directories are marked.
+    async fn begin_as_drives(&self, drives: Vec<Stored<BackendRecord>>) -> Result<(), Problem> {
         for drive in drives {
-            if drive.record.folder().is_none() || drive.record.labels.node.is_some() {
+            let Some(folder) = drive.record.folder() else { continue };
+            let root = Path::new(folder);
+            mark(&*self.clock, root, drive.record.uuid).await.map_err(|error| cannot_use(root, &error))?;
+            let mut record = drive.record.clone();
+            record.labels.node.get_or_insert_with(|| self.settings.host_name.clone());
+            // A program that knows directories alone would take it for one that nobody uses.
+            record.format = BackendRecord::FORMAT_OF_PARTS;
+            if record == drive.record {
                 continue;
             }
-            let mut record = drive.record.clone();
-            record.labels.node = Some(self.settings.host_name.clone());
             record.version += 1;
             self.catalogue.update(&drive, record).await.map_err(from_catalogue)?;
         }
@@ -167,49 +174,84 @@ impl Volumes {
                 drives.iter().map(|uuid| set.backend(*uuid)).collect::<Result<_, _>>()?;
             let rooms = join_all(drives.iter().map(|drive| self.room(set, drive))).await;
             let mut planned = Vec::new();
-            let mut devices: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+            let mut devices: BTreeMap<String, BTreeSet<&Name>> = BTreeMap::new();
+            let mut remarks = Vec::new();
             for (drive, room) in drives.iter().zip(rooms) {
-                let (bytes, device) = room?;
-                planned.push(PlannedDrive { place: set.place(drive.uuid), bytes });
-                if let Some(device) = device {
-                    devices.entry(device).or_default().push(drive.name.to_string());
+                let room = room?;
+                let (bytes, raw_bytes) = (room.bytes, room.raw_bytes);
+                planned.push(PlannedDrive { place: set.place(drive.uuid), bytes, raw_bytes });
+                for device in room.devices {
+                    devices.entry(device).or_default().insert(&drive.name);
                 }
+                remarks.extend(room.remarks.iter().map(|remark| format!("{}: {remark}", drive.name)));
             }
             let policies: Vec<Policy> = preset.policies.iter().copied().map(from_policy).collect();
             let mut plan = plan(&planned, &policies);
-            for together in devices.values().filter(|names| names.len() > 1) {
-                plan.remarks.push(format!(
-                    "{} are on one file system: what is lost with it is lost together, and their room is counted more than once",
-                    together.join(", ")
-                ));
+            plan.remarks = remarks;
+            // Several have several in common, perhaps.
+            let mut told = BTreeSet::new();
+            for (device, together) in devices.iter().filter(|(_, names)| names.len() > 1) {
+                let names: Vec<&str> = together.iter().map(|name| name.as_str()).collect();
+                let remark = format!(
+                    "{} are {device}: what is lost with it is lost together, and their room is counted more than once",
+                    names.join(", ")
+                );
+                if told.insert(names) {
+                    plan.remarks.push(remark);
+                }
             }
             for of in plan.policies.iter().filter(|of| !of.is_satisfied) {
                 plan.remarks.push(why_unsatisfied(&plan, of));
             }
             if plan.policies.iter().find(|of| of.is_satisfied).is_some_and(|of| of.drives_lost_max == 0) {
                 plan.remarks.push("no drive may be lost: each object needs all that it is stored on".into());
+            } else if plan.drives_away_max == 0 && plan.policy.is_some() {
+                plan.remarks.push(
+                    "while a drive is away vDisks are read, and neither opened nor written for long: a put may need every drive, or \
+                     a policy has no more fragments acknowledged than it takes to read them (c = k)"
+                        .into(),
+                );
             }
             Ok(plan)
         })
     }
 
-    /// The room of a drive, where there is such a notion, and the file system that it is on.
-    async fn room(
-        &self,
-        set: &BackendSet,
-        drive: &BackendRecord,
-    ) -> Result<(Option<u64>, Option<u64>), Problem> {
-        Ok(match &drive.store {
+    async fn room(&self, set: &BackendSet, drive: &BackendRecord) -> Result<Room, Problem> {
+        match &drive.store {
             StoreRecord::Dir { path } => {
-                let space = folder_space(PathBuf::from(path)).await;
-                (space.map(|(total_bytes, _)| total_bytes), device_of(drive).await)
+                let space = folder_space(&*self.clock, PathBuf::from(path)).await;
+                let bytes = space.map(|(total_bytes, _)| total_bytes);
+                let device =
+                    self.device_of(path).await.map(|device| format!("on one file system ({device:x})"));
+                let devices = device.into_iter().collect();
+                Ok(Room { bytes, raw_bytes: bytes, devices, remarks: Vec::new() })
             }
-            StoreRecord::Remote { .. } => (None, None),
+            StoreRecord::Remote { store, .. } => {
+                let device = format!("at one address ({})", decode_store(store)?.endpoint());
+                Ok(Room { devices: BTreeSet::from([device]), ..Room::default() })
+            }
             StoreRecord::Composite { drives, preset } => {
-                set.parts(drive.uuid)?;
-                (self.plan_of(set, drives, set.preset(*preset)?).await?.usable_bytes, None)
+                let mut devices = BTreeSet::new();
+                for part in set.parts(drive.uuid)? {
+                    if part.drives().is_empty() {
+                        devices.extend(Box::pin(self.room(set, part)).await?.devices);
+                    }
+                }
+                let plan = self.plan_of(set, drives, set.preset(*preset)?).await?;
+                Ok(Room {
+                    bytes: plan.usable_bytes,
+                    raw_bytes: plan.raw_bytes,
+                    devices,
+                    remarks: plan.remarks,
+                })
             }
-        })
+        }
+    }
+
+    /// The file system that a directory is on.
+    async fn device_of(&self, path: &str) -> Option<u64> {
+        let path = PathBuf::from(path);
+        look(&*self.clock, move || Some(std::fs::metadata(path).ok()?.dev())).await?
     }
 
     pub(super) async fn insert_backend(
@@ -264,10 +306,10 @@ impl Volumes {
 
     /// A folder in another backend's folder, or around it, would mix their objects.
     pub(super) async fn check_backend_path(&self, path: &Path) -> Result<(), Problem> {
-        let real = real_path(path).await;
+        let real = real_path(&*self.clock, path).await?;
         for known in self.all_backends().await? {
             let Some(folder) = known.folder() else { continue };
-            let other = real_path(Path::new(folder)).await;
+            let other = real_path(&*self.clock, Path::new(folder)).await?;
             if real.starts_with(&other) || other.starts_with(&real) {
                 let detail = format!(
                     "path: {} is, holds or lies in {folder}, the folder of backend {}",
@@ -374,10 +416,16 @@ pub(super) fn labels_of(request: &CreateBackend) -> Labels {
     Labels { node: request.node.clone(), site: request.site.clone(), weight: request.weight.unwrap_or(1) }
 }
 
-/// The file system that a directory is on.
-async fn device_of(drive: &BackendRecord) -> Option<u64> {
-    let path = PathBuf::from(drive.folder()?);
-    tokio::task::spawn_blocking(move || Some(std::fs::metadata(path).ok()?.dev())).await.ok()?
+/// What is known of a drive's room.
+#[derive(Default)]
+struct Room {
+    /// For objects, where there is such a notion.
+    bytes: Option<u64>,
+    /// Of what it is made of in the end.
+    raw_bytes: Option<u64>,
+    /// What else is lost with it although nobody said so.
+    devices: BTreeSet<String>,
+    remarks: Vec<String>,
 }
 
 pub(super) fn backend_in_use(name: &Name, vpool: &VpoolRecord) -> Problem {

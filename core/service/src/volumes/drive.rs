@@ -11,22 +11,30 @@
 
 use super::{
     layout::check_drive,
-    namespace::{Namespace, cannot_use, remove_folder},
+    namespace::{Namespace, cannot_use, mark_of, remove_folder},
     problem::from_backend,
     remotes::open_store,
     secrets::Secrets,
 };
 use bytes::Bytes;
 use futures_util::{
-    FutureExt,
+    FutureExt, StreamExt, TryStreamExt,
     future::{Either, LocalBoxFuture, Shared, select},
+    stream,
 };
 use ovs_api::Problem;
 use ovs_backend::{Backend, BackendError, Capacity, DirBackend, DirOptions, ObjectInfo, ObjectName, Urgency};
 use ovs_cluster::catalogue::CredentialsRecord;
 use ovs_remote::{RemoteBackend, RemoteOptions, RemoteStore};
+use ovs_units::Name;
 use ovs_volume::Clock;
-use std::{cell::RefCell, path::PathBuf, pin::pin, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    path::{Path, PathBuf},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
@@ -34,6 +42,12 @@ use uuid::Uuid;
 const OPENING_PATIENCE: Duration = Duration::from_secs(10);
 /// What could not be opened is not tried again for so long.
 const PAUSE: Duration = Duration::from_secs(5);
+/// A store that fails is opened anew, with the credentials of then, this often at most.
+const REOPEN_AFTER: Duration = Duration::from_secs(60);
+/// Objects of a store that are removed at once.
+const DELETES_MAX: usize = 32;
+/// Who gives up on an answer before this has other reasons for it.
+const SLOW: Duration = Duration::from_secs(8);
 
 /// Where a vPool's objects are on a backend that is made of no other.
 #[derive(Debug, Clone)]
@@ -83,7 +97,8 @@ impl RemoteLeaf {
 impl Leaf {
     async fn open(&self, expected: Namespace) -> Result<Rc<dyn Backend>, BackendError> {
         let store: Rc<dyn Backend> = match &self.location {
-            Location::Dir { folder, io_uring, .. } => {
+            Location::Dir { root, folder, io_uring } => {
+                self.check_root(root, folder).await?;
                 let options = DirOptions { io_uring: *io_uring, ..DirOptions::new(folder.clone()) };
                 let opened = tokio::task::spawn_blocking(move || match expected {
                     Namespace::New => DirBackend::open(options),
@@ -101,14 +116,26 @@ impl Leaf {
         Ok(store)
     }
 
+    /// A drive's directory has the drive's mark, or the vPool's folder. Where it is not mounted there is a bare mount point.
+    async fn check_root(&self, root: &Path, folder: &Path) -> Result<(), BackendError> {
+        let Some(drive) = self.drive else { return Ok(()) };
+        let (mark, folder) = (mark_of(root, drive), folder.to_owned());
+        let find = move || std::fs::metadata(folder).or_else(|_| std::fs::metadata(mark));
+        let found = tokio::task::spawn_blocking(find).await;
+        let found = found.map_err(std::io::Error::other).flatten();
+        let away = |error: std::io::Error| {
+            cannot_open(format!(
+                "{} is not the directory of this drive, or it is not mounted: {error}",
+                root.display()
+            ))
+        };
+        found.map(drop).map_err(away)
+    }
+
     /// Asks whether a vPool could begin there, and changes nothing.
     async fn ask(&self) -> Result<(), BackendError> {
         match &self.location {
-            Location::Dir { root, .. } => {
-                let root = root.clone();
-                let found = tokio::task::spawn_blocking(move || std::fs::read_dir(root).map(drop)).await;
-                found.map_err(std::io::Error::other).flatten().map_err(|error| cannot_open(error.to_string()))
-            }
+            Location::Dir { root, folder, .. } => self.check_root(root, folder).await,
             Location::Remote(leaf) => {
                 let store = leaf.open().await.map_err(|problem| cannot_open(problem.detail))?;
                 store.list("", None, 1).await.map(drop)
@@ -119,7 +146,9 @@ impl Leaf {
     /// Removes all that is there.
     async fn remove(&self) -> Result<(), Problem> {
         let store = match &self.location {
-            Location::Dir { folder, .. } => {
+            Location::Dir { root, folder, .. } => {
+                // What is not there may be on a disk that is not mounted.
+                self.check_root(root, folder).await.map_err(from_backend)?;
                 return remove_folder(folder.clone()).await.map_err(|error| cannot_use(folder, &error));
             }
             Location::Remote(leaf) => leaf.open().await?,
@@ -129,9 +158,9 @@ impl Leaf {
             let found = store.list("", after.as_ref(), 1000).await.map_err(from_backend)?;
             let Some(last) = found.last() else { return Ok(()) };
             after = Some(last.name.clone());
-            for info in found {
-                store.delete(&info.name).await.map_err(from_backend)?;
-            }
+            let deletes = found.iter().map(|info| store.delete(&info.name));
+            let deleted = stream::iter(deletes).buffer_unordered(DELETES_MAX).try_collect::<()>().await;
+            deleted.map_err(from_backend)?;
         }
     }
 }
@@ -151,14 +180,82 @@ enum State {
 
 /// A leaf that is opened when it is asked for something.
 pub(super) struct Drive {
+    name: Name,
     leaf: Leaf,
     clock: Rc<dyn Clock>,
     state: Rc<RefCell<State>>,
+    trouble: RefCell<Option<String>>,
+    /// It failed after it was opened: whether it is still this drive has to be asked.
+    is_doubtful: Cell<bool>,
+    opened_at: Cell<Duration>,
 }
 
 impl Drive {
-    pub(super) fn new(leaf: Leaf, clock: Rc<dyn Clock>) -> Drive {
-        Drive { leaf, clock, state: Rc::new(RefCell::new(State::Closed)) }
+    pub(super) fn new(name: Name, leaf: Leaf, clock: Rc<dyn Clock>) -> Drive {
+        let state = Rc::new(RefCell::new(State::Closed));
+        let (trouble, is_doubtful, opened_at) = Default::default();
+        Drive { name, leaf, clock, state, trouble, is_doubtful, opened_at }
+    }
+
+    /// The backend's.
+    pub(super) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Why it did not answer when it was last asked, if it did not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Its space, for which nobody waits for ever.
+    pub(super) async fn space(&self) -> Result<Option<Capacity>, BackendError> {
+        self.within(OPENING_PATIENCE, self.capacity()).await?
+    }
+
+    /// An answer, and what it says about the drive.
+    async fn told<T>(
+        &self,
+        answer: impl AsyncFnOnce(Rc<dyn Backend>) -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        let mut asked = Asked { drive: self, since: self.clock.now(), is_answered: false };
+        let answer = async { answer(self.open_surely().await?).await }.await;
+        asked.is_answered = true;
+        *self.trouble.borrow_mut() = match &answer {
+            Err(error @ BackendError::Retry { .. }) => {
+                self.is_doubtful.set(true);
+                Some(error.to_string())
+            }
+            _ => None,
+        };
+        answer
+    }
+
+    /// What stores its objects, and is still that: after a failure another disk may be mounted there, or a store's credentials be
+    /// others.
+    pub(super) async fn open_surely(&self) -> Opened {
+        let is_store = matches!(self.leaf.location, Location::Remote(_));
+        let now = self.clock.now();
+        if self.is_doubtful.get() && is_store && now >= self.opened_at.get() + REOPEN_AFTER {
+            self.opened_at.set(now);
+            let mut state = self.state.borrow_mut();
+            if matches!(&*state, State::Open(_)) {
+                *state = State::Closed;
+            }
+        }
+        let store = self.open(Namespace::Existing).await?;
+        if let Some(drive) = self.leaf.drive
+            && self.is_doubtful.get()
+        {
+            check_drive(&*store, drive, Namespace::Existing).await?;
+            self.is_doubtful.set(false);
+        }
+        Ok(store)
+    }
+
+    /// Whether it is there now, and itself.
+    pub(super) async fn check(&self) -> Result<(), BackendError> {
+        self.is_doubtful.set(true);
+        self.within(OPENING_PATIENCE, Box::pin(self.open_surely())).await?.map(drop)
     }
 
     /// What stores its objects.
@@ -221,9 +318,21 @@ impl Drive {
             Either::Right(_) => Err(cannot_open("it does not answer".into())),
         }
     }
+}
 
-    async fn opened(&self) -> Opened {
-        self.open(Namespace::Existing).await
+/// Somebody waits for an answer.
+struct Asked<'a> {
+    drive: &'a Drive,
+    since: Duration,
+    is_answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let waited = self.drive.clock.now().saturating_sub(self.since);
+        if !self.is_answered && waited >= SLOW {
+            *self.drive.trouble.borrow_mut() = Some("it does not answer".into());
+        }
     }
 }
 
@@ -235,7 +344,7 @@ impl Backend for Drive {
         urgency: Urgency,
     ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.opened().await?.put(&name, parts, urgency).await })
+        Box::pin(self.told(async move |store| store.put(&name, parts, urgency).await))
     }
 
     fn get_range(
@@ -245,17 +354,17 @@ impl Backend for Drive {
         length: u64,
     ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.opened().await?.get_range(&name, offset, length).await })
+        Box::pin(self.told(async move |store| store.get_range(&name, offset, length).await))
     }
 
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.opened().await?.get(&name).await })
+        Box::pin(self.told(async move |store| store.get(&name).await))
     }
 
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.opened().await?.get_lasting(&name).await })
+        Box::pin(self.told(async move |store| store.get_lasting(&name).await))
     }
 
     fn list(
@@ -265,15 +374,15 @@ impl Backend for Drive {
         limit: usize,
     ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
         let (prefix, after) = (prefix.to_owned(), after.cloned());
-        Box::pin(async move { self.opened().await?.list(&prefix, after.as_ref(), limit).await })
+        Box::pin(self.told(async move |store| store.list(&prefix, after.as_ref(), limit).await))
     }
 
     fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.opened().await?.delete(&name).await })
+        Box::pin(self.told(async move |store| store.delete(&name).await))
     }
 
     fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
-        Box::pin(async move { self.opened().await?.capacity().await })
+        Box::pin(self.told(async move |store| store.capacity().await))
     }
 }

@@ -25,6 +25,13 @@ fn layout_name() -> ObjectName {
 pub(super) async fn put_layout(store: &dyn Backend, layout: &LayoutRecord) -> Result<(), Problem> {
     let bytes = serde_json::to_vec(layout)
         .map_err(|error| Problem::new(ProblemKind::Internal, format!("a vPool's layout: {error}")))?;
+    if bytes.len() as u64 > LAYOUT_BYTES_MAX {
+        let detail = format!(
+            "backend: its drives and presets take {} bytes to describe: at most {LAYOUT_BYTES_MAX} can be read again",
+            bytes.len()
+        );
+        return Err(Problem::new(ProblemKind::Conflict, detail));
+    }
     store.put(&layout_name(), vec![Bytes::from(bytes)], Urgency::Reserve).await.map_err(from_backend)
 }
 

@@ -20,6 +20,7 @@ use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpo
 use ovs_backend::{DirBackend, DirOptions};
 use ovs_cluster::catalogue::{FORMAT, LayoutRecord, Record, State, StoreRecord, VpoolRecord};
 use ovs_units::{Name, VpoolId};
+use ovs_volume::Clock;
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
@@ -66,12 +67,14 @@ impl Volumes {
         let layout = match told {
             Told::Config(config) => self.layout_of_directory(&request, &path, *config).await?,
             Told::Layout(layout, drive) => {
-                check_is_its_place(&layout, drive, &path).await?;
+                check_is_its_place(&*self.clock, &layout, drive, &path).await?;
                 layout
             }
         };
         let taken = self.take_in_layout(&layout, &namespace, request.name).await;
         let (record, opened) = taken.inspect_err(|_| self.forget_drives(&namespace))?;
+        // Until its vDisks are taken in as well: after a crash a start goes on with it.
+        self.change_inventory(|inventory| inventory.incomplete.push(record.id)).await?;
         let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));
         self.attach_pool(&pool, opened);
@@ -166,11 +169,11 @@ impl Volumes {
         path: &str,
         config: VpoolRecord,
     ) -> Result<LayoutRecord, Problem> {
-        let real = real_path(Path::new(path)).await;
+        let real = real_path(&*self.clock, Path::new(path)).await?;
         let mut backend = None;
         for known in self.all_backends().await? {
             if let Some(folder) = known.folder()
-                && real_path(Path::new(folder)).await == real
+                && real_path(&*self.clock, Path::new(folder)).await? == real
             {
                 backend = Some(known);
                 break;
@@ -238,11 +241,16 @@ impl Volumes {
 }
 
 /// The directory is where the layout says that this drive is: where the others are is not known otherwise either.
-async fn check_is_its_place(layout: &LayoutRecord, drive: Uuid, path: &str) -> Result<(), Problem> {
+async fn check_is_its_place(
+    clock: &dyn Clock,
+    layout: &LayoutRecord,
+    drive: Uuid,
+    path: &str,
+) -> Result<(), Problem> {
     let record = layout.backends.iter().find(|record| record.uuid == drive);
     let record = record.ok_or_else(|| not_found("drive", drive))?;
     let folder = record.folder().unwrap_or_default();
-    if real_path(Path::new(folder)).await == real_path(Path::new(path)).await {
+    if real_path(clock, Path::new(folder)).await? == real_path(clock, Path::new(path)).await? {
         return Ok(());
     }
     let detail = format!("path: {path} has drive {}, which was at {folder}: mount it there", record.name);

@@ -11,6 +11,8 @@ pub(super) struct PlannedDrive {
     pub(super) place: Place,
     /// Its room, where there is such a notion.
     pub(super) bytes: Option<u64>,
+    /// What it is made of in the end has so much.
+    pub(super) raw_bytes: Option<u64>,
 }
 
 /// What these policies come to over these drives, all of which work.
@@ -21,8 +23,29 @@ pub(super) fn plan(drives: &[PlannedDrive], policies: &[Policy]) -> BackendPlan 
     let used = of_policies.iter().find(|of| of.is_satisfied);
     let raw_bytes = drives
         .iter()
-        .map(|drive| drive.bytes)
+        .map(|drive| drive.raw_bytes)
         .try_fold(0u64, |sum, bytes| bytes.map(|bytes| sum.saturating_add(bytes)));
+    // With more drives away nobody knows what is not there: an object of few bytes may be on these alone.
+    let unheard_max =
+        policies.iter().map(|policy| u32::from(policy.c.saturating_sub(policy.k))).min().unwrap_or(0);
+    let groups = groups(drives, |place| &place.nodes);
+    let nodes_away_max = (0..=count(groups.len()))
+        .take_while(|away| {
+            let gone = |fragments: bool, policy: Policy| {
+                let of_group = |group: &Vec<PlannedDrive>| {
+                    if fragments { places(group, policy) } else { count(group.len()) }
+                };
+                largest(groups.iter().map(of_group).collect(), *away)
+            };
+            policies.iter().any(|policy| {
+                gone(false, *policy) <= unheard_max
+                    && places(drives, *policy).saturating_sub(gone(true, *policy)) >= policy.c.into()
+            })
+        })
+        .last()
+        .unwrap_or(0);
+    let takes_puts =
+        |away: u32| policies.iter().any(|policy| places_left(&nodes, *policy, away) >= policy.c.into());
     BackendPlan {
         drive_count: count(drives.len()),
         node_count: count(nodes.len()),
@@ -30,13 +53,10 @@ pub(super) fn plan(drives: &[PlannedDrive], policies: &[Policy]) -> BackendPlan 
         policy: used.map(|of| of.policy),
         raw_bytes,
         usable_bytes: used
-            .filter(|_| raw_bytes.is_some())
+            .filter(|_| drives.iter().all(|drive| drive.bytes.is_some()))
             .map(|of| usable_bytes(&nodes, of.policy, of.fragment_count)),
-        drives_away_max: policies
-            .iter()
-            .map(|policy| u32::from(policy.c.saturating_sub(policy.k)))
-            .min()
-            .unwrap_or(0),
+        drives_away_max: (0..=unheard_max).take_while(|away| takes_puts(*away)).last().unwrap_or(0),
+        nodes_away_max,
         policies: of_policies,
         remarks: Vec::new(),
     }
@@ -60,26 +80,46 @@ fn plan_policy(drives: &[PlannedDrive], policy: Policy) -> PolicyPlan {
     let fragment_count = places(drives, policy).min(wanted);
     let is_satisfied = fragment_count >= policy.c.into();
     let spare = if is_satisfied { fragment_count.saturating_sub(policy.k.into()) } else { 0 };
-    // A composite that spans several is taken for lost with each: what of it lives on is its own plan's affair.
-    let lost_with = |groups: fn(&Place) -> &BTreeSet<String>| {
-        let all: BTreeSet<&String> = drives.iter().flat_map(|drive| groups(&drive.place)).collect();
-        let of_group = |group: &String| {
-            let lost: Vec<PlannedDrive> =
-                drives.iter().filter(|drive| groups(&drive.place).contains(group)).cloned().collect();
-            places(&lost, policy)
-        };
-        losses(all.into_iter().map(of_group).collect(), spare)
+    let lost_with = |of: fn(&Place) -> &BTreeSet<String>| {
+        losses(groups(drives, of).iter().map(|group| places(group, policy)).collect(), spare)
     };
     PolicyPlan {
         policy,
         is_satisfied,
         fragment_count,
-        stored_percent: fragment_count * 100 / u32::from(policy.k.max(1)),
+        stored_percent: if is_satisfied { fragment_count * 100 / u32::from(policy.k.max(1)) } else { 0 },
         drives_lost_max: spare,
         drives_lost_at_once_max: if is_satisfied { policy.c.saturating_sub(policy.k).into() } else { 0 },
         nodes_lost_max: lost_with(|place| &place.nodes),
         sites_lost_max: lost_with(|place| &place.sites),
     }
+}
+
+/// The drives that are lost together. A composite that spans several groups is taken for lost with each: what of it lives on is
+/// its own plan's affair.
+fn groups(drives: &[PlannedDrive], of: fn(&Place) -> &BTreeSet<String>) -> Vec<Vec<PlannedDrive>> {
+    let all: BTreeSet<&String> = drives.iter().flat_map(|drive| of(&drive.place)).collect();
+    let group =
+        |name: &String| drives.iter().filter(|drive| of(&drive.place).contains(name)).cloned().collect();
+    all.into_iter().map(group).collect()
+}
+
+/// The largest of them together, so many.
+fn largest(mut of_groups: Vec<u32>, number: u32) -> u32 {
+    of_groups.sort_unstable_by(|one, other| other.cmp(one));
+    of_groups.into_iter().take(number as usize).sum()
+}
+
+/// How many fragments of a chunk find a place, at least, when so many drives are away, whichever they are.
+fn places_left(nodes: &BTreeMap<&str, Vec<&PlannedDrive>>, policy: Policy, away: u32) -> u32 {
+    let x = u32::from(policy.x);
+    let counts = nodes.values().map(|drives| count(drives.len()));
+    // A node with more drives than it may use loses no place by the first of them.
+    let (tight, loose): (Vec<u32>, Vec<u32>) = counts.partition(|drives| *drives <= x);
+    let places = tight.iter().sum::<u32>() + count(loose.len()) * x;
+    let of_tight = away.min(tight.iter().sum());
+    let surplus = loose.iter().map(|drives| drives - x).min().unwrap_or(u32::MAX);
+    places.saturating_sub(of_tight + (away - of_tight).saturating_sub(surplus))
 }
 
 /// How many fragments of a chunk find a place.
@@ -149,7 +189,7 @@ mod tests {
     fn drive(node: &str, nodes: &[&str], sites: &[&str], bytes: Option<u64>) -> PlannedDrive {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let place = Place { node: node.into(), site: sites[0].into(), nodes: set(nodes), sites: set(sites) };
-        PlannedDrive { place, bytes }
+        PlannedDrive { place, bytes, raw_bytes: bytes }
     }
 
     fn policy(k: u8, m: u8, c: u8, x: u8) -> Policy {
@@ -207,10 +247,41 @@ mod tests {
         let plan = plan(&drives(&five), &[policy(8, 2, 9, 1), policy(4, 2, 5, 2), policy(1, 1, 1, 1)]);
         assert_eq!(plan.policy, Some(policy(4, 2, 5, 2)));
         assert_eq!((plan.drive_count, plan.node_count, plan.site_count, plan.drives_away_max), (5, 5, 1, 0));
+        assert_eq!(plan.policies[0].stored_percent, 0);
         assert!(
             why_unsatisfied(&plan, &plan.policies[0])
                 .contains("places for 9 fragments, and 5 drives on 5 nodes have 5")
         );
+    }
+
+    fn check_away(
+        described: &[(&str, &str, u64)],
+        policies: &[(u8, u8, u8, u8)],
+        (drives_away, nodes_away): (u32, u32),
+    ) {
+        let policies: Vec<Policy> = policies.iter().map(|(k, m, c, x)| policy(*k, *m, *c, *x)).collect();
+        let plan = plan(&drives(described), &policies);
+        assert_eq!((plan.drives_away_max, plan.nodes_away_max), (drives_away, nodes_away), "{policies:?}");
+    }
+
+    #[test]
+    fn what_may_be_away_while_all_goes_on() {
+        let three_nodes: Vec<_> =
+            [("a", "s", 1), ("a", "s", 1), ("b", "s", 1), ("b", "s", 1), ("c", "t", 1), ("c", "t", 1)].into();
+        // Two of six, or a node of two drives: an object of few bytes is on three drives, and acknowledged on two.
+        check_away(&three_nodes, &[(4, 2, 5, 2)], (1, 0));
+        check_away(&three_nodes, &[(2, 4, 4, 2)], (2, 1));
+        // What can be read and not put: c of k + m have to find a place.
+        check_away(&three_nodes[..3], &[(1, 2, 3, 2)], (0, 0));
+        check_away(&[("a", "", 1), ("b", "", 1), ("c", "", 1)], &[(2, 1, 3, 1)], (0, 0));
+        check_away(&[("a", "", 1), ("b", "", 1), ("c", "", 1), ("d", "", 1)], &[(2, 1, 3, 1)], (1, 1));
+        // A lesser policy takes the puts, …
+        check_away(&three_nodes, &[(4, 2, 6, 2), (2, 2, 4, 2)], (2, 1));
+        // … and what was put under it is lost with the first drive.
+        check_away(&three_nodes, &[(4, 2, 5, 2), (1, 0, 1, 1)], (0, 0));
+        // One fragment on each node: of two drives one is to spare.
+        check_away(&[("a", "", 1), ("a", "", 1), ("b", "", 1), ("b", "", 1)], &[(1, 1, 2, 1)], (1, 0));
+        check_away(&[("a", "", 1)], &[(1, 0, 1, 1)], (0, 0));
     }
 
     fn check_room(described: &[(&str, &str, u64)], (k, m, c, x): (u8, u8, u8, u8), usable_gib: u64) {

@@ -52,9 +52,10 @@ impl Pool {
         self.backend.borrow().clone()
     }
 
-    /// One of the drives in the end, where its backend is a composite that could be opened.
-    pub(super) fn drive(&self, backend: Uuid) -> Option<Rc<Drive>> {
-        self.drives.borrow().get(&backend).cloned()
+    /// The drives that did not answer when they were last asked, and why.
+    pub(super) fn drives_in_trouble(&self) -> Vec<(Name, String)> {
+        let drives = self.drives.borrow();
+        drives.values().filter_map(|drive| Some((drive.name().clone(), drive.trouble()?))).collect()
     }
 
     /// Why it does not serve.
@@ -154,6 +155,12 @@ impl Volumes {
             },
             None => None,
         };
+        let drives = pool.drives_in_trouble();
+        if problem.is_none() && !drives.is_empty() {
+            let reasons: Vec<String> =
+                drives.iter().map(|(drive, reason)| format!("drive {drive}: {reason}")).collect();
+            problem = Some(reasons.join("; "));
+        }
         let state = match (&problem, pool.is_recovering(), pool.backend().is_some()) {
             (_, true, _) => VpoolState::Recovering,
             (Some(_), _, true) => VpoolState::Degraded,

@@ -1,15 +1,14 @@
 //! Backends as the API's documents.
 
 use super::{
-    Pool, Volumes,
-    namespace::folder_space,
+    Volumes,
+    namespace::{folder_space, in_time},
     problem::not_found,
     remotes::{decode_store, kind_of, show_probe},
     stores::{BackendSet, Place},
 };
 use futures_util::future::join_all;
 use ovs_api::{Backend as ApiBackend, BackendDrive, BackendKind, ListQuery, Page, Problem, Timestamp};
-use ovs_backend::Backend;
 use ovs_cluster::catalogue::{BackendRecord, StoreRecord};
 use ovs_units::Name;
 use std::path::PathBuf;
@@ -47,9 +46,10 @@ impl Volumes {
         let pool = self.pool_on(record.uuid);
         let space = match (pool.as_ref().and_then(|pool| pool.backend()), record.folder()) {
             (Some(backend), _) => {
-                backend.capacity().await.ok().flatten().map(|space| (space.total_bytes, space.free_bytes))
+                let space = in_time(&*self.clock, backend.capacity()).await.and_then(Result::ok).flatten();
+                space.map(|space| (space.total_bytes, space.free_bytes))
             }
-            (None, Some(path)) => folder_space(PathBuf::from(path)).await,
+            (None, Some(path)) => folder_space(&*self.clock, PathBuf::from(path)).await,
             (None, None) => None,
         };
         let Place { node, site, .. } = set.place(record.uuid);
@@ -80,12 +80,8 @@ impl Volumes {
             created_at: Timestamp::from_unix_ms(record.created_ms),
         };
         if let StoreRecord::Composite { drives, preset } = &record.store {
-            // The vPool is on the outermost of the composites.
-            let pool = self.pool_on(set.outermost(record).uuid);
             let mut problems = Vec::new();
-            for drive in
-                join_all(drives.iter().map(|drive| self.show_drive(set, pool.as_deref(), *drive))).await
-            {
+            for drive in join_all(drives.iter().map(|drive| self.show_drive(set, *drive))).await {
                 match drive {
                     Ok(drive) => shown.drives.push(drive),
                     Err(problem) => problems.push(problem.detail),
@@ -103,15 +99,10 @@ impl Volumes {
         Ok(shown)
     }
 
-    async fn show_drive(
-        &self,
-        set: &BackendSet,
-        pool: Option<&Pool>,
-        uuid: Uuid,
-    ) -> Result<BackendDrive, Problem> {
+    async fn show_drive(&self, set: &BackendSet, uuid: Uuid) -> Result<BackendDrive, Problem> {
         let (drive, parts) = (set.backend(uuid)?, set.parts(uuid)?);
         let leaves: Vec<&BackendRecord> = parts.into_iter().filter(|part| part.drives().is_empty()).collect();
-        let asked = join_all(leaves.iter().map(|leaf| ask(pool, leaf))).await;
+        let asked = join_all(leaves.iter().map(|leaf| self.ask_leaf(leaf))).await;
         let (mut total_bytes, mut problems) = (None, Vec::new());
         for (leaf, asked) in leaves.iter().zip(asked) {
             match asked {
@@ -132,20 +123,27 @@ impl Volumes {
             total_bytes,
         })
     }
-}
 
-/// The room of a drive in the end, or why its vPool cannot use it.
-async fn ask(pool: Option<&Pool>, leaf: &BackendRecord) -> Result<Option<u64>, String> {
-    match (pool.and_then(|pool| pool.drive(leaf.uuid)), leaf.folder()) {
-        (Some(opened), _) => match opened.capacity().await {
-            Ok(space) => Ok(space.map(|space| space.total_bytes)),
-            Err(error) => Err(error.to_string()),
-        },
-        (None, Some(path)) => match folder_space(PathBuf::from(path)).await {
-            Some((total_bytes, _)) => Ok(Some(total_bytes)),
-            None => Err(format!("{path} cannot be read")),
-        },
-        (None, None) => Ok(None),
+    /// The room of a drive in the end, or why its vPool cannot use it.
+    async fn ask_leaf(&self, leaf: &BackendRecord) -> Result<Option<u64>, String> {
+        // A vPool that is offline has drives all the same: what is mounted where one of them was is not it.
+        let used = self
+            .drives
+            .borrow()
+            .iter()
+            .find(|((uuid, _), _)| *uuid == leaf.uuid)
+            .map(|(_, drive)| drive.clone());
+        match (used, leaf.folder()) {
+            (Some(drive), _) => match drive.space().await {
+                Ok(space) => drive.trouble().map_or(Ok(space.map(|space| space.total_bytes)), Err),
+                Err(error) => Err(error.to_string()),
+            },
+            (None, Some(path)) => match folder_space(&*self.clock, PathBuf::from(path)).await {
+                Some((total_bytes, _)) => Ok(Some(total_bytes)),
+                None => Err(format!("{path} cannot be read, or its file system does not answer")),
+            },
+            (None, None) => Ok(None),
+        }
     }
 }
 

@@ -35,6 +35,8 @@ use uuid::Uuid;
 const EVENTS_COUNTER: Uuid = Uuid::from_u128(1);
 /// Numbers reserved at a time.
 const EVENTS_RESERVED: u64 = 1_000_000;
+/// What is left of vPools that were being made or deleted is waited for so long; it goes on.
+const FINISHING_PATIENCE: Duration = Duration::from_secs(15);
 /// What connections may take to end when ovsd stops.
 const DOORS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -113,6 +115,7 @@ impl Volumes {
         for stored in vpools {
             self.bring_up_vpool(stored).await;
         }
+        self.begin_finishing_vpools(FINISHING_PATIENCE).await;
         if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {
             self.make_default_vpool().await?;
         }
@@ -130,14 +133,8 @@ impl Volumes {
                     self.keep_pool_offline(&pool, problem.detail);
                 }
             }
-            State::Creating => {
-                self.abandon_vpool(&stored).await;
-            }
-            State::Deleting => {
-                if let Err(problem) = self.finish_vpool_delete(&stored).await {
-                    tracing::error!(vpool = %record.name, %problem, "a deleted vPool is still there");
-                }
-            }
+            // After all others are there.
+            State::Creating | State::Deleting => {}
         }
     }
 

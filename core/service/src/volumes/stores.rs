@@ -34,8 +34,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Composites of composites of composites: names of fragments grow with each.
-pub(super) const NESTING_MAX: usize = 3;
+/// Composites of composites: names of fragments grow with each (`a_map_s_copy_has_a_name_on_every_drive`).
+pub(super) const NESTING_MAX: usize = 2;
 
 /// Where a backend is, as a drive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,11 +104,6 @@ impl BackendSet {
     /// The composite that has it as a drive.
     pub(super) fn composite_of(&self, uuid: Uuid) -> Option<&BackendRecord> {
         self.backends.values().find(|record| record.drives().contains(&uuid))
-    }
-
-    /// The composite of composites that it is a part of in the end, or itself.
-    pub(super) fn outermost<'a>(&'a self, record: &'a BackendRecord) -> &'a BackendRecord {
-        (0..NESTING_MAX).fold(record, |record, _| self.composite_of(record.uuid).unwrap_or(record))
     }
 
     /// A backend and all that it is made of. A record that says it were made of itself, of one thing twice, or in too many
@@ -265,8 +260,7 @@ impl Volumes {
             return Ok(());
         }
         let drives = self.drives_of(set, root, namespace)?;
-        let open = |drive: Rc<Drive>| async move { drive.open(Namespace::Existing).await.map(drop) };
-        check_all_are_there(&away(set, &drives, open).await)
+        check_all_are_there(&away(set, &drives, |drive| async move { drive.check().await }).await)
     }
 
     /// Writes down on every drive what the vPool is made of. A directory alone has no need of it.
@@ -291,8 +285,9 @@ impl Volumes {
         root: Uuid,
         namespace: &str,
     ) -> Result<(), Problem> {
-        for drive in self.drives_of(set, root, namespace)?.values() {
-            drive.remove().await?;
+        let drives = self.drives_of(set, root, namespace)?;
+        for removed in join_all(drives.values().map(|drive| drive.remove())).await {
+            removed?;
         }
         self.forget_drives(namespace);
         Ok(())
@@ -309,8 +304,8 @@ impl Volumes {
             return Ok(());
         }
         let detail = format!(
-            "backend {name}: a vPool rests on a directory alone as yet: what decisions 0011 and 0012 list has to be mended before \
-             guests' data is safe on composites and object stores. To try them with data that may be lost, set \
+            "backend {name}: vPools rest on directories alone as yet: what decisions 0011, 0012 and 0014 list has to be mended \
+             before guests' data is safe on composites and object stores. To try them with data that may be lost, set \
              experimental: {{coded_backends: true}} in ovsd.yaml and restart ovsd"
         );
         Err(Problem::new(ProblemKind::Conflict, detail))
@@ -333,7 +328,7 @@ impl Volumes {
                     let Some(location) = self.location(part, namespace)? else { continue };
                     let is_alone = part.uuid == root && part.folder().is_some();
                     let leaf = Leaf { drive: (!is_alone).then_some(part.uuid), location };
-                    let drive = Rc::new(Drive::new(leaf, self.clock.clone()));
+                    let drive = Rc::new(Drive::new(part.name.clone(), leaf, self.clock.clone()));
                     self.drives.borrow_mut().entry(key).or_insert(drive).clone()
                 }
             };

@@ -11,6 +11,7 @@ use super::{
     presets::PRESET,
     problem::{exists, from_catalogue, not_found},
 };
+use futures_util::future::select;
 use ovs_api::{
     CreateVpool, Created, DeleteVpoolQuery, EventKind, ListQuery, Page, PatchVpool, Problem, ProblemKind,
     Vpool,
@@ -69,6 +70,7 @@ impl Volumes {
                 let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
                 let set = self.backend_set().await?;
                 self.check_is_unused(&set, &stored.record).await?;
+                self.check_all_can_be_read().await?;
                 self.check_is_allowed(name, &stored.record.store)?;
                 self.check_preset(request.preset.as_ref(), Some(&stored.record)).await?;
                 self.check_can_begin(&set, stored.record.uuid, &namespace).await?;
@@ -142,8 +144,12 @@ impl Volumes {
 
     /// The backend that a vPool gets when it names none: with its own name, or with a longer one if that is taken.
     async fn own_backend(&self, vpool: &Name, path: &Path) -> Result<BackendRecord, Problem> {
+        if let Some(left) = self.left_over(path).await? {
+            make_folder(&*self.clock, path).await.map_err(|error| cannot_use(path, &error))?;
+            return Ok(left);
+        }
         self.check_backend_path(path).await?;
-        make_folder(path).await.map_err(|error| cannot_use(path, &error))?;
+        make_folder(&*self.clock, path).await.map_err(|error| cannot_use(path, &error))?;
         let mut name = vpool.clone();
         if self.backend_by_name(&name).await?.is_some() {
             let short: String = vpool.as_str().chars().take(110).collect();
@@ -152,6 +158,16 @@ impl Volumes {
         }
         let store = StoreRecord::Dir { path: path.to_string_lossy().into_owned() };
         self.insert_backend(name, store, Labels::default(), serde_json::Value::Null).await
+    }
+
+    /// The backend that was made for a vPool there which an error kept from being made.
+    async fn left_over(&self, path: &Path) -> Result<Option<BackendRecord>, Problem> {
+        let is_own = |record: &BackendRecord| {
+            record.folder().is_some_and(|folder| Path::new(folder) == path) && record.request.is_null()
+        };
+        let Some(record) = self.all_backends().await?.into_iter().find(is_own) else { return Ok(None) };
+        let is_unused = self.check_is_unused(&self.backend_set().await?, &record).await.is_ok();
+        Ok(is_unused.then_some(record))
     }
 
     /// The preset of a vPool is that of the composite that it is on. Whatever is no composite keeps objects as they are.
@@ -235,21 +251,29 @@ impl Volumes {
 
     /// Finishes or abandons the vPools that an error cut off. Whoever makes or deletes one holds the lock.
     pub(super) async fn finish_vpools(&self) {
-        let Some(_locked) = self.locks.try_lock("backends") else { return };
+        let Some(locked) = self.locks.try_lock("backends") else { return };
         let log = |error| tracing::error!(%error, "a vPool's record cannot be read");
+        let mut deleting = Vec::new();
         for stored in self.catalogue.all::<VpoolRecord>(log).await.unwrap_or_default() {
-            let finished = match stored.record.state {
-                State::Ready => Ok(()),
-                State::Creating => {
-                    self.abandon_vpool(&stored).await;
-                    Ok(())
-                }
-                State::Deleting => self.finish_vpool_delete(&stored).await,
-            };
-            if let Err(problem) = finished {
+            match stored.record.state {
+                State::Ready => {}
+                State::Creating => self.abandon_vpool(&stored).await,
+                State::Deleting => deleting.push(stored),
+            }
+        }
+        drop(locked);
+        for stored in deleting {
+            if let Err(problem) = self.finish_vpool_delete(&stored).await {
                 tracing::error!(vpool = %stored.record.name, %problem, "a deleted vPool is still there");
             }
         }
+    }
+
+    /// The same beside everything else; waited for so long at most.
+    pub(super) async fn begin_finishing_vpools(self: &Rc<Self>, patience: Duration) {
+        let volumes = self.clone();
+        let finishing = tokio::task::spawn_local(async move { volumes.finish_vpools().await });
+        drop(select(finishing, self.clock.sleep(patience)).await);
     }
 
     /// The vPools by name.
@@ -319,10 +343,13 @@ impl Volumes {
         if query.purge_trash {
             self.purge_trash_of(id).await?;
         }
-        let _locked = self.locks.lock("backends").await;
-        let _creating = self.locks.lock(format!("vpool/{id}")).await;
+        let locked = self.locks.lock("backends").await;
+        let creating = self.locks.lock(format!("vpool/{id}")).await;
         let stored = self.catalogue.get::<VpoolRecord>(id.0).await.map_err(from_catalogue)?;
         terms.check_revision(stored.record.version)?;
+        if !query.discard_unread {
+            self.check_is_all_there(&pool)?;
+        }
         let members = self.catalogue.index(&VdiskRecord::members_prefix(id)).await.map_err(from_catalogue)?;
         if !members.is_empty() {
             let uuids: Vec<String> = members.iter().take(100).map(|(_, uuid)| uuid.to_string()).collect();
@@ -343,11 +370,29 @@ impl Volumes {
             self.wait_until_empty(&*store).await;
         }
         self.engine.detach_backend(id);
+        // A store may take hours for it: nothing else waits for that.
+        drop((creating, locked));
         self.finish_vpool_delete(&stored).await.map_err(|problem| {
             let detail =
                 format!("vPool {name} is being deleted, which goes on by itself: {}", problem.detail);
             Problem::new(problem.kind(), detail)
         })
+    }
+
+    /// A vDisk that was not taken in yet is in no listing, and would go with the vPool.
+    fn check_is_all_there(&self, pool: &Pool) -> Result<(), Problem> {
+        let VpoolRecord { id, name, .. } = pool.record();
+        let is_whole = !pool.is_recovering()
+            && !self.unasked.borrow().contains(&id)
+            && !self.inventory.borrow().incomplete.contains(&id);
+        if is_whole {
+            return Ok(());
+        }
+        let detail = format!(
+            "vPool {name} is not taken in whole from its backend, and vDisks that nobody here knows would go with it: \
+             ovs vpool recover {name} tries again, --discard-unread deletes them all the same"
+        );
+        Err(Problem::new(ProblemKind::Conflict, detail))
     }
 
     /// The engine removes a deleted vDisk's objects, and then what it knows of it, in the background: it gets a moment.
@@ -360,10 +405,13 @@ impl Volumes {
         }
     }
 
-    /// The rest of a vPool's deletion; also done at start-up, and now and then.
-    pub(super) async fn finish_vpool_delete(&self, stored: &Stored<VpoolRecord>) -> Result<(), Problem> {
+    /// The rest of a vPool's deletion; also done after a start, and now and then.
+    async fn finish_vpool_delete(&self, stored: &Stored<VpoolRecord>) -> Result<(), Problem> {
         let record = &stored.record;
+        // Whoever is at it goes on.
+        let Some(_turn) = self.locks.try_lock(format!("emptying/{}", record.id)) else { return Ok(()) };
         self.remove_objects(record.backend, &record.namespace).await?;
+        let _locked = self.locks.lock("backends").await;
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
         self.object_gone(record.id.0).await;
         self.forget_own_backend(record.backend, record.owns_backend).await;

@@ -37,14 +37,14 @@ fn a_plain_directory_is_asked_for_as_ever() {
 #[test]
 fn each_type_takes_its_own() {
     check(json!({"name": "b", "type": "dir"}), Some("path"));
-    check(json!({"name": "b", "type": "dir", "path": "/b", "of": ["a"]}), Some("of"));
+    check(json!({"name": "b", "type": "dir", "path": "/b", "of": ["a"]}), Some("of: "));
     check(json!({"name": "b", "type": "dir", "path": "/b", "node": "n1", "site": "here", "weight": 2}), None);
     for (member, bad) in [("node", json!("n 1")), ("site", json!("")), ("weight", json!(0))] {
         check(json!({"name": "b", "type": "dir", "path": "/b", member: bad}), Some(member));
     }
     let composite = |of: Value| json!({"name": "b", "type": "composite", "of": of, "preset": "p"});
     check(composite(json!(["a", "c"])), None);
-    check(composite(json!([])), Some("of"));
+    check(composite(json!([])), Some("of: "));
     check(composite(json!(["a", "b"])), Some("none is made of itself"));
     check(composite(json!(["a", "c", "a"])), Some("each backend once"));
     check(json!({"name": "b", "type": "composite", "of": ["a"]}), Some("preset"));
@@ -83,6 +83,8 @@ fn stores_are_described_whole() {
     for bad in ["", "a/b", "..", "a\n"] {
         check(remote("s3", &json!({"container": bad})), Some("container"));
     }
+    check(remote("s3", &json!({"container": "a:b"})), Some("container"));
+    check(remote("s3", &json!({"region": "a:b"})), Some("region"));
     check(json!({"name": "b", "type": "s3"}), Some("remote"));
 }
 
@@ -99,4 +101,10 @@ fn what_may_be_a_secret_is_not_shown() {
         let refused = refusal(&request).unwrap_or_else(|| panic!("{request} was taken"));
         assert!(!refused.contains("hunter2"), "{refused}");
     }
+    for bad in [json!(190432), json!(["190432"]), json!({"190432": true})] {
+        let refused = refusal(&remote("s3", &json!({"secret": bad}))).expect("it is no text");
+        assert!(!refused.contains("190432"), "{refused}");
+    }
+    let refused = refusal(&remote("gcs", &json!({"user": "env:HUNTER2"}))).expect("gcs has no user");
+    assert!(!refused.contains("HUNTER2"), "{refused}");
 }

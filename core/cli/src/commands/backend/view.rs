@@ -88,18 +88,34 @@ fn probe_lines(probe: &ProbeResult) -> Vec<String> {
     ]
 }
 
+fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// What a composite comes to.
 pub(super) fn plan_view(plan: &BackendPlan) -> String {
     let policy = plan.policy.map_or_else(|| "none is satisfied".into(), |policy| policy.to_string());
     let fields = Fields::new()
         .with(
             "drives",
-            format!("{} on {} nodes in {} sites", plan.drive_count, plan.node_count, plan.site_count),
+            format!(
+                "{} on {}{}",
+                plan.drive_count,
+                counted(plan.node_count, "node"),
+                if plan.site_count > 1 { format!(" in {} sites", plan.site_count) } else { String::new() },
+            ),
         )
-        .with("policy now", policy)
+        .with("policy", policy)
         .with_some("raw", plan.raw_bytes.map(size))
         .with_some("usable", plan.usable_bytes.map(size))
-        .with("away at once", format!("{} drives, without a wait", plan.drives_away_max))
+        .with(
+            "may be away",
+            format!(
+                "{}, {}: vDisks are opened, read and written on",
+                counted(plan.drives_away_max, "drive"),
+                counted(plan.nodes_away_max, "node"),
+            ),
+        )
         .with_each("remarks", plan.remarks.iter().cloned());
     let columns = [
         ("POLICY", Align::Left),
@@ -107,20 +123,21 @@ pub(super) fn plan_view(plan: &BackendPlan) -> String {
         ("FRAGMENTS", Align::Right),
         ("STORED", Align::Right),
         ("DRIVES LOST", Align::Right),
-        ("AT ONCE", Align::Right),
+        ("AFTER AN ACK", Align::Right),
         ("NODES LOST", Align::Right),
         ("SITES LOST", Align::Right),
     ];
     let policies = Table::new(columns).rows(&plan.policies, |of| {
+        let figure = |figure: String| if of.is_satisfied { figure } else { "-".into() };
         [
             of.policy.to_string(),
             yes_no(of.is_satisfied),
             of.fragment_count.to_string(),
-            format!("{}%", of.stored_percent),
-            of.drives_lost_max.to_string(),
-            of.drives_lost_at_once_max.to_string(),
-            of.nodes_lost_max.to_string(),
-            of.sites_lost_max.to_string(),
+            figure(format!("{}%", of.stored_percent)),
+            figure(of.drives_lost_max.to_string()),
+            figure(of.drives_lost_at_once_max.to_string()),
+            figure(of.nodes_lost_max.to_string()),
+            figure(of.sites_lost_max.to_string()),
         ]
     });
     format!("{fields}\n{policies}")
@@ -189,6 +206,35 @@ free     1GiB
 created  2026-11-20 10:00:00
 ";
         assert_eq!(view(&backend, &Output::for_test()), expected);
+    }
+
+    #[test]
+    fn a_plan_as_people_see_it() {
+        let of = |k: u8, is_satisfied: bool| {
+            serde_json::json!({
+                "policy": {"k": k, "m": 2, "c": k + 1, "x": 2}, "is_satisfied": is_satisfied, "fragment_count": 6,
+                "stored_percent": 150, "drives_lost_max": 2, "drives_lost_at_once_max": 1, "nodes_lost_max": 1, "sites_lost_max": 0,
+            })
+        };
+        let plan: BackendPlan = serde_json::from_value(serde_json::json!({
+            "drive_count": 6, "node_count": 3, "site_count": 2, "policy": {"k": 4, "m": 2, "c": 5, "x": 2},
+            "policies": [of(8, false), of(4, true)], "drives_away_max": 1, "nodes_away_max": 0,
+            "raw_bytes": 6u64 << 30, "usable_bytes": 4u64 << 30, "remarks": ["two are on one file system"],
+        }))
+        .unwrap();
+        let expected = "\
+drives       6 on 3 nodes in 2 sites
+policy       4,2,5,2
+raw          6GiB
+usable       4GiB
+may be away  1 drive, 0 nodes: vDisks are opened, read and written on
+remarks      two are on one file system
+
+POLICY   SATISFIED  FRAGMENTS  STORED  DRIVES LOST  AFTER AN ACK  NODES LOST  SITES LOST
+8,2,9,2  no                 6       -            -             -           -           -
+4,2,5,2  yes                6    150%            2             1           1           0
+";
+        assert_eq!(plan_view(&plan), expected);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Drives that are away, hang, or changed places; what is lost with the registry, and what of it cannot be read.
 
 use super::{
-    backends::{TWO_AND_ONE, composite, folder, make_drives, make_pool, vdisk},
+    backends::{THREE_COPIES, composite, files_below, folder, make_drives, make_pool, namespaces, vdisk},
     presets::{encrypted, key_file, preset},
     vpools::vpool,
     *,
@@ -37,7 +37,9 @@ async fn write_something(volumes: &Volumes, byte: u8) {
 }
 
 async fn delete_pool(volumes: &Rc<Volumes>) -> Result<(), Problem> {
-    volumes.delete_vpool(name("p"), DeleteVpoolQuery { purge_trash: true }, no_terms()).await
+    volumes
+        .delete_vpool(name("p"), DeleteVpoolQuery { purge_trash: true, ..Default::default() }, no_terms())
+        .await
 }
 
 async fn delete_vdisk(volumes: &Rc<Volumes>) {
@@ -93,7 +95,7 @@ fn a_lost_registry_finds_every_directory_again_however_long_they_are_away() {
 fn drives_that_changed_places_are_not_taken_for_one_another() {
     let world = World::new();
     world.life(async |volumes: Rc<Volumes>| {
-        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
         write_something(&volumes, 7).await;
     });
     let swap = || {
@@ -124,22 +126,22 @@ fn one_directory_under_two_names_is_not_two_drives() {
             symlink(disk(text), folder(&world, text)).unwrap();
         }
         make_drives(&world, &volumes, &["a", "b", "c"]).await;
-        volumes.create_preset(preset("p", TWO_AND_ONE), no_terms()).await.unwrap();
+        volumes.create_preset(preset("p", THREE_COPIES), no_terms()).await.unwrap();
         volumes.create_backend(composite("all", &["a", "b", "c"], "p"), no_terms()).await.unwrap();
         fs::remove_file(folder(&world, "b")).unwrap();
         symlink(disk("a"), folder(&world, "b")).unwrap();
         let made = volumes.create_vpool(vpool("p", Some("all")), no_terms()).await;
         let problem = refused(made, ProblemKind::Unavailable);
-        assert!(problem.detail.contains("the place of drive"), "{problem}");
+        assert!(problem.detail.contains("is not the directory of this drive"), "{problem}");
         for text in ["a", "c"] {
-            assert_eq!(fs::read_dir(disk(text)).unwrap().count(), 0, "nothing is left of it");
+            assert_eq!(namespaces(&disk(text)), [] as [PathBuf; 0], "nothing is left of it");
         }
     });
 }
 
 fn dir_drive(volumes: &Volumes, root: PathBuf) -> Drive {
     let location = Location::Dir { folder: root.join("vpool-x"), root, io_uring: false };
-    Drive::new(Leaf { drive: None, location }, volumes.clock.clone())
+    Drive::new(name("d"), Leaf { drive: None, location }, volumes.clock.clone())
 }
 
 #[test]
@@ -178,7 +180,7 @@ async fn while_time_passes<T>(seconds_max: u64, work: impl Future<Output = T>) -
 
 /// The marker of a vPool's folder in a directory, replaced by something that nobody can read to its end.
 fn hang(folder: &Path) -> PathBuf {
-    let namespace = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let namespace = namespaces(folder).remove(0);
     let marker = namespace.join(".ovs-backend");
     fs::remove_file(&marker).unwrap();
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -190,14 +192,17 @@ fn hang(folder: &Path) -> PathBuf {
 fn a_drive_that_hangs_keeps_nobody_from_starting() {
     let world = World::new();
     world.life(async |volumes: Rc<Volumes>| {
-        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
         write_something(&volumes, 7).await;
     });
     let marker = hang(&folder(&world, "b"));
     run(async {
         let registry = world.mortal(u64::MAX, Death::Before);
         let volumes = while_time_passes(30, world.start(registry)).await;
-        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
+        assert_eq!(
+            while_time_passes(30, volumes.get_vpool(name("p"))).await.unwrap().state,
+            VpoolState::Degraded
+        );
         let shown = volumes.get_backend(name("all")).await.unwrap();
         let problem = shown.drives.iter().find(|drive| drive.name == name("b")).unwrap().problem.as_ref();
         assert!(problem.unwrap().contains("does not answer"), "{problem:?}");
@@ -212,14 +217,14 @@ fn a_vpool_begins_and_ends_with_all_drives_or_not_at_all() {
     let world = World::new();
     world.life(async |volumes: Rc<Volumes>| {
         make_drives(&world, &volumes, &["a", "b", "c"]).await;
-        volumes.create_preset(preset("p", TWO_AND_ONE), no_terms()).await.unwrap();
+        volumes.create_preset(preset("p", THREE_COPIES), no_terms()).await.unwrap();
         volumes.create_backend(composite("all", &["a", "b", "c"], "p"), no_terms()).await.unwrap();
         let (b, away) = (folder(&world, "b"), world.path().join("away"));
         fs::rename(&b, &away).unwrap();
         let made = volumes.create_vpool(vpool("p", Some("all")), no_terms()).await;
         let problem = refused(made, ProblemKind::Unavailable);
         assert!(problem.detail.contains("b: "), "{problem}");
-        assert!(!b.exists() && fs::read_dir(folder(&world, "a")).unwrap().next().is_none());
+        assert!(!b.exists() && namespaces(&folder(&world, "a")).is_empty());
         fs::rename(&away, &b).unwrap();
         volumes.create_vpool(vpool("p", Some("all")), no_terms()).await.unwrap();
     });
@@ -227,13 +232,116 @@ fn a_vpool_begins_and_ends_with_all_drives_or_not_at_all() {
     fs::rename(&b, &away).unwrap();
     world.life(async |volumes: Rc<Volumes>| {
         refused(delete_pool(&volumes).await, ProblemKind::Unavailable);
-        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok, "nothing has begun");
+        assert_eq!(
+            volumes.get_vpool(name("p")).await.unwrap().state,
+            VpoolState::Degraded,
+            "nothing has begun"
+        );
         refused(volumes.delete_backend(name("all"), no_terms()).await, ProblemKind::InUse);
         fs::rename(&away, &b).unwrap();
         volumes.clock.sleep(Duration::from_secs(10)).await;
         delete_pool(&volumes).await.unwrap();
-        assert!(fs::read_dir(&b).unwrap().next().is_none());
+        assert!(namespaces(&b).is_empty());
         volumes.delete_backend(name("all"), no_terms()).await.unwrap();
+    });
+}
+
+/// A drive that was there when the vPool was opened, and is not when it is deleted.
+#[test]
+fn a_vpool_ends_with_all_drives_that_are_there_now() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
+        write_something(&volumes, 7).await;
+        delete_vdisk(&volumes).await;
+        let (b, away) = (folder(&world, "b"), world.path().join("away"));
+        fs::rename(&b, &away).unwrap();
+        fs::create_dir(&b).unwrap();
+        let problem = refused(delete_pool(&volumes).await, ProblemKind::Unavailable);
+        assert!(problem.detail.contains("b: "), "{problem}");
+        fs::remove_dir(&b).unwrap();
+        fs::rename(&away, &b).unwrap();
+        volumes.clock.sleep(Duration::from_secs(10)).await;
+        delete_pool(&volumes).await.unwrap();
+        assert!(namespaces(&b).is_empty());
+    });
+}
+
+#[test]
+fn a_bare_mount_point_is_no_drive() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_drives(&world, &volumes, &["a", "b", "c"]).await;
+        volumes.create_preset(preset("p", THREE_COPIES), no_terms()).await.unwrap();
+        volumes.create_backend(composite("all", &["a", "b", "c"], "p"), no_terms()).await.unwrap();
+        let (b, away) = (folder(&world, "b"), world.path().join("away"));
+        fs::rename(&b, &away).unwrap();
+        fs::create_dir(&b).unwrap();
+        let made = volumes.create_vpool(vpool("p", Some("all")), no_terms()).await;
+        let problem = refused(made, ProblemKind::Unavailable);
+        assert!(problem.detail.contains("not mounted"), "{problem}");
+        assert!(namespaces(&b).is_empty() && namespaces(&folder(&world, "a")).is_empty());
+    });
+}
+
+/// A drive fails, and another disk is mounted in its place while ovsd runs.
+#[test]
+fn a_drive_that_failed_says_again_which_it_is() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
+        write_something(&volumes, 7).await;
+        let (b, away) = (folder(&world, "b"), world.path().join("away"));
+        fs::rename(&b, &away).unwrap();
+        write_something(&volumes, 8).await;
+        copy_folder(&folder(&world, "c"), &b);
+        let before = files_below(&b);
+        volumes.clock.sleep(Duration::from_secs(400)).await;
+        write_something(&volumes, 9).await;
+        let shown = volumes.get_backend(name("all")).await.unwrap();
+        let problem = shown.drives[1].problem.as_ref().expect("it is another disk");
+        assert!(problem.contains("the place of drive"), "{problem}");
+        assert_eq!(files_below(&b), before, "nothing is put there");
+        fs::remove_dir_all(&b).unwrap();
+        fs::rename(&away, &b).unwrap();
+        volumes.clock.sleep(Duration::from_secs(400)).await;
+        let shown = volumes.get_backend(name("all")).await.unwrap();
+        assert_eq!(shown.drives[1].problem, None);
+    });
+}
+
+#[test]
+fn a_vpool_that_is_not_taken_in_whole_is_not_deleted_unasked() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
+        delete_vdisk(&volumes).await;
+        let id = volumes.get_vpool(name("p")).await.unwrap().uuid;
+        volumes.change_inventory(|inventory| inventory.incomplete.push(id)).await.unwrap();
+        let problem = refused(delete_pool(&volumes).await, ProblemKind::Conflict);
+        assert!(problem.detail.contains("--discard-unread"), "{problem}");
+        let query = DeleteVpoolQuery { discard_unread: true, ..Default::default() };
+        volumes.delete_vpool(name("p"), query, no_terms()).await.unwrap();
+        assert!(namespaces(&folder(&world, "a")).is_empty());
+    });
+}
+
+/// An error came between the backend that a vPool gets of its own and the vPool.
+#[test]
+fn a_backend_that_was_left_over_is_used_by_the_next_attempt() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        let path = volumes.settings.paths.state_dir().join("backend/p");
+        let store = ovs_cluster::catalogue::StoreRecord::Dir { path: path.to_string_lossy().into_owned() };
+        let left = volumes
+            .insert_backend(name("left"), store, Default::default(), serde_json::Value::Null)
+            .await
+            .unwrap();
+        let made = volumes.create_vpool(vpool("p", None), no_terms()).await.unwrap().value;
+        assert_eq!(made.backend, name("left"));
+        refused(volumes.delete_backend(name("left"), no_terms()).await, ProblemKind::InUse);
+        delete_pool(&volumes).await.unwrap();
+        refused(volumes.get_backend(left.name).await, ProblemKind::NotFound);
     });
 }
 
@@ -241,7 +349,7 @@ fn a_vpool_begins_and_ends_with_all_drives_or_not_at_all() {
 fn what_is_half_deleted_keeps_its_backend_and_is_finished_by_itself() {
     let world = World::new();
     let id = world.life(async |volumes: Rc<Volumes>| {
-        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
         delete_vdisk(&volumes).await;
         volumes.get_vpool(name("p")).await.unwrap().uuid
     });
@@ -271,7 +379,7 @@ fn what_is_half_deleted_keeps_its_backend_and_is_finished_by_itself() {
         volumes.begin_background();
         volumes.clock.sleep(Duration::from_secs(130)).await;
         for text in ["a", "b", "c"] {
-            assert!(fs::read_dir(folder(&world, text)).unwrap().next().is_none(), "{text}");
+            assert!(namespaces(&folder(&world, text)).is_empty(), "{text}");
         }
         volumes.delete_backend(name("all"), no_terms()).await.unwrap();
         volumes.create_vpool(vpool("p", None), no_terms()).await.unwrap();
@@ -282,7 +390,7 @@ fn what_is_half_deleted_keeps_its_backend_and_is_finished_by_itself() {
 fn who_opens_a_vpool_does_not_bring_it_back_from_its_deletion() {
     let world = World::new();
     world.life(async |volumes: Rc<Volumes>| {
-        make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await;
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
         delete_vdisk(&volumes).await;
     });
     world.life(async |volumes: Rc<Volumes>| {
@@ -344,7 +452,7 @@ fn a_recovery_takes_neither_what_is_in_use_nor_the_record_of_another_vpool() {
 #[test]
 fn a_drive_that_is_mounted_elsewhere_says_where_it_was() {
     let world = World::new();
-    world.life(async |volumes: Rc<Volumes>| make_pool(&world, &volumes, preset("p", TWO_AND_ONE)).await);
+    world.life(async |volumes: Rc<Volumes>| make_pool(&world, &volumes, preset("p", THREE_COPIES)).await);
     let fresh = World::new();
     let moved = world.path().join("moved");
     fs::rename(folder(&world, "c"), &moved).unwrap();

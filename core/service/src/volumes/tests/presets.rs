@@ -106,7 +106,7 @@ fn a_key_is_read_from_where_it_may_be_and_kept_nowhere() {
             (format!("{key}s"), "No such file"),
             ("file:/etc/shadow".into(), "lies outside"),
             ("env:OVS_5ec2e7".into(), "begin with OVS_SECRET_"),
-            ("env:OVS_SECRET_NO_SUCH_KEY".into(), "no such variable"),
+            ("env:OVS_SECRET_KEY_NO_SUCH".into(), "no such variable"),
         ] {
             let reference = SecretReference::try_from(reference).unwrap();
             let problem = refused(

@@ -68,8 +68,13 @@ fn one_backend_holds_one_vpool_and_goes_when_nobody_uses_it() {
 
         let inside = CreateVdisk { size_bytes: Some(8192), ..CreateVdisk::new(name("p"), name("a")) };
         volumes.create_vdisk(inside, no_terms()).await.unwrap();
-        let delete =
-            |purge_trash| volumes.delete_vpool(name("p"), DeleteVpoolQuery { purge_trash }, no_terms());
+        let delete = |purge_trash| {
+            volumes.delete_vpool(
+                name("p"),
+                DeleteVpoolQuery { purge_trash, ..Default::default() },
+                no_terms(),
+            )
+        };
         refused(delete(true).await, ProblemKind::InUse);
         volumes.delete_vdisk("p:a".parse().unwrap(), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
         refused(delete(false).await, ProblemKind::InUse);
