@@ -425,6 +425,29 @@ fn a_segment_that_nobody_needs_makes_room_for_the_next() {
     });
 }
 
+/// A power loss may take what was written to one slot and leave what was written to another: what was flushed must not be in a
+/// slot whose next contents are there already.
+#[test]
+fn a_slot_is_used_again_only_when_what_superseded_it_is_stable() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory, 16, 100).await.0;
+        let current = || log.state.current.borrow().as_ref().map(|segment| segment.slot);
+        let first = write(&log, 0..7).await;
+        let slot = current();
+        let behind = write_one(&log, 8, false).await;
+        assert_ne!(current(), slot);
+        log.sync().await.unwrap();
+        let newer = write_one(&log, 10, false).await;
+        drop(first);
+        while current() != slot {
+            log.rotate().await.unwrap();
+        }
+        assert!(log.state.synced_lsn.get() > newer.lsn());
+        drop(behind);
+    });
+}
+
 /// A start begins a segment wherever it can; what is in it is for who makes room.
 #[test]
 fn starts_do_not_use_up_the_reserve() {
