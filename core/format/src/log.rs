@@ -62,13 +62,23 @@ pub struct VoidRange {
     pub to_lsn: u64,
 }
 
+/// Which segment a batch is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentId {
+    /// Counts segments over all slots; each has its own.
+    pub generation: u64,
+    /// Chosen at random for each: behind what a segment holds lie the slot's leftovers, and in these what guests wrote, which
+    /// may look like batches. 0: an early build's, which had none.
+    pub salt: u32,
+}
+
 /// The first block of a slot in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// The log that the slot belongs to; slots of another log are not read.
     pub log: Uuid,
-    /// Counts segments over all slots; each has its own.
-    pub generation: u64,
+    /// Its own.
+    pub id: SegmentId,
     /// The LSN of the segment's first batch.
     pub start_lsn: u64,
     /// Every batch below was on stable storage when this was written.
@@ -86,7 +96,7 @@ impl SegmentHeader {
         w.u16(0);
         w.u32(0); // the checksum, below
         w.uuid(self.log);
-        w.u64(self.generation);
+        w.u64(self.id.generation);
         w.u64(self.start_lsn);
         w.u64(self.synced_lsn);
         w.u32(self.voids.len().min(VOIDS_MAX) as u32);
@@ -94,6 +104,7 @@ impl SegmentHeader {
             w.u64(void.from_lsn);
             w.u64(void.to_lsn);
         }
+        w.u32(self.id.salt);
         let mut block = w.0;
         block.resize(BLOCK_BYTES, 0);
         seal(&mut block, 12);
@@ -125,7 +136,8 @@ impl SegmentHeader {
         for _ in 0..count {
             voids.push(VoidRange { from_lsn: r.counter("void LSN")?, to_lsn: r.counter("void LSN")? });
         }
-        Ok(SegmentHeader { log, generation, start_lsn, synced_lsn, voids })
+        let id = SegmentId { generation, salt: r.u32()? };
+        Ok(SegmentHeader { log, id, start_lsn, synced_lsn, voids })
     }
 }
 
@@ -158,13 +170,14 @@ pub struct RecordHeader {
 /// The header of a batch. The payload follows it: the data clusters of its records in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// The segment's generation: an old slot's leftovers have another.
-    pub generation: u64,
+    /// The segment that it is of: a slot's leftovers are of others.
+    pub segment: SegmentId,
     /// The batch's number.
     pub lsn: u64,
     /// Every batch below was on stable storage when this was written.
     pub synced_lsn: u64,
-    /// No batch below is needed any more.
+    /// No batch below is needed, whatever of what was not on stable storage when this was written is lost. 0 where an
+    /// early build wrote it, which meant less by it.
     pub floor_lsn: u64,
     /// The last batch of its segment, which then has no records.
     pub is_seal: bool,
@@ -198,14 +211,14 @@ impl BatchHeader {
         w.u16(VERSION);
         w.u16(u16::from(self.is_seal));
         w.u32(0); // the checksum, below
-        w.u64(self.generation);
+        w.u64(self.segment.generation);
         w.u64(self.lsn);
         w.u64(self.synced_lsn);
         w.u64(self.floor_lsn);
         w.u32(self.records.len() as u32);
         w.u32(data_clusters as u32);
         w.u32(length as u32);
-        w.u32(0);
+        w.u32(self.segment.salt);
         for record in &self.records {
             w.uuid(record.vdisk.0);
             w.u64(record.epoch.0);
@@ -262,7 +275,9 @@ impl BatchHeader {
         let (generation, lsn) = (r.counter("generation")?, r.counter("LSN")?);
         let (synced_lsn, floor_lsn) = (r.counter("synced LSN")?, r.counter("floor LSN")?);
         let (count, clusters) = (r.u32()? as usize, r.u32()? as usize);
-        r.u64()?;
+        r.u32()?;
+        let segment = SegmentId { generation, salt: r.u32()? };
+        let floor_lsn = if segment.salt == 0 { 0 } else { floor_lsn };
         let mut records = Vec::with_capacity(count);
         for _ in 0..count {
             let (vdisk, epoch) = (VdiskId(r.uuid()?), Epoch(r.counter("epoch")?));
@@ -294,7 +309,7 @@ impl BatchHeader {
         if data_clusters != clusters as u64 {
             return Err(r.field("data clusters", data_clusters));
         }
-        Ok(BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal, records })
+        Ok(BatchHeader { segment, lsn, synced_lsn, floor_lsn, is_seal, records })
     }
 }
 

@@ -5,7 +5,7 @@
 
 use ovs_format::fragment::{Compression, FrameEntry, Geometry, Header};
 use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
-use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
+use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, SegmentId, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
 use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{checksum, sco, tombstone};
@@ -16,6 +16,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
+const SEGMENT_ID: SegmentId = SegmentId { generation: 6, salt: 0x5a17 };
 const AT: Position = Position { epoch: Epoch(3), index: JournalIndex(9) };
 
 fn kept() -> ClusterSet {
@@ -38,7 +39,7 @@ fn sco_ref() -> sco::ScoRef {
 fn segment_header() {
     let header = SegmentHeader {
         log: Uuid::from_u128(5),
-        generation: 6,
+        id: SEGMENT_ID,
         start_lsn: 7,
         synced_lsn: 8,
         voids: vec![VoidRange { from_lsn: 9, to_lsn: 10 }],
@@ -68,7 +69,7 @@ fn batch_header() {
         kind,
     };
     let header = BatchHeader {
-        generation: 6,
+        segment: SEGMENT_ID,
         lsn: 7,
         synced_lsn: 5,
         floor_lsn: 1,
@@ -78,7 +79,7 @@ fn batch_header() {
     check("batch header", &header.encode(), 4096, BATCH, "4f5653424154303101000000");
     assert_eq!(BatchHeader::decode(&header.encode()), Ok(header));
     let seal = BatchHeader {
-        generation: 6,
+        segment: SEGMENT_ID,
         lsn: 8,
         synced_lsn: 8,
         floor_lsn: 2,
@@ -87,6 +88,31 @@ fn batch_header() {
     };
     check("seal", &seal.encode(), 4096, SEAL, "4f5653424154303101000100");
     assert_eq!(BatchHeader::decode(&seal.encode()), Ok(seal));
+}
+
+/// Segments had no salt yet, and floors were not such that whatever a crash leaves may rely on them.
+#[test]
+fn what_early_builds_wrote_is_read() {
+    let unsalted = SegmentId { salt: 0, ..SEGMENT_ID };
+    let header = SegmentHeader {
+        log: Uuid::from_u128(5),
+        id: unsalted,
+        start_lsn: 7,
+        synced_lsn: 8,
+        voids: vec![VoidRange { from_lsn: 9, to_lsn: 10 }],
+    };
+    check("segment header", &header.encode(), 4096, EARLY_SEGMENT, "4f5653534547303101000000");
+    assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+    let seal = BatchHeader {
+        segment: unsalted,
+        lsn: 8,
+        synced_lsn: 8,
+        floor_lsn: 2,
+        is_seal: true,
+        records: Vec::new(),
+    };
+    check("seal", &seal.encode(), 4096, EARLY_SEAL, "4f5653424154303101000100");
+    assert_eq!(BatchHeader::decode(&seal.encode()), Ok(BatchHeader { floor_lsn: 0, ..seal }));
 }
 
 #[test]
@@ -237,9 +263,11 @@ fn fragment() {
 const FRAGMENT: u32 = 0xb0f7_9c50;
 const INDEX: u32 = 0xf234_8c7a;
 const TOMBSTONE: u32 = 0x1beb_87a9;
-const SEGMENT: u32 = 0xc0e1_49bf;
-const BATCH: u32 = 0xf4f3_cc2a;
-const SEAL: u32 = 0x40bd_8d67;
+const SEGMENT: u32 = 0xbfd3_396f;
+const EARLY_SEGMENT: u32 = 0xc0e1_49bf;
+const BATCH: u32 = 0x7751_28ba;
+const SEAL: u32 = 0xc31f_69f7;
+const EARLY_SEAL: u32 = 0x40bd_8d67;
 const SCO: u32 = 0xd75f_5c6b;
 const JOURNAL: [(usize, u32); 8] = [
     (120, 0xd332_5d89),

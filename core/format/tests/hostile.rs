@@ -1,7 +1,7 @@
 //! Foreign bytes: nothing panics, nothing is taken that was not written, and no length makes a decoder allocate.
 
 use ovs_format::journal::{Move, Position, Record};
-use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader};
+use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, SegmentId};
 use ovs_format::table::{ClusterSet, Moved, TableEntry};
 use ovs_format::{page, sco};
 use ovs_units::{Cluster, Epoch, JournalIndex, PutId, ScoNumber, Sequence, VdiskId};
@@ -40,10 +40,11 @@ fn encodings() -> Vec<Vec<u8>> {
         count: 3,
         kind,
     }];
-    let batch = BatchHeader { generation: 1, lsn: 1, synced_lsn: 0, floor_lsn: 0, is_seal: false, records };
+    let segment = SegmentId { generation: 1, salt: 2 };
+    let batch = BatchHeader { segment, lsn: 1, synced_lsn: 0, floor_lsn: 0, is_seal: false, records };
     let segment = SegmentHeader {
         log: Uuid::from_u128(3),
-        generation: 1,
+        id: segment,
         start_lsn: 0,
         synced_lsn: 0,
         voids: Vec::new(),

@@ -4,7 +4,7 @@ use ovs_format::journal::{Position, Record, Target, TlogEntry};
 use ovs_format::leaf::PLACE_MAX;
 use ovs_format::log::{
     BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, RecordKind, SegmentHeader,
-    VOIDS_MAX, decode_wiped, encode_wiped,
+    SegmentId, VOIDS_MAX, decode_wiped, encode_wiped,
 };
 use ovs_format::map_copy::{MapCopy, PartWriter};
 use ovs_format::page::{self, ChildEntry, FANOUT, TABLE_CHUNK};
@@ -15,6 +15,7 @@ use std::fmt::Debug;
 use std::rc::Rc;
 use uuid::Uuid;
 
+const SEGMENT_ID: SegmentId = SegmentId { generation: 1, salt: 2 };
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(1));
 const AT: Position = Position { epoch: Epoch(1), index: JournalIndex(0) };
 
@@ -44,7 +45,7 @@ fn changed_page(good: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
 #[test]
 fn in_a_segment_s_header() {
     let (log, voids) = (Uuid::from_u128(3), Vec::new());
-    let good = SegmentHeader { log, generation: 1, start_lsn: 0, synced_lsn: 0, voids }.encode();
+    let good = SegmentHeader { log, id: SEGMENT_ID, start_lsn: 0, synced_lsn: 0, voids }.encode();
     let too_many = VOIDS_MAX as u32 + 1;
     check(SegmentHeader::decode(&changed(&good, 56, &too_many.to_le_bytes())), "void ranges cannot be 65");
     assert!(SegmentHeader::decode(&changed(&good, 56, &(VOIDS_MAX as u32).to_le_bytes())).is_ok());
@@ -58,7 +59,8 @@ fn in_a_batch_s_header() {
         RecordHeader { vdisk: VDISK, epoch, sequence, cluster, count, kind }
     };
     let encoded = |records| {
-        BatchHeader { generation: 1, lsn: 1, synced_lsn: 0, floor_lsn: 0, is_seal: false, records }.encode()
+        BatchHeader { segment: SEGMENT_ID, lsn: 1, synced_lsn: 0, floor_lsn: 0, is_seal: false, records }
+            .encode()
     };
     let data = encoded(vec![record(2, RecordKind::Data(vec![1, 2])), record(1, RecordKind::Data(vec![3]))]);
     let zeros = encoded(vec![record(7, RecordKind::Zero)]);

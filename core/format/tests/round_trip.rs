@@ -3,7 +3,7 @@
 
 use ovs_format::journal::{Move, Position, Record, Target, TlogEntry};
 use ovs_format::leaf::PLACE_MAX;
-use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange};
+use ovs_format::log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, SegmentId, VoidRange};
 use ovs_format::page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry};
 use ovs_format::sco::{self, CLUSTERS_MAX, ScoRef};
 use ovs_format::table::{ClusterSet, Moved, TableEntry};
@@ -19,6 +19,10 @@ const CLUSTER_END: u64 = 1 << 52;
 
 fn counter() -> impl Strategy<Value = u64> {
     prop_oneof![0..COUNTER_MAX, Just(COUNTER_MAX - 1), 0_u64..100]
+}
+
+fn segment_id() -> impl Strategy<Value = SegmentId> {
+    (counter(), 1..=u32::MAX).prop_map(|(generation, salt)| SegmentId { generation, salt })
 }
 
 fn uuid() -> impl Strategy<Value = Uuid> {
@@ -166,21 +170,21 @@ fn table_entry() -> impl Strategy<Value = TableEntry> {
 proptest! {
     #[test]
     fn segment_headers(
-        log in uuid(), numbers in (counter(), counter(), counter()), voids in vec((counter(), counter()), 0..64),
+        log in uuid(), numbers in (segment_id(), counter(), counter()), voids in vec((counter(), counter()), 0..64),
     ) {
         let voids = voids.into_iter().map(|(from_lsn, to_lsn)| VoidRange { from_lsn, to_lsn }).collect();
-        let (generation, start_lsn, synced_lsn) = numbers;
-        let header = SegmentHeader { log, generation, start_lsn, synced_lsn, voids };
+        let (id, start_lsn, synced_lsn) = numbers;
+        let header = SegmentHeader { log, id, start_lsn, synced_lsn, voids };
         prop_assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
     }
 
     #[test]
     fn batch_headers(
-        numbers in (counter(), counter(), counter(), counter()), is_seal in any::<bool>(),
+        numbers in (segment_id(), counter(), counter(), counter()), is_seal in any::<bool>(),
         records in vec(buffer_record(), 0..40), behind in vec(any::<u8>(), 0..50),
     ) {
-        let (generation, lsn, synced_lsn, floor_lsn) = numbers;
-        let header = BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal, records };
+        let (segment, lsn, synced_lsn, floor_lsn) = numbers;
+        let header = BatchHeader { segment, lsn, synced_lsn, floor_lsn, is_seal, records };
         let mut bytes = header.encode();
         prop_assert_eq!(BatchHeader::claimed_bytes(&bytes), Ok(bytes.len()));
         bytes.extend(behind);
@@ -233,7 +237,7 @@ proptest! {
     fn numbers_without_a_successor_are_refused(which in 0..3, vdisk in uuid()) {
         let numbers = |at| if at == which { COUNTER_MAX } else { 1 };
         let header = SegmentHeader {
-            log: vdisk, generation: numbers(0), start_lsn: numbers(1), synced_lsn: numbers(2), voids: Vec::new(),
+            log: vdisk, id: SegmentId { generation: numbers(0), salt: 1 }, start_lsn: numbers(1), synced_lsn: numbers(2), voids: Vec::new(),
         };
         prop_assert!(SegmentHeader::decode(&header.encode()).is_err());
     }

@@ -156,7 +156,7 @@ mod tests {
         let device = FileDevice::open(directory.path(), 12, 2 << 20).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let log = Log::open(Rc::new(device), Uuid::from_u128(1), 1 << 20).await.unwrap().0;
+            let log = Log::open(Rc::new(device), Rc::new(crate::SystemChance), 1 << 20).await.unwrap().0;
             let record = |sequence: u64, start, count, is_zero: bool| {
                 let data = (!is_zero).then(|| vec![0; (count * 4096) as usize].into());
                 let (vdisk, epoch) = (VdiskId(Uuid::from_u128(2)), Epoch(1));

@@ -5,7 +5,7 @@ use ovs_format::{
     FormatError, checksum,
     fragment::{Compression, FrameEntry, Geometry, HEADER_BYTES, Header},
     journal::{Move, Position, Record, Target, TlogEntry},
-    log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, VoidRange},
+    log::{BatchHeader, RecordHeader, RecordKind, SegmentHeader, SegmentId, VoidRange},
     map_copy::{MapCopy, PartWriter, decode_part, relabel},
     page::{self, CheckpointRecord, ChildEntry, FANOUT, RootEntry},
     sco::{self, ScoRef},
@@ -19,6 +19,7 @@ use std::fmt::Debug;
 use std::rc::Rc;
 use uuid::Uuid;
 
+const SEGMENT_ID: SegmentId = SegmentId { generation: 6, salt: 7 };
 const VDISK: VdiskId = VdiskId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
 const AT: Position = Position { epoch: Epoch(3), index: JournalIndex(9) };
 
@@ -311,7 +312,7 @@ fn sco_header() -> (Vec<u8>, ScoRef) {
 pub(crate) fn segment() -> SegmentHeader {
     SegmentHeader {
         log: Uuid::from_u128(5),
-        generation: 6,
+        id: SEGMENT_ID,
         start_lsn: 7,
         synced_lsn: 8,
         voids: vec![VoidRange { from_lsn: 9, to_lsn: 10 }],
@@ -329,7 +330,7 @@ pub(crate) fn batches() -> [BatchHeader; 2] {
     };
     let data = RecordKind::Data(vec![checksum(&[1; 4096]), checksum(&[2; 4096])]);
     let header = BatchHeader {
-        generation: 6,
+        segment: SEGMENT_ID,
         lsn: 7,
         synced_lsn: 5,
         floor_lsn: 1,

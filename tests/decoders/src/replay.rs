@@ -36,8 +36,8 @@ pub(crate) const REPLAY: Family = Family {
         let open_ended = slot.clone();
         slot.extend(seal.encode());
         slot.resize(SLOT_BYTES, 0);
-        (segment.generation, segment.start_lsn) = (7, 9);
-        (batch.generation, batch.lsn) = (7, 9);
+        (segment.id.generation, segment.start_lsn) = (7, 9);
+        (batch.segment.generation, batch.lsn) = (7, 9);
         slot.extend(segment.encode());
         slot.extend(batch.encode());
         vec![Vec::new(), open_ended, slot]

@@ -143,7 +143,7 @@ fn vouched_blocks(device: &MemoryDevice) -> BTreeSet<(usize, usize)> {
             && let header_blocks = header_bytes.div_ceil(BLOCK_BYTES)
             && at + header_blocks <= blocks
             && let Ok(batch) = BatchHeader::decode(&bytes(at, header_blocks)[..header_bytes])
-            && batch.generation == segment.generation
+            && batch.segment == segment.id
         {
             let end = at + header_blocks + batch.payload_clusters();
             stretches.push((slot, at..end, batch.lsn, batch.synced_lsn));

@@ -20,7 +20,7 @@ pub use types::{
 
 use crate::head::{Head, VersionedHead, head_key};
 use crate::journal::{Own, Reading};
-use crate::log::{Log, Record};
+use crate::log::{Log, Record, Segment};
 use crate::map::{Table, Tree};
 use crate::vdisk::{CloneSource, catch_up, check_not_older, finish_even_if_dropped};
 use crate::{Revision, Transaction, Vdisk, VolumeError};
@@ -47,16 +47,26 @@ struct Inner {
     replayed: RefCell<BTreeMap<VdiskId, Vec<Rc<Record>>>>,
     /// What the log found damaged.
     damage: RefCell<Vec<(Option<VdiskId>, String)>>,
+    /// Where that is, until everybody concerned has been told.
+    evidence: RefCell<Vec<Rc<Segment>>>,
     /// vPools of which vDisks are being adopted.
     recovering: RefCell<BTreeSet<VpoolId>>,
     /// One vDisk is opened, made or deleted at a time.
     turn: tokio::sync::Mutex<()>,
 }
 
+impl Drop for Inner {
+    /// Of what goes with it the log has the only copy.
+    fn drop(&mut self) {
+        self.context.log.end();
+    }
+}
+
 impl Engine {
     /// Replays the write buffer into memory; ready for [`Engine::attach_backend`] and [`Engine::open_vdisk`].
     pub async fn open(config: EngineConfig, parts: EngineParts) -> Result<Engine, VolumeError> {
-        let (log, replay) = Log::open(parts.buffer.clone(), parts.chance.uuid(), config.memory_bytes).await?;
+        let (log, replay) =
+            Log::open(parts.buffer.clone(), parts.chance.clone(), config.memory_bytes).await?;
         let next_page = parts.pages.highest().await? + 1;
         let context = Rc::new(Context::new(config, parts, log, next_page));
         let inner = Inner {
@@ -65,6 +75,7 @@ impl Engine {
             vdisks: RefCell::default(),
             replayed: RefCell::new(replay.records),
             damage: RefCell::new(replay.damage),
+            evidence: RefCell::new(replay.evidence),
             recovering: RefCell::default(),
             turn: tokio::sync::Mutex::new(()),
         };
@@ -250,9 +261,9 @@ impl Engine {
         // Taken out only once nothing can fail any more: they are the only copy.
         let records = self.inner.replayed.borrow().get(&id).cloned().unwrap_or_default();
         let vdisk = Vdisk::load(id, context, backend, head, on_full, base, records).await?;
+        self.tell_damage(&vdisk).await?;
         self.inner.replayed.borrow_mut().remove(&id);
         self.keep(vdisk.clone());
-        self.tell_damage(&vdisk).await?;
         Ok(vdisk)
     }
 
@@ -279,10 +290,13 @@ impl Engine {
         Ok(false)
     }
 
-    /// Opens every vDisk that has records in the write buffer, so that they leave it, and drops the records of vDisks
-    /// that no registry knows. Once all backends are attached.
+    /// Opens every vDisk that has records in the write buffer, so that they leave it, or that has lost some, so that its head
+    /// says so: the next start may not see it any more. Drops the records of vDisks that no registry knows. Once all backends
+    /// are attached.
     pub async fn claim_buffered(&self, on_full: OnFull) -> Result<(), VolumeError> {
-        let waiting: Vec<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        let mut waiting: BTreeSet<VdiskId> = self.inner.replayed.borrow().keys().copied().collect();
+        waiting.extend(self.inner.damage.borrow().iter().filter_map(|(whose, _)| *whose));
+        let mut is_everybody_told = true;
         for id in waiting {
             let entry = self.inner.context.registry.get(&head_key(id)).await?;
             let Some(entry) = entry else {
@@ -295,6 +309,7 @@ impl Engine {
                 Ok(head) => head,
                 Err(error) => {
                     tracing::error!(vdisk = %id, %error, "a vDisk with data in the write buffer has a head that cannot be read");
+                    is_everybody_told = false;
                     continue;
                 }
             };
@@ -306,7 +321,11 @@ impl Engine {
             let _turn = self.inner.turn.lock().await;
             if let Err(error) = self.open_any(vpool, id, on_full).await {
                 tracing::error!(vdisk = %id, %error, "a vDisk with data in the write buffer cannot be opened");
+                is_everybody_told = false;
             }
+        }
+        if is_everybody_told {
+            self.inner.evidence.borrow_mut().clear();
         }
         Ok(())
     }
@@ -356,6 +375,7 @@ impl Engine {
             }
         }
         let synced = context.log.sync().await;
+        context.log.end();
         self.inner.vdisks.borrow_mut().clear();
         self.inner.replayed.borrow_mut().clear();
         synced

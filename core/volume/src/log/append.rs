@@ -220,7 +220,7 @@ impl Log {
     /// a write may not fit into it: nothing else would ever end it.
     pub(super) fn next_to_move(&self) -> Option<Rc<Segment>> {
         let segments = self.state.segments.borrow();
-        let current = self.state.current.borrow().as_ref().map(|segment| segment.generation);
+        let current = self.state.current.borrow().as_ref().map(|segment| segment.id.generation);
         let kept = current.filter(|_| self.current_blocks_left() > self.record_clusters_max());
         let last = self.state.last_moved.get();
         let next = segments
@@ -228,9 +228,9 @@ impl Log {
             .chain(segments.range(..=last))
             .filter_map(|(_, segment)| segment.upgrade())
             .find(|segment| {
-                Some(segment.generation) != kept && !segment.retired.get() && segment.takes_its_turn()
+                Some(segment.id.generation) != kept && !segment.retired.get() && segment.takes_its_turn()
             })?;
-        self.state.last_moved.set(next.generation);
+        self.state.last_moved.set(next.id.generation);
         Some(next)
     }
 

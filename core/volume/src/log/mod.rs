@@ -8,7 +8,8 @@
 //! * One batch is in flight at a time, so a record is `written` only when every earlier byte of the log is.
 //! * A record's payload stays in memory until it is stable: when a write or sync fails, the segment is retired and what
 //!   was not stable in it is written again elsewhere, before any flush is answered. A failed sync is never asked again.
-//! * A slot is reused only after everything appended before it became free is stable: what superseded its records.
+//! * A slot is reused only after everything appended before it became free is stable: what superseded its records. Before
+//!   that no batch tells a replay that it need not look there.
 //! * The end that a replay chose is made persistent, by a new segment's header, before anything is served.
 //!
 //! Not here: what records mean to a vDisk (see `vdisk`), space on backends.
@@ -23,13 +24,12 @@ mod writer;
 
 pub(crate) use append::{Room, RoomFor};
 pub use device::{FileDevice, LogDevice};
-pub(crate) use record::{Append, Record};
+pub(crate) use record::{Append, Record, Segment};
 
-use crate::VolumeError;
+use crate::{Chance, VolumeError};
 use ovs_format::log::BLOCK_BYTES;
 use ovs_format::log::VoidRange;
-use ovs_units::VdiskId;
-use record::Segment;
+use ovs_units::{VdiskId, planted};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -60,9 +60,24 @@ struct FreeSlot {
     after_lsn: u64,
 }
 
+/// A segment whose records have all gone or been superseded, whether its slot is free or not.
+struct Left {
+    start_lsn: u64,
+    /// Until that much is stable, as with a free slot, a replay has to find them here.
+    after_order: u64,
+    after_lsn: u64,
+}
+
+impl Left {
+    fn is_superseded_by(&self, order: u64, lsn: u64) -> bool {
+        self.after_order <= order && self.after_lsn <= lsn
+    }
+}
+
 pub(crate) struct State {
     device: Rc<dyn LogDevice>,
     id: Uuid,
+    chance: Rc<dyn Chance>,
     memory_bytes_max: u64,
 
     next_order: Cell<u64>,
@@ -98,6 +113,10 @@ pub(crate) struct State {
     current_offset: Cell<u64>,
     segments: RefCell<BTreeMap<u64, Weak<Segment>>>,
     free: RefCell<VecDeque<FreeSlot>>,
+    /// In the order in which they were left.
+    left: RefCell<VecDeque<Left>>,
+    /// Records are let go of that are still needed: see [`Log::end`].
+    is_ended: Cell<bool>,
     /// The generation of the segment that was last looked at for being moved.
     last_moved: Cell<u64>,
     promised_blocks: Cell<u64>,
@@ -169,10 +188,13 @@ impl State {
 
     /// A segment's last record has gone.
     fn segment_is_free(&self, segment: &Segment) {
-        self.segments.borrow_mut().remove(&segment.generation);
+        self.segments.borrow_mut().remove(&segment.id.generation);
+        if self.is_ended.get() {
+            return;
+        }
+        let (after_order, after_lsn) = (self.next_order.get(), self.next_lsn.get());
+        self.left.borrow_mut().push_back(Left { start_lsn: segment.start_lsn, after_order, after_lsn });
         if !segment.retired.get() {
-            let after_order = self.next_order.get();
-            let after_lsn = self.next_lsn.get();
             self.free.borrow_mut().push_back(FreeSlot { slot: segment.slot, after_order, after_lsn });
         }
         self.space.notify_waiters();
@@ -183,11 +205,21 @@ impl State {
         self.promised_blocks.set(self.promised_blocks.get() - promised);
     }
 
-    /// Batches below this are needed by nobody.
+    /// Batches below this are needed by nobody, whatever of what is not stable is lost.
     fn floor_lsn(&self) -> u64 {
+        if self.is_ended.get() {
+            return 0;
+        }
+        let mut left = self.left.borrow_mut();
+        let is_stable = |left: &Left| left.is_superseded_by(self.synced_order.get(), self.synced_lsn.get());
+        while left.pop_front_if(|left| is_stable(left)).is_some() {}
+        let is_needed =
+            |_: &&Left| !planted("log: what superseded it is not stable, and it is below the floor");
+        let superseded = left.iter().filter(is_needed).map(|left| left.start_lsn);
+        // Segments start in the order of their generations.
         let segments = self.segments.borrow();
-        let lowest = segments.values().find_map(Weak::upgrade);
-        lowest.map_or(self.next_lsn.get(), |segment| segment.start_lsn)
+        let alive = segments.values().find_map(Weak::upgrade).map(|segment| segment.start_lsn);
+        alive.into_iter().chain(superseded).min().unwrap_or(self.next_lsn.get())
     }
 }
 
@@ -195,6 +227,12 @@ impl Log {
     /// Data clusters in one record at most: 1 MiB, less where slots are small.
     pub(crate) fn record_clusters_max(&self) -> u64 {
         (self.state.device.slot_bytes() / BLOCK_BYTES as u64 / 16).clamp(1, 256)
+    }
+
+    /// From now on records are let go of, needed or not, and are found by the next start: no slot becomes free by that, and
+    /// whatever is still being written says that all of them are needed.
+    pub(crate) fn end(&self) {
+        self.state.is_ended.set(!planted("log: what is let go of at the end passes for superseded"));
     }
 
     pub(crate) fn check_online(&self) -> Result<(), VolumeError> {

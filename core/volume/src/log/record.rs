@@ -6,7 +6,7 @@
 
 use super::{Log, State};
 use bytes::Bytes;
-use ovs_format::log::{RecordHeader, RecordKind};
+use ovs_format::log::{RecordHeader, RecordKind, SegmentId};
 use ovs_units::{CLUSTER_SIZE_BYTES, Cluster, Epoch, Sequence, VdiskId};
 use std::{
     cell::{Cell, RefCell},
@@ -155,7 +155,7 @@ pub(crate) struct Append {
 /// A slot in use: what one header block starts.
 pub(crate) struct Segment {
     pub(super) slot: usize,
-    pub(super) generation: u64,
+    pub(super) id: SegmentId,
     pub(super) start_lsn: u64,
     pub(super) state: Weak<State>,
     /// What lies in it, for moving it elsewhere.

@@ -8,11 +8,11 @@
 
 use super::record::{Place, Record, Segment};
 use super::{FlushHabit, FreeSlot, Log, LogDevice, State};
-use crate::VolumeError;
+use crate::{Chance, VolumeError};
 use bytes::Bytes;
 use ovs_format::log::{
-    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, VOIDS_MAX,
-    VoidRange, decode_wiped, encode_wiped,
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordKind, SegmentHeader, SegmentId,
+    VOIDS_MAX, VoidRange, decode_wiped, encode_wiped,
 };
 use ovs_units::{Epoch, Sequence, VdiskId, planted};
 use std::{
@@ -29,6 +29,8 @@ pub(crate) struct Replay {
     pub(crate) records: BTreeMap<VdiskId, Vec<Rc<Record>>>,
     /// vDisks with damaged records, and what is wrong; `None` as key: it cannot be told whose.
     pub(crate) damage: Vec<(Option<VdiskId>, String)>,
+    /// Where that is: as long as somebody has these, a next start sees it too.
+    pub(crate) evidence: Vec<Rc<Segment>>,
     /// Batches that do not count and that nothing would tell from good ones later: slots and offsets.
     dropped: Vec<(usize, u64)>,
     /// Where the log ends.
@@ -66,7 +68,7 @@ impl Log {
     /// Reads the device and chooses the log's end; the log is ready to append when this returns.
     pub(crate) async fn open(
         device: Rc<dyn LogDevice>,
-        fresh_id: Uuid,
+        chance: Rc<dyn Chance>,
         memory_bytes_max: u64,
     ) -> Result<(Log, Replay), VolumeError> {
         let FoundSlots { headers, unused, wiped, wiped_generation } = find_segments(&*device).await?;
@@ -80,13 +82,8 @@ impl Log {
                 logs.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", "),
             )));
         }
-        let mut segments = Vec::new();
-        let limits: Vec<u64> =
-            lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
-        for ((slot, header), limit_lsn) in headers.into_values().zip(limits) {
-            segments.push(scan(&*device, slot, header, limit_lsn).await?);
-        }
-        let log = Log { state: Rc::new(empty_state(device, &segments, fresh_id, memory_bytes_max)) };
+        let segments = scan_needed(&*device, headers).await?;
+        let log = Log { state: Rc::new(empty_state(device, &segments, chance, memory_bytes_max)) };
         let generation = log.state.next_generation.get().max(wiped_generation + 1);
         log.state.next_generation.set(generation);
         let unproven = Unproven::new(&segments);
@@ -112,7 +109,7 @@ impl Log {
     fn take_in(&self, segments: Vec<FoundSegment>) -> (Replay, Option<OpenEnd>) {
         let state = &self.state;
         let attested = attested_lsn(&segments);
-        let floor = segments.iter().flat_map(|s| &s.batches).map(|b| b.header.floor_lsn).max().unwrap_or(0);
+        let floor = floor_lsn(&segments);
         let voids = voids_of(&segments);
         let is_void = |lsn: u64| is_void(&voids, lsn);
         let end_lsn = segments
@@ -134,15 +131,20 @@ impl Log {
                 })
             })
         };
-        let mut replay =
-            Replay { records: BTreeMap::new(), damage: Vec::new(), dropped: Vec::new(), end_lsn };
+        let mut replay = Replay {
+            records: BTreeMap::new(),
+            damage: Vec::new(),
+            evidence: Vec::new(),
+            dropped: Vec::new(),
+            end_lsn,
+        };
         // A number that is void never means anything again.
         let mut next_lsn = voids.iter().map(|void| void.to_lsn).max().unwrap_or(0).max(attested);
         let mut open_end = None;
         for found in segments {
             let segment = Rc::new(Segment {
                 slot: found.slot,
-                generation: found.header.generation,
+                id: found.header.id,
                 start_lsn: found.header.start_lsn,
                 state: Rc::downgrade(state),
                 records: RefCell::default(),
@@ -152,13 +154,14 @@ impl Log {
                 moves_failed: Cell::new(0),
                 turns_to_pass: Cell::new(0),
             });
-            state.segments.borrow_mut().insert(segment.generation, Rc::downgrade(&segment));
+            state.segments.borrow_mut().insert(segment.id.generation, Rc::downgrade(&segment));
             for gap in &found.gaps {
                 let is_damage = (gap.lsn.max(floor)..gap.next_lsn.min(attested)).any(|lsn| !is_void(lsn));
                 if is_damage && !planted("replay: damage that is vouched for is taken for the end") {
                     // Kept as evidence.
                     if !segment.retired.replace(true) {
                         state.evidence_slots.set(state.evidence_slots.get() + 1);
+                        replay.evidence.push(segment.clone());
                     }
                     let text = format!(
                         "slot {} of the write buffer at {}: batch {} is bad",
@@ -174,8 +177,8 @@ impl Log {
             // behind the end for more of that. A segment that ends where another begins was sealed when that was the end
             // of the log, by this number and no other.
             if let Some(cut) = found.gaps.iter().find(|gap| gap.lsn == end_lsn) {
-                let (slot, generation, offset) = (segment.slot, segment.generation, cut.offset);
-                open_end = Some(OpenEnd { slot, generation, offset, lsn: end_lsn });
+                let (slot, segment, offset) = (segment.slot, segment.id, cut.offset);
+                open_end = Some(OpenEnd { slot, segment, offset, lsn: end_lsn });
             }
             let end_lsn = match planted("replay: one batch too few") {
                 true => end_lsn.saturating_sub(1),
@@ -195,7 +198,8 @@ impl Log {
                 next_lsn = next_lsn.max(batch.header.lsn + 1);
                 take_in_batch(state, &segment, batch, &mut replay);
             }
-            // Without records the segment goes here, and its slot is free.
+            // Without records the segment goes here, and its slot is free. No floor is looked at before all that was found
+            // is stable: those of seals count for nothing.
         }
         state.next_lsn.set(next_lsn);
         state.written_lsn.set(next_lsn);
@@ -209,12 +213,12 @@ impl Log {
             let segments = state.segments.borrow();
             segments.values().filter_map(std::rc::Weak::upgrade).map(|segment| segment.slot).collect()
         };
-        if let Some(OpenEnd { slot, generation, offset, lsn }) = open_end
+        if let Some(OpenEnd { slot, segment, offset, lsn }) = open_end
             && offset + BLOCK_BYTES as u64 <= state.device.slot_bytes()
         {
             // The segment that begins now takes the number too: one that was begun there before and holds nothing would
             // else miss its first batch.
-            self.put_seal(slot, generation, offset, lsn)
+            self.put_seal(slot, segment, offset, lsn)
                 .await
                 .map_err(|error| device_error("write", slot, &error))?;
             slots.insert(slot);
@@ -237,6 +241,40 @@ impl Log {
     }
 }
 
+/// The segments by generation. Those that nobody needs are not read: they have no batches.
+///
+/// Below a batch's floor nothing is needed: what was there has left for the backend, or what superseded it was stable
+/// when the batch was begun. So the newest are read first.
+async fn scan_needed(
+    device: &dyn LogDevice,
+    headers: BTreeMap<u64, (usize, SegmentHeader)>,
+) -> Result<Vec<FoundSegment>, VolumeError> {
+    let limits = lowest_start_after(headers.values().map(|(_, header)| header.start_lsn).collect());
+    let mut segments = Vec::new();
+    for ((slot, header), limit_lsn) in headers.into_values().zip(limits).rev() {
+        segments.push(match limit_lsn <= floor_lsn(&segments) {
+            true => FoundSegment { slot, header, batches: Vec::new(), gaps: Vec::new(), seal: None },
+            false => scan(device, slot, header, limit_lsn).await?,
+        });
+    }
+    segments.reverse();
+    Ok(segments)
+}
+
+/// No batch below is needed, as far as any header tells that is where it should be: what was searched for behind a hole,
+/// among a slot's leftovers, is not believed in this.
+fn floor_lsn(segments: &[FoundSegment]) -> u64 {
+    let is_in_its_place = |segment: &FoundSegment, batch: &&FoundBatch| {
+        segment.gaps.iter().all(|gap| gap.vdisks.is_some() || batch.offset < gap.offset)
+    };
+    segments
+        .iter()
+        .flat_map(|segment| segment.batches.iter().filter(|batch| is_in_its_place(segment, batch)))
+        .map(|batch| batch.header.floor_lsn)
+        .max()
+        .unwrap_or(0)
+}
+
 /// Everything below is on stable storage, as far as any header tells.
 fn attested_lsn(segments: &[FoundSegment]) -> u64 {
     let batches = segments.iter().flat_map(|s| &s.batches).map(|batch| batch.header.synced_lsn);
@@ -251,7 +289,7 @@ struct Unproven {
 
 struct UnprovenBatch {
     slot: usize,
-    generation: u64,
+    segment: SegmentId,
     lsn: u64,
     offset: u64,
     end: u64,
@@ -268,8 +306,8 @@ impl Unproven {
             for (lsn, offset, end) in of_batches.chain(of_seal) {
                 let is_void = is_void(&voids, lsn);
                 if lsn >= attested || is_void {
-                    let (slot, generation) = (found.slot, found.header.generation);
-                    batches.push(UnprovenBatch { slot, generation, lsn, offset, end, is_void });
+                    let (slot, segment) = (found.slot, found.header.id);
+                    batches.push(UnprovenBatch { slot, segment, lsn, offset, end, is_void });
                 }
             }
         }
@@ -287,14 +325,14 @@ impl Unproven {
         };
         let mut window = Window::new(device, 0);
         for batch in self.batches.iter().filter(is_needed) {
-            let UnprovenBatch { slot, generation, lsn, offset, end, .. } = *batch;
+            let UnprovenBatch { slot, segment, lsn, offset, end, .. } = *batch;
             // Each piece of a slot is read once.
             if window.slot != slot {
                 window = Window::new(device, slot);
             }
             // All of it at once, so that what is verified is what is written.
             let bytes = window.bytes(offset, (end - offset) as usize).await?.unwrap_or_default();
-            let Found::Good(..) = read_batch(&mut window, offset, generation, lsn).await? else {
+            let Found::Good(..) = read_batch(&mut window, offset, segment, lsn).await? else {
                 return Err(VolumeError::Offline(format!(
                     "slot {slot} of the write buffer at {offset}: batch {lsn} does not read as it did a moment ago"
                 )));
@@ -342,6 +380,7 @@ struct FoundSlots {
 /// | the slot's first block | its first batch | the slot has |
 /// |---|---|---|
 /// | a header | of its generation, or of an older one, or bad | that segment (with an older one's batches: not used yet) |
+/// | a header | of its generation with another salt | that segment, as if the batch were bad |
 /// | a header | of a newer generation, which no other slot has | the batch's segment: the header is an old one |
 /// | a header | of a newer generation, which another slot has | the header's segment: the batch is the other's |
 /// | a header that another slot has too | not of its generation | the batch's segment: the header is the other's |
@@ -365,16 +404,15 @@ async fn find_segments(device: &dyn LogDevice) -> Result<FoundSlots, VolumeError
         let mut window = Window { piece_bytes: FIRST_HEADER_BYTES, ..Window::new(device, slot) };
         let first = window.header(BLOCK_BYTES as u64).await?.and_then(Result::ok);
         let header = SegmentHeader::decode(&block).ok();
-        let is_of = |header: &SegmentHeader, first: &BatchHeader| header.generation == first.generation;
         match (header, first) {
-            (Some(header), Some(first)) if is_of(&header, &first) => {
-                let other = found.insert(header.generation, (slot, header, Some(first)));
+            (Some(header), Some(first)) if is_of(&first, header.id) => {
+                let other = found.insert(header.id.generation, (slot, header, Some(first)));
                 headless.extend(other.map(|(slot, header, first)| (slot, Some(header), first)));
             }
             (Some(header), first)
-                if first.as_ref().is_none_or(|first| first.generation < header.generation) =>
+                if first.as_ref().is_none_or(|first| first.segment.generation <= header.id.generation) =>
             {
-                match found.entry(header.generation) {
+                match found.entry(header.id.generation) {
                     Entry::Occupied(_) => headless.push((slot, None, first)),
                     Entry::Vacant(entry) => drop(entry.insert((slot, header, first))),
                 }
@@ -383,18 +421,19 @@ async fn find_segments(device: &dyn LogDevice) -> Result<FoundSlots, VolumeError
         }
     }
     for (slot, header, first) in headless {
-        let Some(first) = first.filter(|first| !found.contains_key(&first.generation)) else {
-            match header.filter(|header| !found.contains_key(&header.generation)) {
-                Some(header) => drop(found.insert(header.generation, (slot, header, None))),
+        let Some(first) = first.filter(|first| !found.contains_key(&first.segment.generation)) else {
+            match header.filter(|header| !found.contains_key(&header.id.generation)) {
+                Some(header) => drop(found.insert(header.id.generation, (slot, header, None))),
                 None => unused.push(slot),
             }
             continue;
         };
-        let (generation, start_lsn) = (first.generation, first.lsn);
+        let (id, start_lsn) = (first.segment, first.lsn);
+        let generation = id.generation;
         tracing::warn!(slot, generation, "a slot of the write buffer has lost its header");
         // The nil one where no header tells: it goes with any.
         let log = found.values().next().map_or(Uuid::nil(), |(_, header, _)| header.log);
-        let header = SegmentHeader { log, generation, start_lsn, synced_lsn: 0, voids: Vec::new() };
+        let header = SegmentHeader { log, id, start_lsn, synced_lsn: 0, voids: Vec::new() };
         found.insert(generation, (slot, header, Some(first)));
     }
     let headers = found.into_iter().map(|(generation, (slot, header, _))| (generation, (slot, header)));
@@ -466,7 +505,7 @@ fn lowest_start_after(starts: Vec<u64>) -> Vec<u64> {
 /// Where the log ends: in which segment, and the number that a seal there has.
 struct OpenEnd {
     slot: usize,
-    generation: u64,
+    segment: SegmentId,
     offset: u64,
     lsn: u64,
 }
@@ -483,7 +522,7 @@ async fn scan(
     let mut window = Window::new(device, slot);
     let (mut offset, mut lsn) = (BLOCK_BYTES as u64, segment.start_lsn);
     while lsn < limit_lsn {
-        match read_batch(&mut window, offset, segment.generation, lsn).await? {
+        match read_batch(&mut window, offset, segment.id, lsn).await? {
             Found::Good(batch) if batch.header.is_seal => {
                 seal = Some((batch.header.lsn, offset));
                 break;
@@ -497,7 +536,7 @@ async fn scan(
                 (lsn, offset) = (lsn + 1, end);
             }
             Found::Bad => {
-                let ahead = window.next_batch(offset, segment.generation, lsn).await?;
+                let ahead = window.next_batch(offset, segment.id, lsn).await?;
                 // Where the segment ends with it, nobody knows how many it had.
                 let next_lsn = ahead.map_or(lsn + 1, |(_, next_lsn)| next_lsn);
                 gaps.push(Gap { lsn, next_lsn, offset, vdisks: None });
@@ -507,6 +546,12 @@ async fn scan(
         }
     }
     Ok(FoundSegment { slot, header: segment, batches, gaps, seal })
+}
+
+/// A slot's leftovers are of other segments, or what guests wrote.
+fn is_of(header: &BatchHeader, segment: SegmentId) -> bool {
+    let is_all = !planted("replay: what guests wrote passes for batches");
+    header.segment.generation == segment.generation && (header.segment.salt == segment.salt || !is_all)
 }
 
 enum Found {
@@ -520,11 +565,11 @@ enum Found {
 async fn read_batch(
     window: &mut Window<'_>,
     offset: u64,
-    generation: u64,
+    segment: SegmentId,
     lsn: u64,
 ) -> Result<Found, VolumeError> {
     let header = match window.header(offset).await? {
-        Some(Ok(header)) if header.generation == generation && header.lsn == lsn => header,
+        Some(Ok(header)) if is_of(&header, segment) && header.lsn == lsn => header,
         _ => return Ok(Found::Bad),
     };
     let header_bytes = BatchHeader::encoded_bytes(header.records.len(), header.payload_clusters());
@@ -594,13 +639,13 @@ impl<'a> Window<'a> {
     async fn next_batch(
         &mut self,
         bad: u64,
-        generation: u64,
+        segment: SegmentId,
         lsn: u64,
     ) -> Result<Option<(u64, u64)>, VolumeError> {
         let mut offset = bad + BLOCK_BYTES as u64;
         while let Some(header) = self.header(offset).await? {
             if let Ok(header) = header
-                && header.generation == generation
+                && is_of(&header, segment)
                 && header.lsn > lsn
             {
                 return Ok(Some((offset, header.lsn)));
@@ -630,10 +675,10 @@ fn device_error(operation: &str, slot: usize, error: &std::io::Error) -> VolumeE
 fn empty_state(
     device: Rc<dyn LogDevice>,
     segments: &[FoundSegment],
-    fresh_id: Uuid,
+    chance: Rc<dyn Chance>,
     memory_bytes_max: u64,
 ) -> State {
-    let newest = segments.iter().max_by_key(|segment| segment.header.generation);
+    let newest = segments.iter().max_by_key(|segment| segment.header.id.generation);
     let log = segments.iter().map(|segment| segment.header.log).find(|log| !log.is_nil()).unwrap_or_default();
     // The newest header has those of the others, unless it is lost.
     let mut voids = voids_of(segments);
@@ -642,11 +687,12 @@ fn empty_state(
     voids.drain(..voids.len().saturating_sub(VOIDS_MAX));
     State {
         device,
-        id: newest.map_or(fresh_id, |_| log),
+        id: newest.map_or_else(|| chance.uuid(), |_| log),
+        chance,
         memory_bytes_max,
         next_order: Cell::new(0),
         next_lsn: Cell::new(0),
-        next_generation: Cell::new(newest.map_or(1, |segment| segment.header.generation + 1)),
+        next_generation: Cell::new(newest.map_or(1, |segment| segment.header.id.generation + 1)),
         written_lsn: Cell::new(0),
         synced_lsn: Cell::new(0),
         written_order: Cell::new(0),
@@ -665,6 +711,8 @@ fn empty_state(
         current_offset: Cell::new(0),
         segments: RefCell::new(BTreeMap::new()),
         free: RefCell::new(VecDeque::new()),
+        left: RefCell::default(),
+        is_ended: Cell::new(false),
         last_moved: Cell::new(0),
         promised_blocks: Cell::new(0),
         work: Rc::new(Notify::new()),

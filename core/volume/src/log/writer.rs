@@ -5,8 +5,8 @@ use super::{FreeSlot, Log, RESERVE_WRITES, State, UNSYNCED_BYTES_MAX};
 use crate::VolumeError;
 use bytes::Bytes;
 use ovs_format::log::{
-    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, VOIDS_MAX,
-    VoidRange,
+    BATCH_CLUSTERS_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES, BatchHeader, RecordHeader, SegmentHeader, SegmentId,
+    VOIDS_MAX, VoidRange,
 };
 use ovs_units::{CLUSTER_SIZE_BYTES, planted};
 use std::{
@@ -161,7 +161,7 @@ impl Log {
         let segment = state.current.borrow().clone().ok_or_else(|| std::io::Error::other("no segment"))?;
         let (offset, lsn) = (state.current_offset.get(), state.next_lsn.get());
         let records = batch.iter().map(|record| record.header.clone()).collect();
-        let header = state.batch_header(segment.generation, lsn, records);
+        let header = state.batch_header(segment.id, lsn, records);
         let mut parts = vec![Bytes::from(header.encode())];
         parts.extend(
             batch.iter().filter_map(|record| record.data.borrow().clone().filter(|_| record.has_data())),
@@ -243,10 +243,10 @@ impl Log {
     /// Ends a segment, so that nobody takes what follows for damage.
     async fn seal(&self, segment: &Rc<Segment>, offset: u64) -> std::io::Result<()> {
         segment.touch();
-        self.state.dirty.borrow_mut().insert(segment.generation, segment.clone());
+        self.state.dirty.borrow_mut().insert(segment.id.generation, segment.clone());
         let lsn = self.state.next_lsn.get();
         self.state.next_lsn.set(lsn + 1);
-        let result = self.put_seal(segment.slot, segment.generation, offset, lsn).await;
+        let result = self.put_seal(segment.slot, segment.id, offset, lsn).await;
         segment.touch();
         result?;
         self.state.written_lsn.set(lsn + 1);
@@ -256,18 +256,18 @@ impl Log {
     pub(super) async fn put_seal(
         &self,
         slot: usize,
-        generation: u64,
+        id: SegmentId,
         offset: u64,
         lsn: u64,
     ) -> std::io::Result<()> {
-        let mut seal = self.state.batch_header(generation, lsn, Vec::new());
+        let mut seal = self.state.batch_header(id, lsn, Vec::new());
         seal.is_seal = true;
         self.state.device.write(slot, offset, vec![Bytes::from(seal.encode())]).await
     }
 
     async fn write_to(&self, segment: &Rc<Segment>, offset: u64, parts: Vec<Bytes>) -> std::io::Result<()> {
         segment.touch();
-        self.state.dirty.borrow_mut().insert(segment.generation, segment.clone());
+        self.state.dirty.borrow_mut().insert(segment.id.generation, segment.clone());
         let result = self.state.device.write(segment.slot, offset, parts).await;
         segment.touch();
         result
@@ -277,16 +277,17 @@ impl Log {
         let state = &self.state;
         let generation = state.next_generation.get();
         state.next_generation.set(generation + 1);
+        let id = SegmentId { generation, salt: state.salt() };
         let header = SegmentHeader {
             log: state.id,
-            generation,
+            id,
             start_lsn: state.next_lsn.get(),
             synced_lsn: state.synced_lsn.get(),
             voids: state.voids.borrow().clone(),
         };
         let segment = Rc::new(Segment {
             slot,
-            generation,
+            id,
             start_lsn: header.start_lsn,
             state: Rc::downgrade(state),
             records: RefCell::default(),
@@ -374,7 +375,7 @@ impl Log {
         for (segment, touches) in dirty {
             // Even: no write was under way when the sync began; the same: none came since.
             if segment.touches.get() == touches && touches.is_multiple_of(2) {
-                state.dirty.borrow_mut().remove(&segment.generation);
+                state.dirty.borrow_mut().remove(&segment.id.generation);
             }
         }
         state.synced_lsn.set(state.synced_lsn.get().max(lsn));
@@ -405,7 +406,7 @@ impl Log {
     async fn retire(&self, segment: &Rc<Segment>) {
         let state = &self.state;
         segment.retired.set(true);
-        state.dirty.borrow_mut().remove(&segment.generation);
+        state.dirty.borrow_mut().remove(&segment.id.generation);
         state.retirements.set(state.retirements.get() + 1);
         // From here on new batches go elsewhere, behind a header that names the void. The last number in it is that of
         // the seal which the segment of now will never have: missing, it must not pass for damage later.
@@ -466,9 +467,14 @@ impl Segment {
 }
 
 impl State {
-    fn batch_header(&self, generation: u64, lsn: u64, records: Vec<RecordHeader>) -> BatchHeader {
+    /// Never 0, which is an early build's. All bits of a random UUID's lower 32 are random.
+    fn salt(&self) -> u32 {
+        (self.chance.uuid().as_u128() as u32).max(1)
+    }
+
+    fn batch_header(&self, segment: SegmentId, lsn: u64, records: Vec<RecordHeader>) -> BatchHeader {
         let (synced_lsn, floor_lsn) = (self.synced_lsn.get(), self.floor_lsn());
-        BatchHeader { generation, lsn, synced_lsn, floor_lsn, is_seal: false, records }
+        BatchHeader { segment, lsn, synced_lsn, floor_lsn, is_seal: false, records }
     }
 
     fn note_void(&self, void: VoidRange) {

@@ -225,3 +225,38 @@ fn what_is_buffered_for_an_unknown_vdisk_is_told() {
         engine.close(Duration::from_secs(5)).await.unwrap();
     });
 }
+
+/// Nothing of it is left in the write buffer to open it for; and what else is in that segment leaves.
+#[test]
+fn a_vdisk_is_damaged_for_good_though_nobody_opens_it() {
+    run(async {
+        let (host, buffer) = (Host::new(false), Buffer::new());
+        let engine = host.start(&buffer).await.unwrap();
+        let other = CreateVdisk {
+            id: VdiskId(Uuid::from_u128(11)),
+            vpool: POOL,
+            size: ByteCount(8 << 20),
+            properties: "{}".into(),
+            base: None,
+            on_full: ON_FULL,
+        };
+        put_stable(&create(&engine).await, 0, 1).await;
+        let other = engine.create_vdisk(other).await.unwrap();
+        put_stable(&other, 0, 1).await;
+        drop((other, engine));
+        let buffer = buffer.copy();
+        buffer.spoil(0, |batch| batch[5000] ^= 1);
+        // In the first life that sees it not everything is there that has to be; after the second nobody needs its segment.
+        for life in 0..3 {
+            let engine = host.start(&buffer).await.unwrap();
+            if life == 1 {
+                engine.claim_buffered(ON_FULL).await.unwrap();
+            }
+            put_stable(&engine.open_vdisk(POOL, VdiskId(Uuid::from_u128(11)), ON_FULL).await.unwrap(), 0, 2)
+                .await;
+            engine.close(Duration::from_secs(5)).await.unwrap();
+        }
+        let engine = host.start(&buffer).await.unwrap();
+        assert!(is_damaged(&open(&engine).await));
+    });
+}

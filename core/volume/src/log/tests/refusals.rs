@@ -6,7 +6,7 @@ use super::*;
 pub(super) struct Refusing {
     inner: FileDevice,
     /// The next sync of this slot fails.
-    refused: Cell<Option<usize>>,
+    pub(super) refused: Cell<Option<usize>>,
     /// So does every slot's second one.
     refuses_second_syncs: Cell<bool>,
     /// So many writes fail.
@@ -94,7 +94,7 @@ async fn try_to_open(
         asked: RefCell::default(),
         synced: RefCell::default(),
     });
-    (Log::open(device.clone(), Uuid::from_u128(1), 0).await, device)
+    (Log::open(device.clone(), Rc::new(SystemChance), 0).await, device)
 }
 
 /// Then it is under way when the guest asks for it. Nobody else pays for a sync that he did not ask for.
