@@ -112,6 +112,12 @@ impl Leaf {
         };
         if let Some(drive) = self.drive {
             check_drive(&*store, drive, expected).await?;
+            // It may be older than marks, or a copy of the vPool's folder alone.
+            if let Location::Dir { root, .. } = &self.location {
+                let mark = mark_of(root, drive);
+                let marked = tokio::task::spawn_blocking(move || std::fs::File::create(mark).map(drop));
+                let _unmarked = marked.await;
+            }
         }
         Ok(store)
     }
@@ -185,16 +191,18 @@ pub(super) struct Drive {
     clock: Rc<dyn Clock>,
     state: Rc<RefCell<State>>,
     trouble: RefCell<Option<String>>,
-    /// It failed after it was opened: whether it is still this drive has to be asked.
-    is_doubtful: Cell<bool>,
+    /// How often it failed: after that it has to be asked whether it is still this drive, …
+    failures: Cell<u64>,
+    /// … and has been, after so many of these.
+    failures_settled: Cell<u64>,
     opened_at: Cell<Duration>,
 }
 
 impl Drive {
     pub(super) fn new(name: Name, leaf: Leaf, clock: Rc<dyn Clock>) -> Drive {
         let state = Rc::new(RefCell::new(State::Closed));
-        let (trouble, is_doubtful, opened_at) = Default::default();
-        Drive { name, leaf, clock, state, trouble, is_doubtful, opened_at }
+        let (trouble, failures, failures_settled, opened_at) = Default::default();
+        Drive { name, leaf, clock, state, trouble, failures, failures_settled, opened_at }
     }
 
     /// The backend's.
@@ -222,7 +230,7 @@ impl Drive {
         asked.is_answered = true;
         *self.trouble.borrow_mut() = match &answer {
             Err(error @ BackendError::Retry { .. }) => {
-                self.is_doubtful.set(true);
+                self.fails();
                 Some(error.to_string())
             }
             _ => None,
@@ -230,12 +238,17 @@ impl Drive {
         answer
     }
 
+    fn fails(&self) {
+        self.failures.set(self.failures.get() + 1);
+    }
+
     /// What stores its objects, and is still that: after a failure another disk may be mounted there, or a store's credentials be
     /// others.
     pub(super) async fn open_surely(&self) -> Opened {
         let is_store = matches!(self.leaf.location, Location::Remote(_));
-        let now = self.clock.now();
-        if self.is_doubtful.get() && is_store && now >= self.opened_at.get() + REOPEN_AFTER {
+        let (now, failures) = (self.clock.now(), self.failures.get());
+        let is_doubtful = failures != self.failures_settled.get();
+        if is_doubtful && is_store && now >= self.opened_at.get() + REOPEN_AFTER {
             self.opened_at.set(now);
             let mut state = self.state.borrow_mut();
             if matches!(&*state, State::Open(_)) {
@@ -244,17 +257,17 @@ impl Drive {
         }
         let store = self.open(Namespace::Existing).await?;
         if let Some(drive) = self.leaf.drive
-            && self.is_doubtful.get()
+            && is_doubtful
         {
             check_drive(&*store, drive, Namespace::Existing).await?;
-            self.is_doubtful.set(false);
+            self.failures_settled.set(failures);
         }
         Ok(store)
     }
 
     /// Whether it is there now, and itself.
     pub(super) async fn check(&self) -> Result<(), BackendError> {
-        self.is_doubtful.set(true);
+        self.fails();
         self.within(OPENING_PATIENCE, Box::pin(self.open_surely())).await?.map(drop)
     }
 
@@ -265,7 +278,9 @@ impl Drive {
             let mut state = self.state.borrow_mut();
             match &*state {
                 State::Open(opened) => return Ok(opened.clone()),
-                State::Failed { at, error } if now < *at + PAUSE => return Err(error.clone()),
+                State::Failed { at, error } if expected == Namespace::Existing && now < *at + PAUSE => {
+                    return Err(error.clone());
+                }
                 State::Opening { since, opening } => (*since, opening.clone()),
                 State::Closed | State::Failed { .. } => {
                     let opening = self.begin(expected);
@@ -297,15 +312,9 @@ impl Drive {
         self.within(OPENING_PATIENCE, pin!(self.leaf.ask())).await?
     }
 
-    /// Removes all that is there. A folder is waited for as at opening; a store has bounds of its own.
+    /// Removes all that is there, however long that takes: who asks again while it goes on would begin it again.
     pub(super) async fn remove(&self) -> Result<(), Problem> {
-        match &self.leaf.location {
-            Location::Dir { .. } => {
-                let removed = self.within(OPENING_PATIENCE, pin!(self.leaf.remove())).await;
-                removed.map_err(from_backend)?
-            }
-            Location::Remote(_) => self.leaf.remove().await,
-        }
+        self.leaf.remove().await
     }
 
     async fn within<T>(
@@ -331,6 +340,7 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         let waited = self.drive.clock.now().saturating_sub(self.since);
         if !self.is_answered && waited >= SLOW {
+            self.drive.fails();
             *self.drive.trouble.borrow_mut() = Some("it does not answer".into());
         }
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{events::Events, sockets::VdiskSockets};
 use anyhow::Context;
 use futures_util::future::join_all;
-use ovs_api::{CreateVpool, Labels, Problem, VpoolCachePatch};
+use ovs_api::{CreateVpool, Labels, Problem, ProblemKind, VpoolCachePatch};
 use ovs_cluster::catalogue::{
     Catalogue, CatalogueError, Counter, FORMAT, State, Stored, VdiskRecord, VpoolRecord,
 };
@@ -117,7 +117,13 @@ impl Volumes {
         }
         self.begin_finishing_vpools(FINISHING_PATIENCE).await;
         if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {
-            self.make_default_vpool().await?;
+            match self.make_default_vpool().await {
+                // What is left of an earlier one goes first.
+                Err(problem) if problem.kind() == ProblemKind::Conflict => {
+                    tracing::error!(%problem, "the default vPool is not made");
+                }
+                made => made?,
+            }
         }
         self.write_inventory().await?;
         self.finish_what_was_begun().await;

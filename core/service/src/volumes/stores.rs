@@ -213,7 +213,11 @@ impl Volumes {
         let drives = self.drives_of(set, root, namespace)?;
         if let Some(only) = drives.get(&root) {
             let store = only.open(expected).await.map_err(from_backend)?;
-            return Ok(Opened { store, drives: BTreeMap::new() });
+            if record.folder().is_some() {
+                return Ok(Opened { store, drives: BTreeMap::new() });
+            }
+            // A store's credentials may be others one day.
+            return Ok(Opened { store: only.clone(), drives });
         }
         let away = away(set, &drives, |drive| async move { drive.open(expected).await.map(drop) }).await;
         for reason in away.values() {

@@ -6,7 +6,7 @@
 use super::{
     Volumes,
     idempotency::Terms,
-    namespace::{Namespace, cannot_use, make_folder, put_config, put_newest_config},
+    namespace::{Namespace, cannot_use, in_time, make_folder, put_config, put_newest_config},
     pools::{Pool, offline, to_on_full},
     presets::PRESET,
     problem::{exists, from_catalogue, not_found},
@@ -347,9 +347,7 @@ impl Volumes {
         let creating = self.locks.lock(format!("vpool/{id}")).await;
         let stored = self.catalogue.get::<VpoolRecord>(id.0).await.map_err(from_catalogue)?;
         terms.check_revision(stored.record.version)?;
-        if !query.discard_unread {
-            self.check_is_all_there(&pool)?;
-        }
+        self.check_is_all_there(&pool, query.discard_unread)?;
         let members = self.catalogue.index(&VdiskRecord::members_prefix(id)).await.map_err(from_catalogue)?;
         if !members.is_empty() {
             let uuids: Vec<String> = members.iter().take(100).map(|(_, uuid)| uuid.to_string()).collect();
@@ -366,12 +364,12 @@ impl Volumes {
         };
         let stored = self.catalogue.update(&stored, deleting).await.map_err(from_catalogue)?;
         self.pools.borrow_mut().remove(&id);
+        // A store may take hours for it, and a directory that hangs for ever: nothing else waits for that.
+        drop((creating, locked));
         if let Some(store) = pool.backend() {
-            self.wait_until_empty(&*store).await;
+            in_time(&*self.clock, self.wait_until_empty(&*store)).await;
         }
         self.engine.detach_backend(id);
-        // A store may take hours for it: nothing else waits for that.
-        drop((creating, locked));
         self.finish_vpool_delete(&stored).await.map_err(|problem| {
             let detail =
                 format!("vPool {name} is being deleted, which goes on by itself: {}", problem.detail);
@@ -380,12 +378,15 @@ impl Volumes {
     }
 
     /// A vDisk that was not taken in yet is in no listing, and would go with the vPool.
-    fn check_is_all_there(&self, pool: &Pool) -> Result<(), Problem> {
+    fn check_is_all_there(&self, pool: &Pool, discard_unread: bool) -> Result<(), Problem> {
         let VpoolRecord { id, name, .. } = pool.record();
-        let is_whole = !pool.is_recovering()
-            && !self.unasked.borrow().contains(&id)
-            && !self.inventory.borrow().incomplete.contains(&id);
-        if is_whole {
+        if pool.is_recovering() {
+            let detail = format!("vPool {name} is being recovered: ask again when that is over");
+            return Err(Problem::new(ProblemKind::Conflict, detail));
+        }
+        let is_whole =
+            !self.unasked.borrow().contains(&id) && !self.inventory.borrow().incomplete.contains(&id);
+        if is_whole || discard_unread {
             return Ok(());
         }
         let detail = format!(
@@ -410,6 +411,11 @@ impl Volumes {
         let record = &stored.record;
         // Whoever is at it goes on.
         let Some(_turn) = self.locks.try_lock(format!("emptying/{}", record.id)) else { return Ok(()) };
+        // Another may have ended it before, and the vPool be there again since: recovered, from what was not mounted then.
+        let now = self.catalogue.find::<VpoolRecord>(record.id.0).await.map_err(from_catalogue)?;
+        if now.is_none_or(|now| now.record != *record) {
+            return Ok(());
+        }
         self.remove_objects(record.backend, &record.namespace).await?;
         let _locked = self.locks.lock("backends").await;
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
