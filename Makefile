@@ -65,7 +65,7 @@ integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx agai
 	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
 
 .PHONY: test
-test: ## every test there is: check, planted defects, threads, integration; prints the totals (30 min / 20 min)
+test: ## every test there is: check, planted defects, threads, integration; prints the totals (45 min)
 	@SECONDS=0
 	$(MAKE) setup
 	$(MAKE) check
@@ -106,7 +106,7 @@ fuzz: setup-build ## every decoder under a fuzzer, FUZZ_SECONDS (30) each; needs
 	done
 
 .PHONY: planted
-planted: setup-build ## shows that the tests find each planted defect, and who finds it (5 min)
+planted: setup-build ## shows that the tests find each planted defect, and who finds it (20 min)
 	@mkdir -p $(TARGET_DIR)
 	/usr/bin/python3 -B tests/planted/run.py | tee $(TARGET_DIR)/planted.log
 	tail -1 $(TARGET_DIR)/planted.log | sed 's/^planted: /planted:     /' >>$(TOTALS)

@@ -25,8 +25,9 @@ const SLOTS_EACH_MIN: usize = 4;
 const JOBS_MAX: usize = 32;
 /// What takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Of a file system one in so many bytes stays free.
+/// Of a file system one in so many bytes stays free, and no more than so many of a large one.
 const FREE_ONE_IN: u64 = 20;
+const FREE_BYTES_MAX: u64 = 4 << 30;
 
 /// Slots that may forget, and may lie: whoever reads checks what he gets. After an error it is asked nothing any more.
 pub trait CacheDevice {
@@ -72,7 +73,7 @@ impl FileCache {
         // Else a file system would be full for as long as it takes to find that out.
         let space = rustix::fs::fstatvfs(&file)?;
         let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
-        let spare_bytes = space.f_blocks.saturating_mul(space.f_frsize) / FREE_ONE_IN;
+        let spare_bytes = spare_bytes(space.f_blocks.saturating_mul(space.f_frsize));
         if free_bytes.saturating_sub(spare_bytes) < size_bytes {
             let text = format!(
                 "{free_bytes} bytes are free where {size_bytes} are wanted and {spare_bytes} have to stay free"
@@ -86,6 +87,11 @@ impl FileCache {
         }
         Ok(FileCache { file: Arc::new(file), slot_count, jobs: Arc::new(Semaphore::new(JOBS_MAX)) })
     }
+}
+
+/// What a cache leaves of a file system of this size.
+fn spare_bytes(total_bytes: u64) -> u64 {
+    (total_bytes / FREE_ONE_IN).min(FREE_BYTES_MAX)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -217,5 +223,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let full = FileCache::open(directory.path(), 8 << 40).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_large_file_system_may_be_nearly_full() {
+        assert_eq!(spare_bytes(20 << 30), 1 << 30);
+        assert_eq!(spare_bytes(252 << 30), 4 << 30);
+        assert_eq!(spare_bytes(u64::MAX), 4 << 30);
     }
 }

@@ -16,13 +16,14 @@ const VDISK: VdiskId = VdiskId(Uuid::from_u128(2));
 
 /// A log with slots of so many blocks, and a budget of so many clusters' payloads in memory.
 async fn open(directory: &tempfile::TempDir, slot_blocks: u64, clusters_in_memory: u64) -> (Log, Replay) {
-    let device = loop {
-        match FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64) {
-            // A thread that nobody waits for any more still syncs what was open before: it ends by itself.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
-            device => break device.unwrap(),
-        }
-    };
+    let device = RefCell::new(None);
+    // A thread that nobody waits for any more may still sync what was open before: it ends by itself.
+    until(|| match FileDevice::open(directory.path(), 12, slot_blocks * BLOCK_BYTES as u64) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+        opened => device.replace(Some(opened.unwrap())).is_none(),
+    })
+    .await;
+    let device = device.into_inner().unwrap();
     let budget = clusters_in_memory * CLUSTER_SIZE_BYTES;
     Log::open(Rc::new(device), Rc::new(SystemChance), budget).await.unwrap()
 }
