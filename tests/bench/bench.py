@@ -4,7 +4,7 @@
     bench.py [--quick] [--gate] [--rounds N] [--seconds S] [--targets a,b] [--rows a,b] [--out FILE]
 
 In every round each target has its turn with a fresh server process; odd rounds go in the reverse order, so that a machine
-that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are within a round. On a busy
+that gets busier or warmer wrongs nobody. Medians and [min-max] over the rounds; ratios are of medians. On a busy
 machine the server's CPU time per operation is the number to compare: it moves far less than IOPS do.
 
 Writes go to a thin disk made for the run, or to a fresh clone of 1 GiB written before; reads to 1 GiB written before and read once. Of the others,
@@ -28,7 +28,7 @@ import time
 from typing import NamedTuple
 
 from chart import svg
-from report import PAGES, Goal, Page, goals, spread, table  # which finds the integration tests' modules
+from report import PAGES, Goal, Page, goals, middle, ratios, spread, table  # which finds the integration tests' modules
 from stack import GIB, MIB, Stack, run, wait_until
 
 DISK, WORKING_SET = 4 * GIB, 1 * GIB
@@ -324,7 +324,7 @@ def judge(results):
         else:
             theirs, whose = results[row].get(of, []), f"of {TARGETS[of].title}"
         if theirs:
-            rows.append(Goal(f"{title}: {whose}", [one["iops"] / other["iops"] for one, other in zip(ours, theirs)], "x", must, aim,
+            rows.append(Goal(f"{title}: {whose}", ratios([one["iops"] for one in ours], [other["iops"] for other in theirs]), "x", must, aim,
                              more_is_better=True, digits=2))
     return goals(rows)
 
@@ -341,8 +341,8 @@ def details(results, row, targets):
             continue
         cells = [TARGETS[name].title, spread([one["mb_s" if is_large else "iops"] for one in found], 0)]
         for base in ("file", "qemu-nbd-raw"):
-            ratios = [one["iops"] / base["iops"] for one, base in zip(found, results[row].get(base, []))]
-            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
+            share = ratios([one["iops"] for one in found], [one["iops"] for one in results[row].get(base, [])])
+            cells.append(f"{middle(share):.2f}" if share else "-")
         cells += [spread([one["p50_us"] for one in found], 0), spread([one["p99_us"] for one in found], 0), spread([one["cpu_us"] for one in found])]
         cells += [spread([one["disk_bytes"] for one in found], 2)] if row.startswith("write") else []
         cells.append(spread([one["memory_mib"] for one in found], 0))
@@ -354,8 +354,8 @@ def chart(results, rows, targets):
     base = "qemu-nbd-raw"
 
     def share(row, name):
-        ratios = [one["iops"] / raw["iops"] for one, raw in zip(results[row].get(name, []), results[row].get(base, []))]
-        return statistics.median(ratios) if ratios else None
+        found = ratios([one["iops"] for one in results[row].get(name, [])], [one["iops"] for one in results[row].get(base, [])])
+        return middle(found) if found else None
 
     shown = [(ROWS[row][0], {name: share(row, name) for name in targets}) for row in rows]
     names = {name: TARGETS[name].title.strip("*") for name in targets}
@@ -406,7 +406,7 @@ def main():
             getattr(target, "close", lambda: None)()
         shutil.rmtree(folder, ignore_errors=True)
 
-    sections = [f"{options.seconds} s a run. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in caches. Ratios are within a round; p50 and p99 are "
+    sections = [f"{options.seconds} s a run. {WORKING_SET // MIB} MiB of a {DISK // GIB} GiB disk, all of it in caches. p50 and p99 are "
                 "of an operation and its flush where each has one. qcow2: thin is a new image for each run, or an overlay where ovs has a clone; "
                 "allocated is one that was written before.", judge(results), *(details(results, row, names) for row in rows)]
     if to_screen:

@@ -17,7 +17,7 @@ import threading
 from typing import NamedTuple
 
 import load
-from report import Goal, Page, alternate, goals, spread, table
+from report import Goal, Page, alternate, goals, ratios, spread, table
 from stack import MIB, SMALL_BUFFER, Stack, wait_until
 
 READ = ["--rw=randread", "--bs=4k", "--iodepth=32"]
@@ -142,7 +142,8 @@ class Ovs:
 
 
 def judge(results):
-    ratio = lambda target, base: [one.load.total / other.load.total for one, other in zip(results[target], results[base])]  # noqa: E731
+    totals = lambda target: [one.load.total for one in results[target]]  # noqa: E731
+    ratio = lambda target, base: ratios(totals(target), totals(base))  # noqa: E731
     cached = ("memory", "ssd", "quarter")
     rows = [Goal(f"{TARGETS[target]}: reads per second, of those from the device", ratio(target, "device"), "x", digits=2) for target in cached]
     rows.append(Goal(f"{TARGETS['memory']}: reads per second, of those from the page cache", ratio("memory", "page-cache"), "x", digits=2))
@@ -177,7 +178,7 @@ def main():
                       f"{one.device_bytes:5.0f} bytes of the device and {one.load.cpu_us['ovsd']:.1f} µs CPU per read")
     finally:
         ovs.close()
-    page.write(f"{options.mib} MiB, 4 KiB random reads, 32 deep, {options.seconds} s a run. Ratios are within a round. The page cache is kept empty of the backend's "
+    page.write(f"{options.mib} MiB, 4 KiB random reads, 32 deep, {options.seconds} s a run. The page cache is kept empty of the backend's "
                "files, but for the rows that say otherwise. SSD and backend are the same device: a cache saves more where the backend is slower than that.", judge(results),
                details(results))
 

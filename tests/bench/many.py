@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import load
-from report import Goal, Page, alternate, goals, spread, table
+from report import Goal, Page, alternate, goals, ratios, spread, table
 from stack import GIB, MIB, Stack, wait_until
 
 COUNT, DEPTH = 64, 8
@@ -122,17 +122,17 @@ def measure(server, row, target, seconds):
         return load.fio(places, [*ROWS[row], f"--iodepth={depth}"], TOTAL // vdisks, seconds, {"server": pid}), max(first.latency_us) / 1000
 
 
-def ratios(results, row, above, below, figure):
-    return [figure(one) / figure(base) for (one, _), (base, _) in zip(results[row, above], results[row, below])]
+def shares(results, row, above, below, figure):
+    return ratios(*([figure(one) for one, _ in results[row, target]] for target in (above, below)))
 
 
 def judge(results):
     rows = []
     for row in ROWS:
-        iops = ratios(results, row, "many", "one", lambda one: one.total)
+        iops = shares(results, row, "many", "one", lambda one: one.total)
         rows.append(Goal(f"{row}: IOPS of {COUNT} together, of those of one at depth 32", iops, "x", 0.8, 0.95, more_is_better=True, digits=2))
     for row in ROWS:
-        p99 = ratios(results, row, "many", "qsd", lambda one: one.percentile(0.99))
+        p99 = shares(results, row, "many", "qsd", lambda one: one.percentile(0.99))
         rows.append(Goal(f"{row}: p99 of {COUNT}, of qemu-storage-daemon's", p99, "x", 1, 0.5, digits=2))
     return goals(rows)
 
@@ -164,7 +164,7 @@ def main():
                 results[row, name].append((one, first))
                 page.note(f"round {number + 1}/{options.rounds} {row:24} {name:9} {one.total:9,.0f} IOPS, p99 {one.percentile(0.99):9,.0f} µs, "
                           f"CPU {one.cpu_us['server']:.1f} µs; slowest first {first:.0f} ms")
-    page.write(f"{TOTAL // MIB} MiB in all, {options.seconds} s a run. Ratios are within a round.", judge(results), *(details(results, row) for row in ROWS))
+    page.write(f"{TOTAL // MIB} MiB in all, {options.seconds} s a run.", judge(results), *(details(results, row) for row in ROWS))
 
 
 if __name__ == "__main__":

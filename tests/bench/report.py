@@ -21,8 +21,26 @@ PAGES = REPOSITORY / "docs/benchmarks"
 QUIET_LOAD = 0.5
 
 
+class Rounds(list):
+    """A value per round, and what they come to together where that is not their median."""
+
+    def __init__(self, values, middle):
+        super().__init__(values)
+        self.middle = middle
+
+
+def ratios(above, below):
+    """Of two figures, a pair per round: what counts is the ratio of their medians."""
+    above, below = zip(*pairs) if (pairs := list(zip(above, below))) else ((), ())
+    return Rounds([one / other for one, other in pairs], statistics.median(above) / statistics.median(below) if pairs else None)
+
+
+def middle(values):
+    return values.middle if isinstance(values, Rounds) else statistics.median(values)
+
+
 class Goal(NamedTuple):
-    """One figure, a value per round, against its two limits. It is the median that reaches them."""
+    """One figure, a value per round, against its two limits. It is the median that reaches them, and of ratios that of the medians."""
 
     what: str
     values: list
@@ -33,7 +51,7 @@ class Goal(NamedTuple):
     digits: int = 1
 
     def reaches(self, limit):
-        value = statistics.median(self.values)
+        value = middle(self.values)
         return value >= limit if self.more_is_better else value <= limit
 
     def reached(self):
@@ -61,10 +79,11 @@ def digits_of(value):
 
 def spread(values, digits=1):
     """Median [min-max]."""
-    values = [value for value in values if value is not None]
+    if not isinstance(values, Rounds):
+        values = [value for value in values if value is not None]
     if not values:
         return "-"
-    median, least, most = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    median, least, most = (f"{value:,.{digits}f}" for value in (middle(values), min(values), max(values)))
     return f"{median} [{least}-{most}]"
 
 
@@ -138,7 +157,7 @@ class Page:
         return "\n\n".join([
             f"# {self.title}",
             f"{datetime.date.today().isoformat()}, revision {revision}, `{command}`: {rounds} round{'s' * (rounds != 1)}. {self.machine()}. {self.how_quiet()}",
-            "*Must* is what each row has to reach, *aim* what we want; *reached* compares the median with both.",
+            "*Must* is what each row has to reach, *aim* what we want; *reached* compares the median with both. Ratios are of medians; between [ and ] are those of single rounds.",
             *sections]) + "\n"
 
     def write(self, *sections):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import load
 from nbd_client import Connection
-from report import Goal, Page, alternate, goals, spread, table
+from report import Goal, Page, Rounds, alternate, goals, spread, table
 from stack import BIN, GIB, MIB, Stack, loop_device, mounted, run, wait_until
 
 DISK = 100 * GIB
@@ -243,9 +243,10 @@ def ms(values):
 
 
 def alike(results, what):
-    """In each round, the slowest content's time over the fastest's."""
-    rounds = zip(*([one[what] for one in runs] for runs in results.values()))
-    return [max(values) / min(values) for values in rounds]
+    """The slowest content's time over the fastest's: in each round, and of their medians."""
+    times = [[one[what] for one in runs] for runs in results.values()]
+    medians = [statistics.median(values) for values in times]
+    return Rounds([max(values) / min(values) for values in zip(*times)], max(medians) / min(medians))
 
 
 def judge(results, contents):

@@ -11,7 +11,7 @@ import time
 
 import load
 from nbd_client import Connection
-from report import Goal, Page, alternate, goals, spread, table
+from report import Goal, Page, alternate, goals, ratios, spread, table
 from stack import MIB, Stack, wait_until
 
 DEPTH, SIZE = 8, 64 * MIB
@@ -56,7 +56,7 @@ def judge(runs, alone, options):
     rows = []
     for name in LOADS:
         rows += [Goal(f"{name}: IOPS of the {busy} together", [one[name].total for one in runs], "", digits=0),
-                 Goal(f"{name}: the same, of what they reach alone", [one[name].total / other[name].total for one, other in zip(runs, alone)], "x", digits=2),
+                 Goal(f"{name}: the same, of what they reach alone", ratios([one[name].total for one in runs], [one[name].total for one in alone]), "x", digits=2),
                  Goal(f"{name}: least served of the {busy}, of an even share", [min(one[name].iops) * busy / one[name].total for one in runs], "x", digits=2),
                  Goal(f"{name}: best served of the {busy}, of an even share", [max(one[name].iops) * busy / one[name].total for one in runs], "x", digits=2),
                  Goal(f"{name}: p99", [one[name].percentile(0.99) / 1000 for one in runs], "ms")]
