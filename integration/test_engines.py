@@ -12,7 +12,8 @@ import time
 import pytest
 
 from engines import Ceph, Swift
-from stack import BIN, run, unique, wait_until
+from nbd_client import Connection
+from stack import BIN, MIB, Refused, run, unique, wait_until
 
 CLIENT = BIN / "examples" / "conformance"
 # The client's bound for one operation: RETRY + 3 * PATIENCE in conformance.rs.
@@ -149,3 +150,77 @@ def test_a_wrong_password_is_said_at_once(ceph, swift):
         done = run(CLIENT, json.dumps(store), "probe", check=False, env=environment(name, wrong))
         assert done.returncode != 0 and ("HTTP 401" in done.stderr or "HTTP 403" in done.stderr)
         assert time.monotonic() - started < 5 and secret not in done.stderr
+
+
+EXPERIMENTAL = """
+destage:
+  after: 300ms
+  sco_size: 1MiB
+experimental:
+  coded_backends: true
+"""
+
+
+def make_store(ovs, name, door):
+    """The store as a backend of ovsd's; its credentials are in files."""
+    store, user, secret = door
+    folder = ovs.root / "etc" / "ovs" / "secrets" / "stores"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in (("user", user), ("secret", secret)):
+        (folder / file).write_text(text)
+        (folder / file).chmod(0o600)
+    place = store["endpoint"] if store["kind"] == "s3" else store["auth"]
+    bucket = store["bucket"] if store["kind"] == "s3" else store["container"]
+    region = ["--region", store["region"]] if "region" in store else []
+    return ovs.ovs("backend", "create", name, "--type", store["kind"], "--endpoint", place, "--bucket", bucket, *region, "--prefix", store["prefix"],
+                   "--user-file", folder / "user", "--secret-file", folder / "secret")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("is_composite", [False, True])
+def test_a_vpool_on_a_store(make_stack, chance, door, is_composite):
+    """By itself, and as a drive beside directories of which one goes: written, overwritten, read by the next ovsd, deleted."""
+    ovs = make_stack(EXPERIMENTAL).start()
+    made = make_store(ovs, "cloud", door)
+    assert made["probe"]["is_usable"] and made["path"].endswith(door[0]["prefix"]), made
+    if is_composite:
+        for name in ("d0", "d1"):
+            ovs.ovs("backend", "create", name, "--path", ovs.root / "drives" / name, "--node", name)
+        ovs.ovs("preset", "create", "wide", "--policy", "1,2,2,1", "--compression", "lz4")
+        ovs.ovs("backend", "create", "all", "--of", "d0,d1,cloud", "--preset", "wide")
+    ovs.ovs("vpool", "create", "p", "--backend", "all" if is_composite else "cloud")
+    ovs.create("v", "64MiB", vpool="p")
+    blocks = {}
+
+    def write_and_settle(connection, numbers):
+        for number in numbers:
+            blocks[number] = chance.randbytes(256 << 10)
+            connection.write(number * MIB, blocks[number])
+        connection.flush()
+        wait_until("it has left the write buffer", lambda: ovs.ovs("vdisk", "show", "p/v")["buffered_bytes"] == 0, 60)
+
+    with Connection(ovs.nbd_socket, "p/v") as connection:
+        write_and_settle(connection, range(8))
+        if is_composite:
+            (ovs.root / "drives" / "d1").rename(ovs.root / "away")
+        write_and_settle(connection, range(0, 8, 3))
+    ovs.ovsd.stop()
+    ovs.restart()
+    with Connection(ovs.nbd_socket, "p/v") as connection:
+        for number, data in blocks.items():
+            assert connection.read(number * MIB, len(data)) == data, number
+    for secret in door[1:]:
+        assert secret not in ovs.ovsd.log.read_text() + (ovs.state / "vpools.json").read_text()
+    if is_composite:
+        (ovs.root / "away").rename(ovs.root / "drives" / "d1")
+    ovs.ovs("vdisk", "delete", "p/v", "--purge")
+    wait_until("the vPool is gone", lambda: not refused(ovs, "vpool", "delete", "p"), 60)
+    ovs.ovs("backend", "delete", "all" if is_composite else "cloud")
+
+
+def refused(ovs, *words):
+    try:
+        ovs.ovs(*words)
+    except Refused as error:
+        return error.stderr
+    return None

@@ -4,6 +4,7 @@ schemathesis makes requests out of the document, good ones and bad ones, single 
 `packaging/setup.sh test` installs it, at one version, into a folder of its own.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -31,9 +32,11 @@ def relay(path):
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            # One end is gone: so is the other.
+            # One end is gone: so is the other. Not closed: the other thread may be about to read, by a number that the next
+            # connection would get.
             for end in (source, sink):
-                end.close()
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
     def accept():
         while True:

@@ -106,6 +106,7 @@ programs "$root" /usr/sbin ovsd ovsd-edge
 programs "$root" /usr/bin ovs
 units "$root" ovs.slice ovsd.service ovsd-edge.service
 install -D -m 0644 packaging/ovsd.yaml "$root/etc/ovs/ovsd.yaml"
+install -d -m 0700 "$root/etc/ovs/secrets" "$root/etc/ovs/secrets/keys" "$root/etc/ovs/secrets/stores"
 echo /etc/ovs/ovsd.yaml >"$root/DEBIAN/conffiles"
 install -D -m 0644 packaging/ovs.sysusers "$root/usr/lib/sysusers.d/ovs-storage.conf"
 install -D -m 0644 packaging/ovs.tmpfiles "$root/usr/lib/tmpfiles.d/ovs-storage.conf"

@@ -25,7 +25,7 @@ macro_rules! for_each_operation {
                 list_hosts: GET "/v1/hosts" query(ListQuery) -> Page<Host>, may [];
 
                 /// Makes a vPool.
-                create_vpool: POST "/v1/vpools" body(CreateVpool) -> Created<Vpool>, may [NotFound, Exists, InUse, NoSpace];
+                create_vpool: POST "/v1/vpools" body(CreateVpool) -> Created<Vpool>, may [NotFound, Exists, InUse, Conflict, NoSpace];
                 /// The vPools, by name.
                 list_vpools: GET "/v1/vpools" query(ListQuery) -> Page<Vpool>, may [];
                 /// One vPool.
@@ -107,20 +107,28 @@ macro_rules! for_each_operation {
                 delete_trash: DELETE "/v1/trash/{vdisk}" path(vdisk: VdiskRef) -> NoContent,
                     may [NotFound, Conflict, PreconditionFailed];
 
-                /// Makes a backend.
-                create_backend: POST "/v1/backends" body(CreateBackend) -> Created<Backend>, may [Exists, InUse, Conflict];
+                /// Makes a backend: a directory, a store, or a composite of others. A store is tried first.
+                create_backend: POST "/v1/backends" body(CreateBackend) -> Created<Backend>,
+                    may [NotFound, Exists, InUse, Conflict, NoSpace];
+                /// What a composite would come to: capacity, overhead, what can be lost. Makes nothing.
+                plan_backend: POST "/v1/backends/plan" body(CreateBackend) -> BackendPlan, may [NotFound, Exists, InUse, Conflict];
                 /// The backends, by name.
                 list_backends: GET "/v1/backends" query(ListQuery) -> Page<Backend>, may [];
                 /// One backend.
                 get_backend: GET "/v1/backends/{backend}" path(backend: Name) -> Backend, may [NotFound];
-                /// Forgets a backend that no vPool uses; what is on it stays.
+                /// Forgets a backend that no vPool and no other backend uses; what is on it stays.
                 delete_backend: DELETE "/v1/backends/{backend}" path(backend: Name) -> NoContent,
                     may [NotFound, InUse, PreconditionFailed];
 
+                /// Makes a preset.
+                create_preset: POST "/v1/presets" body(CreatePreset) -> Created<Preset>, may [Exists, Conflict];
                 /// The presets, by name.
                 list_presets: GET "/v1/presets" query(ListQuery) -> Page<Preset>, may [];
                 /// One preset.
                 get_preset: GET "/v1/presets/{preset}" path(preset: Name) -> Preset, may [NotFound];
+                /// Deletes a preset that no backend uses.
+                delete_preset: DELETE "/v1/presets/{preset}" path(preset: Name) -> NoContent,
+                    may [NotFound, InUse, PreconditionFailed];
 
                 /// The tasks, the oldest first.
                 list_tasks: GET "/v1/tasks" query(TaskQuery) -> Page<Task>, may [];
@@ -130,12 +138,6 @@ macro_rules! for_each_operation {
                 cancel_task: DELETE "/v1/tasks/{task}" path(task: TaskId) -> Task, may [NotFound, Conflict];
             }
             later {
-                /// Makes a preset.
-                create_preset: POST "/v1/presets" body(CreatePreset) -> Created<Preset>, may [Exists]
-                    until "presets other than the built-in one come with compression, encryption and erasure coding";
-                /// Deletes a preset that no vPool uses.
-                delete_preset: DELETE "/v1/presets/{preset}" path(preset: Name) -> NoContent, may [NotFound, InUse]
-                    until "presets other than the built-in one come with compression, encryption and erasure coding";
                 /// Exports a vDisk to clients on other machines.
                 create_export: POST "/v1/exports" body(CreateExport) -> Created<Export>, may [NotFound, InUse, Conflict]
                     until "exports come with the iSCSI and NFS doors";

@@ -71,6 +71,7 @@ macro_rules! with_revision {
 with_revision!(Vpool, Vdisk, Snapshot, Attachment, TrashEntry, Backend, Preset, Export, Vmachine, Task);
 impl Resource for Status {}
 impl Resource for VdiskStats {}
+impl Resource for BackendPlan {}
 impl Resource for Device {}
 impl Resource for DeviceList {}
 impl<T: Serialize + DeserializeOwned + JsonSchema> Resource for Page<T> {}

@@ -44,6 +44,7 @@ use std::{
     sync::Arc,
 };
 use store::Store;
+use tokio::sync::Semaphore;
 
 /// Options of a directory backend.
 #[derive(Debug, Clone)]
@@ -56,6 +57,9 @@ pub struct DirOptions {
     /// runtimes whose time is paused: they do not know that somebody waits.
     pub io_uring: bool,
 }
+
+/// Threads at work on one folder: a file system that hangs keeps so many, and leaves the process the others.
+const THREADS_MAX: usize = 64;
 
 impl DirOptions {
     /// A folder with the default reserve: 1 % of its file system, 64 MiB at least and 1 GiB at most.
@@ -71,6 +75,8 @@ impl DirOptions {
 pub struct DirBackend {
     store: Arc<Store<OsDisk>>,
     files: Arc<OpenFiles>,
+    /// Held by each thread that works here, also by those that nobody waits for any more.
+    turns: Arc<Semaphore>,
 }
 
 impl DirBackend {
@@ -88,7 +94,8 @@ impl DirBackend {
     fn open_as(options: DirOptions, if_unmarked: store::IfUnmarked) -> Result<DirBackend, BackendError> {
         let store = Store::open(OsDisk, options.path, options.reserve_bytes, if_unmarked)?;
         let files = OpenFiles::new(options.io_uring.then(Reader::new));
-        Ok(DirBackend { store: Arc::new(store), files: Arc::new(files) })
+        let turns = Arc::new(Semaphore::new(THREADS_MAX));
+        Ok(DirBackend { store: Arc::new(store), files: Arc::new(files), turns })
     }
 
     /// The folder.
@@ -105,7 +112,12 @@ impl DirBackend {
         work: impl FnOnce(&Store<OsDisk>) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
         let store = Arc::clone(&self.store);
-        match tokio::task::spawn_blocking(move || work(&store)).await {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        let work = move || {
+            let _turn = turn;
+            work(&store)
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(stopped) => Err(BackendError::Retry {
                 operation,

@@ -60,6 +60,37 @@ fn usage_is_2_and_help_is_0() {
 }
 
 #[test]
+fn an_option_that_does_not_fit_is_named_as_it_was_typed() {
+    let root = TempDir::new().unwrap();
+    for (options, expected) in [
+        (&["--type", "s3"][..], "--endpoint is needed for a backend of type s3"),
+        (&["--type", "s3", "--endpoint", "http://s", "--user-env", "A"], "--bucket is needed"),
+        (&["--of", "a,b"], "--preset is needed for a backend of type composite"),
+        (&[], "--path is needed for a backend of type dir"),
+        (&["--path", "/x", "--region", "eu"], "--region is for object stores: say which with --type"),
+        (&["--type", "s3", "--of", "a"], "--of is for composites"),
+        (&["--of", "a", "--preset", "p", "--path", "/x"], "--path is for directories"),
+    ] {
+        let (_, stderr) = check_exit(root.path(), &[&["backend", "create", "b"][..], options].concat(), 2);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let key = [
+        "preset",
+        "create",
+        "p",
+        "--policy",
+        "1,0,1,1",
+        "--encryption",
+        "aes-256-gcm",
+        "--key-env",
+        "se=cret",
+    ];
+    let (_, stderr) = check_exit(root.path(), &key, 2);
+    assert!(stderr.contains("--key-env: what was given is not the name of a variable"), "{stderr}");
+    assert!(!stderr.contains("se=cret"), "{stderr}");
+}
+
+#[test]
 fn wrong_usage_is_a_problem_document_for_programs() {
     let root = TempDir::new().unwrap();
     for words in [&["vdisk", "show", "x", "--output", "json"][..], &["--output=json", "vdisk", "show", "x"]] {
@@ -93,7 +124,7 @@ fn a_refusal_is_one_line_for_people_and_the_document_for_programs() {
 #[test]
 fn what_nobody_has_built_yet_is_refused_with_its_reason() {
     let (root, _) = ovsd_that_answers(problem("not-implemented", 501, "vMachines come later"));
-    for words in [&["vmachine", "list"][..], &["export", "list"], &["preset", "delete", "p"]] {
+    for words in [&["vmachine", "list"][..], &["export", "list"]] {
         let (_, stderr) = check_exit(root.path(), words, 1);
         assert_eq!(stderr, "ovs: vMachines come later\n");
     }
@@ -235,12 +266,76 @@ fn every_verb_asks_for_what_it_says() {
             "POST /v1/backends",
             json!({"name": "b", "type": "dir", "path": "/srv/b"}),
         ),
+        (
+            &["backend", "create", "b", "--path", "/srv/b", "--node", "n", "--site", "s", "--weight", "2"],
+            "POST /v1/backends",
+            json!({"type": "dir", "node": "n", "site": "s", "weight": 2}),
+        ),
+        (
+            &["backend", "create", "all", "--of", "a,b", "--of", "c", "--preset", "q"],
+            "POST /v1/backends",
+            json!({"name": "all", "type": "composite", "of": ["a", "b", "c"], "preset": "q"}),
+        ),
+        (
+            &["backend", "create", "all", "--of", "a", "--preset", "q", "--dry-run"],
+            "POST /v1/backends/plan",
+            json!({"name": "all", "type": "composite", "of": ["a"], "preset": "q"}),
+        ),
+        (
+            &[
+                "backend",
+                "create",
+                "s",
+                "--type",
+                "s3",
+                "--endpoint",
+                "https://s3",
+                "--bucket",
+                "c",
+                "--region",
+                "r",
+                "--prefix",
+                "x",
+                "--user-env",
+                "OVS_USER",
+                "--secret-file",
+                "/etc/ovs/s3",
+            ],
+            "POST /v1/backends",
+            json!({"name": "s", "type": "s3", "remote": {
+                "endpoint": "https://s3", "container": "c", "region": "r", "prefix": "x", "user": "env:OVS_USER",
+                "secret": "file:/etc/ovs/s3",
+            }}),
+        ),
         (&["backend", "delete", "b"], "DELETE /v1/backends/b", json!(null)),
         (
             &["preset", "create", "q", "--policy", "4,2,5,1"],
             "POST /v1/presets",
             json!({"name": "q", "policies": [{"k": 4, "m": 2, "c": 5, "x": 1}]}),
         ),
+        (
+            &[
+                "preset",
+                "create",
+                "q",
+                "--policy",
+                "4,2,5,2",
+                "--policy",
+                "2,2,3,4",
+                "--compression",
+                "zstd",
+                "--encryption",
+                "aes-256-gcm",
+                "--key-file",
+                "/etc/ovs/key",
+                "--fragment",
+                "1MiB",
+            ],
+            "POST /v1/presets",
+            json!({"compression": "zstd", "encryption": "aes-256-gcm", "key": "file:/etc/ovs/key", "fragment_size_bytes": 1048576,
+                "policies": [{"k": 4, "m": 2, "c": 5, "x": 2}, {"k": 2, "m": 2, "c": 3, "x": 4}]}),
+        ),
+        (&["preset", "delete", "q"], "DELETE /v1/presets/q", json!(null)),
         (&["vmachine", "create", "m", "p/x"], "POST /v1/vmachines", json!({"name": "m", "vdisks": ["p:x"]})),
         (&["vmachine", "snapshot", "m", "s"], "POST /v1/vmachines/m/snapshots", json!({"name": "s"})),
         (

@@ -1,7 +1,14 @@
 //! Passwords and keys: where they come from, and a type that does not show them.
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
-use std::{fmt, fs, io, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
 use thiserror::Error;
 
 /// A file of credentials is a line, or a JSON document of a cloud.
@@ -17,8 +24,8 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// For the one who sends it.
-    pub(crate) fn reveal(&self) -> &str {
+    /// For the one who uses it.
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -33,7 +40,7 @@ impl fmt::Debug for Secret {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SecretReference {
-    /// A file that nobody but its owner may read. White space at its end does not count.
+    /// A file of root's, or of whoever runs this process, that nobody else may read. White space at its end does not count.
     File(PathBuf),
     /// A variable of the process's environment.
     Environment(String),
@@ -45,6 +52,14 @@ pub enum SecretError {
     /// A secret itself, or anything else; so what it was is not shown.
     #[error("a secret is given as file:PATH or env:NAME, never as itself")]
     NotAReference,
+    /// A file where secrets are not.
+    #[error("{} lies outside of {}: secrets are read from there alone", .path.display(), .folder.display())]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+        /// Where secrets are.
+        folder: PathBuf,
+    },
     /// No file, or no right to read it.
     #[error("{}: {error}", .path.display())]
     Unreadable {
@@ -61,6 +76,14 @@ pub enum SecretError {
         /// Its permissions.
         mode: u32,
     },
+    /// Somebody else can change it.
+    #[error("{}: its owner is user {owner}; allowed is root alone", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// Empty, no text, or far too long for a secret.
     #[error("{reference} has no secret: {reason}")]
     Malformed {
@@ -72,10 +95,10 @@ pub enum SecretError {
 }
 
 impl SecretReference {
-    /// Reads it now. A file is read again at each call, so that it may be changed.
-    pub fn resolve(&self) -> Result<Secret, SecretError> {
+    /// Reads it now: a file is one below `folder`, and no link. It is read again at each call, so that it may be changed.
+    pub fn read_below(&self, folder: &Path) -> Result<Secret, SecretError> {
         let text = match self {
-            SecretReference::File(path) => read_private(path)?,
+            SecretReference::File(path) => self.read_private(path, folder)?,
             SecretReference::Environment(name) => std::env::var(name).map_err(|error| {
                 self.malformed(match error {
                     std::env::VarError::NotPresent => "no such variable",
@@ -90,22 +113,53 @@ impl SecretReference {
         Ok(Secret::new(text))
     }
 
+    /// What is looked at is what is read: whoever may change the folder meanwhile gets nothing else shown.
+    fn read_private(&self, path: &Path, folder: &Path) -> Result<String, SecretError> {
+        let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
+        let file = open_below(path, folder)?;
+        let meta = file.metadata().map_err(unreadable)?;
+        if !meta.is_file() {
+            return Err(self.malformed("it is no file"));
+        }
+        if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+            return Err(SecretError::Foreign { path: path.to_owned(), owner: meta.uid() });
+        }
+        if meta.mode() & 0o077 != 0 {
+            return Err(SecretError::Exposed { path: path.to_owned(), mode: meta.mode() & 0o7777 });
+        }
+        let mut text = Vec::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(self.malformed("it is longer than 64 KiB"));
+        }
+        String::from_utf8(text).map_err(|_| self.malformed("not UTF-8"))
+    }
+
     fn malformed(&self, reason: &'static str) -> SecretError {
         SecretError::Malformed { reference: self.to_string(), reason }
     }
 }
 
-fn read_private(path: &PathBuf) -> Result<String, SecretError> {
-    let unreadable = |error| SecretError::Unreadable { path: path.clone(), error };
-    let meta = fs::metadata(path).map_err(unreadable)?;
-    if meta.mode() & 0o077 != 0 {
-        return Err(SecretError::Exposed { path: path.clone(), mode: meta.mode() & 0o7777 });
+/// Opens each part of the way from the one before, and follows no link.
+fn open_below(path: &Path, folder: &Path) -> Result<File, SecretError> {
+    let is_plain = |below: &&Path| below.components().all(|part| matches!(part, Component::Normal(_)));
+    let Some(below) = path.strip_prefix(folder).ok().filter(is_plain) else {
+        return Err(SecretError::Elsewhere { path: path.to_owned(), folder: folder.to_owned() });
+    };
+    let unreadable =
+        |error: rustix::io::Errno| SecretError::Unreadable { path: path.to_owned(), error: error.into() };
+    let is_folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = openat(CWD, folder, is_folder, Mode::empty()).map_err(unreadable)?;
+    let mut parts = below.components().peekable();
+    while let Some(part) = parts.next() {
+        let flags = match parts.peek() {
+            Some(_) => is_folder,
+            // Nobody is waited for at the other end of a pipe.
+            None => OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        };
+        at = openat(&at, part.as_os_str(), flags | OFlags::NOFOLLOW, Mode::empty()).map_err(unreadable)?;
     }
-    let reference = || SecretReference::File(path.clone());
-    if meta.len() > FILE_BYTES_MAX {
-        return Err(reference().malformed("it is longer than 64 KiB"));
-    }
-    String::from_utf8(fs::read(path).map_err(unreadable)?).map_err(|_| reference().malformed("not UTF-8"))
+    Ok(File::from(at))
 }
 
 impl TryFrom<String> for SecretReference {
@@ -156,15 +210,14 @@ impl Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
-    fn check_file(text: &[u8], mode: u32, expected: Result<&str, &str>) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key");
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        let reference = SecretReference::try_from(format!("file:{}", path.display())).unwrap();
-        match (reference.resolve(), expected) {
+    fn read(path: &Path, folder: &Path) -> Result<Secret, SecretError> {
+        SecretReference::try_from(format!("file:{}", path.display())).unwrap().read_below(folder)
+    }
+
+    fn check(read: Result<Secret, SecretError>, expected: Result<&str, &str>) {
+        match (read, expected) {
             (Ok(secret), Ok(expected)) => assert_eq!(secret.reveal(), expected),
             (Err(error), Err(expected)) => {
                 assert!(error.to_string().contains(expected), "{error}");
@@ -172,6 +225,18 @@ mod tests {
             }
             (got, expected) => panic!("{got:?}, not {expected:?}"),
         }
+    }
+
+    fn write_private(path: &Path, text: &[u8], mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn check_file(text: &[u8], mode: u32, expected: Result<&str, &str>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        write_private(&path, text, mode);
+        check(read(&path, folder.path()), expected);
     }
 
     #[test]
@@ -186,6 +251,59 @@ mod tests {
     }
 
     #[test]
+    fn what_leads_out_of_the_folder_is_not_read() {
+        let world = tempfile::tempdir().unwrap();
+        let (folder, outside) = (world.path().join("secrets"), world.path().join("outside"));
+        fs::create_dir_all(folder.join("below")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        write_private(&folder.join("below/key"), b"hunter2", 0o600);
+        write_private(&outside.join("key"), b"hunter2", 0o600);
+        std::os::unix::fs::symlink(outside.join("key"), folder.join("link")).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("links")).unwrap();
+        check(read(&folder.join("below/key"), &folder), Ok("hunter2"));
+        for (bad, words) in [
+            ("../outside/key", "lies outside"),
+            ("below/../../outside/key", "lies outside"),
+            ("../secrets-2/key", "lies outside"),
+            ("link", "symbolic link"),
+            ("links/key", "irectory"),
+            ("below", "no file"),
+            ("below/nothing", "No such file"),
+            ("", "no file"),
+        ] {
+            check(read(&folder.join(bad), &folder), Err(words));
+        }
+        rustix::fs::mknodat(CWD, folder.join("pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        check(read(&folder.join("pipe"), &folder), Err("no file"));
+    }
+
+    /// The check and the reading are of one file, however quickly somebody puts another one in its place.
+    #[test]
+    fn a_file_that_changes_into_a_link_is_never_followed() {
+        let world = tempfile::tempdir().unwrap();
+        let (folder, outside) = (world.path().join("secrets"), world.path().join("outside"));
+        fs::create_dir(&folder).unwrap();
+        write_private(&outside, b"hunter2", 0o600);
+        write_private(&world.path().join("mine"), b"mine", 0o600);
+        let path = folder.join("key");
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        let over = || is_over.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over() {
+                    let _ = fs::remove_file(&path);
+                    let _ = fs::hard_link(world.path().join("mine"), &path);
+                    let _ = fs::remove_file(&path);
+                    let _ = std::os::unix::fs::symlink(&outside, &path);
+                }
+            });
+            let read: Vec<_> = (0..5000).map(|_| read(&path, &folder)).collect();
+            is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert!(read.iter().flatten().all(|secret| secret.reveal() == "mine"));
+        });
+    }
+
+    #[test]
     fn a_secret_is_no_reference_and_is_never_shown() {
         for text in ["hunter2", "", "file:", "file:relative", "env:", "env:A=hunter2", "http://hunter2"] {
             let error = SecretReference::try_from(text.to_owned()).unwrap_err();
@@ -195,7 +313,7 @@ mod tests {
             format!("{:?}", Credentials::new("me", "hunter2")),
             "Credentials { name: Secret, secret: Secret }"
         );
-        let absent = SecretReference::try_from("env:OVS_NO_SUCH_VARIABLE".to_owned()).unwrap();
-        assert!(absent.resolve().unwrap_err().to_string().contains("no such variable"));
+        let absent = SecretReference::try_from("env:OVS_SECRET_NO_SUCH".to_owned()).unwrap();
+        assert!(absent.read_below(Path::new("/")).unwrap_err().to_string().contains("no such variable"));
     }
 }

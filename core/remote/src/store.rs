@@ -75,15 +75,23 @@ pub struct KeystoneProject {
 impl RemoteStore {
     /// The address as errors and listings show it: no user, no secret.
     pub fn address(&self) -> String {
-        let (endpoint, container) = match &self.kind {
-            RemoteKind::S3 { endpoint, bucket, .. } => (endpoint.as_str(), bucket.as_str()),
-            RemoteKind::Swift { auth, container, .. } => (auth.as_str(), container.as_str()),
-            RemoteKind::Gcs { endpoint, bucket } => {
-                (endpoint.as_deref().unwrap_or("https://storage.googleapis.com"), bucket.as_str())
-            }
-            RemoteKind::Azblob { endpoint, container } => (endpoint.as_str(), container.as_str()),
+        let container = match &self.kind {
+            RemoteKind::S3 { bucket, .. } | RemoteKind::Gcs { bucket, .. } => bucket,
+            RemoteKind::Swift { container, .. } | RemoteKind::Azblob { container, .. } => container,
         };
-        format!("{}/{container}/{}", endpoint.trim_end_matches('/'), self.prefix)
+        format!("{}/{container}/{}", self.endpoint(), self.prefix)
+    }
+
+    /// The server's part of it.
+    pub fn endpoint(&self) -> &str {
+        let endpoint = match &self.kind {
+            RemoteKind::S3 { endpoint, .. } | RemoteKind::Azblob { endpoint, .. } => endpoint.as_str(),
+            RemoteKind::Swift { auth, .. } => auth.as_str(),
+            RemoteKind::Gcs { endpoint, .. } => {
+                endpoint.as_deref().unwrap_or("https://storage.googleapis.com")
+            }
+        };
+        endpoint.trim_end_matches('/')
     }
 
     /// As configurations name the kind.

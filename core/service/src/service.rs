@@ -60,7 +60,8 @@ impl Service {
         let nbd_authority = nbd_door.as_ref().and_then(|door| door.authority(&host_name));
         let (thread_paths, thread_tasks, thread_host) = (paths.clone(), tasks.clone(), host_name.clone());
         let nbd = NbdOverTcp { authority: nbd_authority, secured };
-        let build = move || bring_up(config, thread_paths, thread_host, thread_tasks, nbd);
+        let runtime = tokio::runtime::Handle::current();
+        let build = move || bring_up(config, thread_paths, thread_host, thread_tasks, nbd, runtime);
         let (volumes, engine_thread) = EngineHandle::start(build).await?;
         let told = volumes
             .run(|volumes| async move { (volumes.host(), volumes.events.clone(), volumes.clock.wall_ms()) });
@@ -131,6 +132,7 @@ async fn bring_up(
     host_name: String,
     tasks: Arc<Tasks>,
     nbd: NbdOverTcp,
+    runtime: tokio::runtime::Handle,
 ) -> anyhow::Result<Rc<Volumes>> {
     let (registry, pages) = open_registry(&paths.state_dir().join("registry"))?;
     let buffer_dir = config.buffer.path.clone().unwrap_or_else(|| paths.state_dir().join("buffer"));
@@ -173,9 +175,10 @@ async fn bring_up(
         socket_mode: config.nbd.vdisk_socket_mode,
         nbd_authority: nbd.authority,
         has_cache_ssd: config.cache.is_some_and(|cache| cache.ssd.is_some()),
+        allows_coded_backends: config.experimental.coded_backends,
         io_uring: config.io_uring,
     };
-    let parts = VolumesParts { engine, registry, clock, chance, settings, tasks };
+    let parts = VolumesParts { engine, registry, clock, chance, settings, tasks, runtime };
     let volumes = Volumes::start(parts, Server::new(options)).await?;
     volumes.open_doors().await?;
     if let Some(secured) = nbd.secured {

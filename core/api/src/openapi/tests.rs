@@ -300,7 +300,7 @@ fn requests_are_as_the_document_says() {
         uuid: None,
     };
     check("CreateAttachment", &attachment);
-    let backend = CreateBackend { name: name("b"), kind: BackendKind::Dir, path: "/srv/b".into() };
+    let backend = CreateBackend::dir(name("b"), "/srv/b");
     check("RecoverVpool", &RecoverVpool { name: name("p"), backend });
 }
 

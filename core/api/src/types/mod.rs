@@ -12,6 +12,8 @@ mod export;
 mod label;
 mod limits;
 mod page;
+mod preset;
+mod secret;
 mod snapshot;
 mod status;
 mod task;
@@ -25,7 +27,7 @@ pub use attachment::{
     Attachment, AttachmentMode, AttachmentQuery, CreateAttachment, DeleteAttachmentQuery, Door,
 };
 pub use backend::{
-    Backend, BackendKind, Compression, CreateBackend, CreatePreset, Encryption, Policy, Preset,
+    Backend, BackendDrive, BackendKind, BackendPlan, CreateBackend, PolicyPlan, ProbeResult, RemoteStore,
 };
 pub use cache::{CacheSpace, VdiskCachePatch, VdiskCacheStats, VpoolCachePatch};
 pub use device::{Device, DeviceList, PutDevice};
@@ -34,6 +36,8 @@ pub use export::{CreateExport, Export, ExportProtocol};
 pub use label::{LABEL_COUNT_MAX, LabelSelector, Labels, LabelsPatch};
 pub use limits::{LimitsPatch, RatesPatch};
 pub use page::{Cursor, LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Page};
+pub use preset::{Compression, CreatePreset, Encryption, Policy, Preset};
+pub use secret::SecretReference;
 pub use snapshot::{CreateSnapshot, GetSnapshotQuery, Snapshot, SnapshotWait};
 pub use status::{
     Alarm, AlarmKind, BufferSpace, Host, HostState, PROTOCOL, ProtocolRange, ServiceState, Status,

@@ -96,6 +96,8 @@ pub enum AlarmKind {
     CacheQuotas,
     /// A backend does not answer.
     BackendOffline,
+    /// A drive of a backend does not answer.
+    Drive,
     /// A vDisk is not `ok`.
     Vdisk,
     /// One that this client is too old to know.

@@ -146,6 +146,9 @@ pub struct DeleteVpoolQuery {
     /// Empties its trash first; without it a vPool with trash is `in-use`, as one with vDisks always is.
     #[serde(default)]
     pub purge_trash: bool,
+    /// Also while the vPool is not taken in whole from its backend: vDisks that nobody here knows go with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discard_unread: bool,
 }
 
 /// A vPool whose registry is lost, to be rebuilt from its backend alone.

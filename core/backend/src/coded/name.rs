@@ -70,6 +70,17 @@ mod tests {
             .prop_map(|text| ObjectName::new(text).expect("a good name"))
     }
 
+    /// The longest names there are, in a composite of composites.
+    #[test]
+    fn a_map_s_copy_has_a_name_on_every_drive() {
+        let digits = |count: usize| "f".repeat(count);
+        let vdisk = uuid::Uuid::max();
+        let copy = format!("v/{vdisk}/c/{}-{}-{}-{}", digits(16), digits(16), digits(32), digits(8));
+        let copy = ObjectName::new(copy).expect("a good name");
+        let outer = fragment(&copy, u32::MAX, 0xffff, u8::MAX).expect("short enough");
+        fragment(&outer, u32::MAX, 0xff, u8::MAX).expect("short enough");
+    }
+
     proptest! {
         #[test]
         fn fragments_are_in_the_order_of_their_objects(

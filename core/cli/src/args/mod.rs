@@ -2,6 +2,7 @@
 //!
 //! Not here: what the words do (`commands`).
 
+mod backend;
 mod cache;
 mod limits;
 mod pool;
@@ -9,11 +10,15 @@ mod system;
 pub mod target;
 mod vdisk;
 
+pub use backend::{
+    BackendCommand, BackendKindArg, CompressionArg, CreateBackendArgs, CreatePresetArgs, EncryptionArg,
+    PresetCommand, RemoteArgs,
+};
 pub use cache::{CacheDedupArg, CacheModeArg, VdiskCacheArgs, VpoolCacheArgs};
 pub use limits::LimitArgs;
 pub use pool::{
-    BackendCommand, BackendKindArg, CreatePresetArgs, CreateVpoolArgs, ExportCommand, ExportProtocolArg,
-    PresetCommand, RecoverArgs, TrashCommand, VmachineCommand, VpoolCommand,
+    CreateVpoolArgs, ExportCommand, ExportProtocolArg, RecoverArgs, TrashCommand, VmachineCommand,
+    VpoolCommand,
 };
 pub use system::{EventsArgs, GenerateCommand, HostCommand, TaskCommand, TaskStateArg};
 pub use vdisk::{

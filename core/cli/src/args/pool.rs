@@ -1,12 +1,12 @@
-//! The verbs of vPools and what they stand on: backends, presets; of trash, vMachines and exports.
+//! The verbs of vPools, trash, vMachines and exports.
 
 use super::{
     cache::VpoolCacheArgs,
-    target::{NewVdisk, VdiskTarget, byte_count, duration_ms, label, policy, vdisk_size},
+    target::{NewVdisk, VdiskTarget, duration_ms, label, vdisk_size},
     vdisk::FullArgs,
 };
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use ovs_api::{BackendKind, ExportProtocol, Policy};
+use ovs_api::ExportProtocol;
 use ovs_units::{ByteCount, Name};
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -37,6 +37,9 @@ pub enum VpoolCommand {
         /// Empty its trash first
         #[arg(long)]
         purge_trash: bool,
+        /// Also vDisks on its backend that are not taken in here, or cannot be read
+        #[arg(long)]
+        discard_unread: bool,
     },
     /// Rebuild a vPool's vDisks, snapshots and clones from what is on its backend
     Recover(RecoverArgs),
@@ -50,7 +53,7 @@ pub struct CreateVpoolArgs {
     /// An existing backend that no vPool uses [default: a directory of its own]
     #[arg(long)]
     pub backend: Option<Name>,
-    /// An existing preset [default: default]
+    /// The preset of its backend [default: that]
     #[arg(long)]
     pub preset: Option<Name>,
     #[command(flatten)]
@@ -76,7 +79,7 @@ pub struct CreateVpoolArgs {
 pub struct RecoverArgs {
     /// The vPool; with --backend, the name that it is to have
     pub name: Name,
-    /// The directory that holds its objects, when this ovsd does not know the vPool (any more)
+    /// The directory that holds its objects, when this ovsd does not know the vPool (any more); of a composite, that of any drive
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub backend: Option<PathBuf>,
     /// The name of that backend [default: the vPool's]
@@ -85,81 +88,6 @@ pub struct RecoverArgs {
     /// Begin, and print the task
     #[arg(long)]
     pub no_wait: bool,
-}
-
-/// `ovs backend ...`
-#[derive(Debug, Subcommand)]
-pub enum BackendCommand {
-    /// Make a backend
-    Create {
-        /// The new backend
-        name: Name,
-        /// What it is made of
-        #[arg(long = "type", value_enum, default_value = "dir")]
-        kind: BackendKindArg,
-        /// Its directory; made when it does not exist
-        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-        path: PathBuf,
-    },
-    /// List the backends
-    List,
-    /// Show a backend
-    Show {
-        /// The backend
-        name: Name,
-    },
-    /// Forget a backend that no vPool uses; what is on it stays
-    Delete {
-        /// The backend
-        name: Name,
-    },
-}
-
-/// What a backend is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendKindArg {
-    /// A directory
-    Dir,
-}
-
-impl From<BackendKindArg> for BackendKind {
-    fn from(arg: BackendKindArg) -> BackendKind {
-        match arg {
-            BackendKindArg::Dir => BackendKind::Dir,
-        }
-    }
-}
-
-/// `ovs preset ...`
-#[derive(Debug, Subcommand)]
-pub enum PresetCommand {
-    /// Make a preset
-    Create(CreatePresetArgs),
-    /// List the presets
-    List,
-    /// Show a preset
-    Show {
-        /// The preset
-        name: Name,
-    },
-    /// Delete a preset that no vPool uses
-    Delete {
-        /// The preset
-        name: Name,
-    },
-}
-
-/// `ovs preset create`
-#[derive(Debug, Args)]
-pub struct CreatePresetArgs {
-    /// The new preset
-    pub name: Name,
-    /// The largest fragment
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = byte_count)]
-    pub fragment_size: ByteCount,
-    /// k data and m parity fragments, acknowledged once c are written, at most x per node; the best first
-    #[arg(long, value_name = "K,M,C,X", value_parser = policy)]
-    pub policy: Vec<Policy>,
 }
 
 /// `ovs trash ...`

@@ -1,23 +1,23 @@
 //! `ovs backend ...` and `ovs preset ...`
 
+mod view;
+
 use super::{Context, every, vpool, word};
 use crate::{
-    args::{BackendCommand, CreatePresetArgs, PresetCommand},
+    args::{BackendCommand, BackendKindArg, CreateBackendArgs, CreatePresetArgs, PresetCommand, RemoteArgs},
     failure::Failure,
-    output::{Align, Fields, Output, Table, size, time, yes_no},
 };
 use ovs_api::{
-    Backend, Compression, CreateBackend, CreatePreset, Encryption, Labels, ListQuery, Policy, Preset,
+    BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, ProblemKind, RemoteStore,
+    SecretReference,
 };
+use std::path::Path;
+use view::{plan_view, preset_table, preset_view, table, view};
 
 pub(super) async fn run(context: &Context, command: BackendCommand) -> Result<(), Failure> {
     let client = &context.client;
     match command {
-        BackendCommand::Create { name, kind, path } => {
-            let request = CreateBackend { name, kind: kind.into(), path: vpool::absolute("--path", &path)? };
-            let created = client.create_backend(&request).await?.value;
-            context.output.done(&created, format!("{} is created in {}", created.name, created.path))
-        }
+        BackendCommand::Create(args) => create(context, *args).await,
         BackendCommand::List => {
             let backends =
                 every(async |limit, cursor| client.list_backends(&ListQuery { limit, cursor }).await);
@@ -38,7 +38,7 @@ pub(super) async fn run_preset(context: &Context, command: PresetCommand) -> Res
     let client = &context.client;
     match command {
         PresetCommand::Create(args) => {
-            let created = client.create_preset(&new_preset(args)).await?.value;
+            let created = client.create_preset(&new_preset(args)?).await?.value;
             context.output.done(&created, format!("{} is created", created.name))
         }
         PresetCommand::List => {
@@ -48,7 +48,7 @@ pub(super) async fn run_preset(context: &Context, command: PresetCommand) -> Res
         }
         PresetCommand::Show { name } => {
             let preset = client.get_preset(&name).await?;
-            context.output.object(&preset, |preset| preset_table(std::slice::from_ref(preset)).to_string())
+            context.output.object(&preset, preset_view)
         }
         PresetCommand::Delete { name } => {
             client.delete_preset(&name).await?;
@@ -57,115 +57,134 @@ pub(super) async fn run_preset(context: &Context, command: PresetCommand) -> Res
     }
 }
 
-fn new_preset(args: CreatePresetArgs) -> CreatePreset {
-    CreatePreset {
+async fn create(context: &Context, args: CreateBackendArgs) -> Result<(), Failure> {
+    let is_dry = args.dry_run;
+    let request = new_backend(args)?;
+    if is_dry {
+        let plan = context.client.plan_backend(&request).await?;
+        return context.output.object(&plan, plan_view);
+    }
+    let created = context.client.create_backend(&request).await?.value;
+    for remark in created.plan.iter().flat_map(|plan| &plan.remarks) {
+        context.output.note(remark);
+    }
+    let line = match created.kind {
+        BackendKind::Dir => format!("{} is created in {}", created.name, created.path),
+        BackendKind::Composite => format!("{} is created of {} backends", created.name, created.drives.len()),
+        _ => format!("{} is created at {}", created.name, created.path),
+    };
+    context.output.done(&created, line)
+}
+
+fn new_backend(args: CreateBackendArgs) -> Result<CreateBackend, Failure> {
+    let kind =
+        args.kind.unwrap_or(if args.of.is_empty() { BackendKindArg::Dir } else { BackendKindArg::Composite });
+    check_fits(kind, &args)?;
+    let remote = match kind {
+        BackendKindArg::Dir | BackendKindArg::Composite => None,
+        _ => Some(new_remote(kind, args.remote)?),
+    };
+    Ok(CreateBackend {
         name: args.name,
-        compression: Compression::None,
-        encryption: Encryption::None,
-        fragment_size_bytes: args.fragment_size.0,
+        kind: kind.into(),
+        path: args.path.map(|path| vpool::absolute("--path", &path)).transpose()?,
+        remote,
+        of: args.of,
+        preset: args.preset,
+        node: args.node,
+        site: args.site,
+        weight: args.weight,
+    })
+}
+
+/// Every option is for its types of backend, and each type needs some.
+fn check_fits(kind: BackendKindArg, args: &CreateBackendArgs) -> Result<(), Failure> {
+    let is_composite = kind == BackendKindArg::Composite;
+    let of_stores = args.remote.first_given();
+    let rules = [
+        ("--path", args.path.is_some(), kind == BackendKindArg::Dir, "directories (--type dir)"),
+        ("--of", !args.of.is_empty(), is_composite, "composites: leave --type out"),
+        ("--preset", args.preset.is_some(), is_composite, "composites (--of)"),
+        (
+            of_stores.unwrap_or("--endpoint"),
+            of_stores.is_some(),
+            of_stores.is_some() && !is_composite && kind != BackendKindArg::Dir,
+            "object stores: say which with --type",
+        ),
+    ];
+    for (option, is_given, is_taken, whom) in rules {
+        match (is_given, is_taken) {
+            (true, false) => return Err(usage(format!("{option} is for {whom}"))),
+            (false, true) => return Err(needed(option, kind)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn usage(detail: String) -> Failure {
+    Failure::usage(Problem::new(ProblemKind::Invalid, detail))
+}
+
+fn needed(option: &str, kind: BackendKindArg) -> Failure {
+    let kind = word(BackendKind::from(kind));
+    usage(format!("{option} is needed for a backend of type {kind}: see ovs backend create --help"))
+}
+
+fn new_remote(kind: BackendKindArg, args: RemoteArgs) -> Result<RemoteStore, Failure> {
+    let user = reference(["--user-file", "--user-env"], args.user_file.as_deref(), args.user_env.as_deref())?;
+    let secret = reference(
+        ["--secret-file", "--secret-env"],
+        args.secret_file.as_deref(),
+        args.secret_env.as_deref(),
+    )?;
+    let is_gcs = kind == BackendKindArg::Gcs;
+    if args.endpoint.is_none() && !is_gcs {
+        return Err(needed("--endpoint", kind));
+    }
+    if user.is_none() && !is_gcs {
+        return Err(needed("--user-file or --user-env", kind));
+    }
+    Ok(RemoteStore {
+        endpoint: args.endpoint,
+        container: args.bucket.ok_or_else(|| needed("--bucket", kind))?,
+        region: args.region,
+        prefix: args.prefix,
+        bucket_in_host: args.bucket_in_host,
+        project: args.project,
+        domain: args.domain,
+        user,
+        secret: secret.ok_or_else(|| needed("--secret-file or --secret-env", kind))?,
+    })
+}
+
+/// Where a secret is. ovsd reads it, never this program.
+fn reference(
+    [by_file, by_variable]: [&str; 2],
+    file: Option<&Path>,
+    variable: Option<&str>,
+) -> Result<Option<SecretReference>, Failure> {
+    let (option, text) = match (file, variable) {
+        (Some(file), _) => (by_file, format!("file:{}", vpool::absolute(by_file, file)?)),
+        (None, Some(name)) => (by_variable, format!("env:{name}")),
+        (None, None) => return Ok(None),
+    };
+    // What was given may be the secret: it is not shown.
+    let refused = |_| {
+        let what = if option == by_file { "the path of a file" } else { "the name of a variable" };
+        usage(format!("{option}: what was given is not {what}"))
+    };
+    SecretReference::try_from(text).map(Some).map_err(refused)
+}
+
+fn new_preset(args: CreatePresetArgs) -> Result<CreatePreset, Failure> {
+    Ok(CreatePreset {
+        name: args.name,
+        compression: args.compression.into(),
+        encryption: args.encryption.into(),
+        key: reference(["--key-file", "--key-env"], args.key_file.as_deref(), args.key_env.as_deref())?,
+        fragment_size_bytes: args.fragment.0,
         policies: args.policy,
         labels: Labels::default(),
-    }
-}
-
-fn table(backends: &[Backend]) -> Table {
-    let columns = [
-        ("BACKEND", Align::Left),
-        ("TYPE", Align::Left),
-        ("PATH", Align::Left),
-        ("VPOOL", Align::Left),
-        ("TOTAL", Align::Right),
-        ("FREE", Align::Right),
-    ];
-    Table::new(columns).rows(backends, |backend| {
-        [
-            backend.name.to_string(),
-            word(backend.kind),
-            backend.path.clone(),
-            backend.vpool.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-            backend.total_bytes.map_or_else(|| "-".into(), size),
-            backend.free_bytes.map_or_else(|| "-".into(), size),
-        ]
     })
-}
-
-fn view(backend: &Backend, output: &Output) -> String {
-    Fields::new()
-        .with("backend", &backend.name)
-        .with("UUID", backend.uuid)
-        .with("type", word(backend.kind))
-        .with("path", &backend.path)
-        .with_each("hosts", backend.nodes.iter().cloned())
-        .with_some("vPool", backend.vpool.as_ref())
-        .with_some("total", backend.total_bytes.map(size))
-        .with_some("free", backend.free_bytes.map(size))
-        .with("created", time(&backend.created_at, &output.zone))
-        .to_string()
-}
-
-fn preset_table(presets: &[Preset]) -> Table {
-    let columns = [
-        ("PRESET", Align::Left),
-        ("DEFAULT", Align::Left),
-        ("COMPRESSION", Align::Left),
-        ("ENCRYPTION", Align::Left),
-        ("FRAGMENT", Align::Right),
-        ("POLICIES (k,m,c,x)", Align::Left),
-    ];
-    Table::new(columns).rows(presets, |preset| {
-        let policy = |policy: &Policy| format!("{},{},{},{}", policy.k, policy.m, policy.c, policy.x);
-        [
-            preset.name.to_string(),
-            yes_no(preset.is_default),
-            word(preset.compression),
-            word(preset.encryption),
-            size(preset.fragment_size_bytes),
-            preset.policies.iter().map(policy).collect::<Vec<_>>().join(" "),
-        ]
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backends_as_people_see_them() {
-        let backend: Backend = serde_json::from_value(serde_json::json!({
-            "uuid": uuid::Uuid::nil(), "name": "b1", "revision": 1, "type": "dir", "path": "/srv/b1", "nodes": ["h1", "h2"],
-            "free_bytes": 1073741824, "created_at": "2026-11-20T10:00:00Z",
-        }))
-        .unwrap();
-        let expected = "\
-BACKEND  TYPE  PATH     VPOOL  TOTAL  FREE
-b1       dir   /srv/b1  -          -  1GiB
-";
-        assert_eq!(table(std::slice::from_ref(&backend)).to_string(), expected);
-        let expected = "\
-backend  b1
-UUID     00000000-0000-0000-0000-000000000000
-type     dir
-path     /srv/b1
-hosts    h1
-         h2
-free     1GiB
-created  2026-11-20 10:00:00
-";
-        assert_eq!(view(&backend, &Output::for_test()), expected);
-    }
-
-    #[test]
-    fn presets_as_people_see_them() {
-        let preset: Preset = serde_json::from_value(serde_json::json!({
-            "uuid": uuid::Uuid::nil(), "name": "default", "revision": 1, "compression": "none", "encryption": "none",
-            "fragment_size_bytes": 4194304, "policies": [{"k": 4, "m": 2, "c": 5, "x": 1}, {"k": 1, "m": 0, "c": 1, "x": 1}],
-            "is_default": true,
-        }))
-        .unwrap();
-        let expected = "\
-PRESET   DEFAULT  COMPRESSION  ENCRYPTION  FRAGMENT  POLICIES (k,m,c,x)
-default  yes      none         none            4MiB  4,2,5,1 1,0,1,1
-";
-        assert_eq!(preset_table(&[preset]).to_string(), expected);
-    }
 }

@@ -7,8 +7,7 @@ use crate::{
     output::{Align, Fields, Output, Table, duration, size, time},
 };
 use ovs_api::{
-    BackendKind, CreateBackend, CreateVpool, DeleteVpoolQuery, Labels, ListQuery, Problem, RecoverVpool,
-    Vpool,
+    CreateBackend, CreateVpool, DeleteVpoolQuery, Labels, ListQuery, Problem, RecoverVpool, Vpool,
 };
 use std::path::Path;
 
@@ -26,8 +25,8 @@ pub(super) async fn run(context: &Context, command: VpoolCommand) -> Result<(), 
             context.output.object(&vpool, |vpool| view(vpool, &context.output))
         }
         VpoolCommand::Cache { name, cache } => cache::of_vpool(context, name, cache).await,
-        VpoolCommand::Delete { name, purge_trash } => {
-            client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash }).await?;
+        VpoolCommand::Delete { name, purge_trash, discard_unread } => {
+            client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash, discard_unread }).await?;
             context.output.gone(format!("{name} is deleted"))
         }
         VpoolCommand::Recover(args) => recover(context, args).await,
@@ -57,7 +56,7 @@ async fn recover(context: &Context, args: RecoverArgs) -> Result<(), Failure> {
         Some(directory) => {
             let name = args.backend_name.unwrap_or_else(|| args.name.clone());
             let path = absolute("--backend", &directory)?;
-            let backend = CreateBackend { name, kind: BackendKind::Dir, path };
+            let backend = CreateBackend::dir(name, path);
             context.client.recover_lost_vpool(&RecoverVpool { name: args.name.clone(), backend }).await?
         }
     };

@@ -14,11 +14,16 @@
 //! Nothing lives here alone: a vDisk's record is also its properties on the backend, a vPool's is an object there.
 //! Not here: anything that touches an engine or a backend (see `ovs-service`).
 
+mod backend;
 mod record;
 
+pub use backend::{
+    BackendRecord, CompressionRecord, CredentialsRecord, Labels, LayoutRecord, PolicyRecord, PresetRecord,
+    StoreRecord, WrappedKey,
+};
 pub use record::{
-    AttachmentRecord, BackendRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord, OnFullPolicy, Pending,
-    SnapshotRecord, State, TrashRecord, VdiskRecord, VpoolRecord,
+    AttachmentRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord, OnFullPolicy, Pending, SnapshotRecord,
+    State, TrashRecord, VdiskRecord, VpoolRecord,
 };
 
 use ovs_volume::{Registry, Revision, Transaction, VolumeError};
@@ -71,6 +76,8 @@ pub enum CatalogueError {
 pub trait Record: Serialize + DeserializeOwned + Clone {
     /// What it is, in the words of the API: also the prefix of its key.
     const KIND: &'static str;
+    /// The newest format of such records that this program reads.
+    const FORMAT_MAX: u32 = FORMAT;
     /// Its UUID.
     fn uuid(&self) -> Uuid;
     /// What people call it.
@@ -271,10 +278,11 @@ fn encode<T: Record>(key: &str, record: &T) -> Result<Vec<u8>, CatalogueError> {
 pub fn decode<T: Record>(key: &str, value: &[u8]) -> Result<T, CatalogueError> {
     let damaged = |reason: String| CatalogueError::Damaged { key: key.to_owned(), reason };
     let record: T = serde_json::from_slice(value).map_err(|error| damaged(error.to_string()))?;
-    if record.format() == 0 || record.format() > FORMAT {
+    if record.format() == 0 || record.format() > T::FORMAT_MAX {
         return Err(damaged(format!(
-            "format {} is not known (this program knows 1 to {FORMAT})",
-            record.format()
+            "format {} is not known (this program knows 1 to {})",
+            record.format(),
+            T::FORMAT_MAX
         )));
     }
     record.check().map_err(damaged)?;

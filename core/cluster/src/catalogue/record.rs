@@ -11,10 +11,10 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// The newest format of records that this program writes and reads.
+/// The newest format of most records that this program writes and reads; see [`Record::FORMAT_MAX`].
 pub const FORMAT: u32 = 1;
 
-fn check_counter(field: &str, value: u64) -> Result<(), String> {
+pub(super) fn check_counter(field: &str, value: u64) -> Result<(), String> {
     if value < COUNTER_MAX { Ok(()) } else { Err(format!("{field} cannot be {value}")) }
 }
 
@@ -32,62 +32,6 @@ pub enum State {
     Ready,
     /// Going; start-up finishes it.
     Deleting,
-}
-
-/// Where objects live.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BackendRecord {
-    /// See [`FORMAT`].
-    pub format: u32,
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Its name.
-    pub name: Name,
-    /// Counts the changes of this record.
-    pub version: u64,
-    /// `dir`.
-    pub kind: String,
-    /// Its folder.
-    pub path: String,
-    /// When it was made, milliseconds since 1970.
-    pub created_ms: u64,
-    /// The request that made it.
-    #[serde(default)]
-    pub request: Value,
-}
-
-impl Record for BackendRecord {
-    const KIND: &'static str = "backend";
-
-    fn uuid(&self) -> Uuid {
-        self.uuid
-    }
-
-    fn name(&self) -> String {
-        self.name.to_string()
-    }
-
-    fn index_keys(&self) -> Vec<String> {
-        vec![BackendRecord::name_key(&self.name)]
-    }
-
-    fn format(&self) -> u32 {
-        self.format
-    }
-
-    fn check(&self) -> Result<(), String> {
-        check_counter("version", self.version)
-    }
-}
-
-impl BackendRecord {
-    /// The index of names.
-    pub const NAMES: &'static str = "backend-name/";
-
-    /// The index key of a name.
-    pub fn name_key(name: &Name) -> String {
-        format!("{}{name}", Self::NAMES)
-    }
 }
 
 /// What a write does when there is no room.
@@ -149,6 +93,8 @@ pub struct VpoolRecord {
 
 impl Record for VpoolRecord {
     const KIND: &'static str = "vpool";
+    // 2 where the backend is no directory: a program that knows directories alone leaves such a vPool alone.
+    const FORMAT_MAX: u32 = 2;
 
     fn uuid(&self) -> Uuid {
         self.id.0

@@ -1,13 +1,8 @@
-//! This ovsd at a glance, its host, and the one preset there is.
+//! This ovsd at a glance, and its host.
 
 use super::Core;
 use crate::rpc::RequestContext;
 use ovs_api::*;
-use ovs_units::Name;
-use uuid::Uuid;
-
-/// The built-in preset, for ever.
-const PRESET_UUID: Uuid = Uuid::from_u128(0x6f76_735f_7072_6573_6574_0000_0000_0001);
 
 impl Core {
     /// How this ovsd is.
@@ -32,34 +27,5 @@ impl Core {
             is_local: true,
             started_at: Timestamp::from_unix_ms(self.identity.started_ms),
         }
-    }
-
-    /// The presets: the built-in one.
-    pub async fn list_presets(&self, query: ListQuery, _: &RequestContext) -> Result<Page<Preset>, Problem> {
-        let preset = built_in_preset();
-        Page::cut([(preset.name.to_string(), preset)], query.limit, query.cursor.as_ref())
-    }
-
-    /// One preset.
-    pub async fn get_preset(&self, preset: Name, _: &RequestContext) -> Result<Preset, Problem> {
-        let built_in = built_in_preset();
-        if preset == built_in.name {
-            return Ok(built_in);
-        }
-        Err(Problem::new(ProblemKind::NotFound, format!("there is no preset {preset}")))
-    }
-}
-
-/// One copy of each object, whole, as it is.
-fn built_in_preset() -> Preset {
-    Preset {
-        uuid: PRESET_UUID,
-        name: Name::new("default").expect("a name"),
-        revision: 1,
-        compression: Compression::None,
-        encryption: Encryption::None,
-        fragment_size_bytes: 4 << 20,
-        policies: vec![Policy { k: 1, m: 0, c: 1, x: 1 }],
-        is_default: true,
     }
 }

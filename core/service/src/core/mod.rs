@@ -138,6 +138,15 @@ impl Core {
         self.run(|volumes| async move { volumes.create_backend(body, terms).await }).await
     }
 
+    /// What a composite would come to.
+    pub async fn plan_backend(
+        &self,
+        body: CreateBackend,
+        _: &RequestContext,
+    ) -> Result<BackendPlan, Problem> {
+        self.wait(|volumes| async move { volumes.plan_backend(body).await }).await
+    }
+
     /// The backends, by name.
     pub async fn list_backends(
         &self,
@@ -160,6 +169,34 @@ impl Core {
     ) -> Result<NoContent, Problem> {
         let terms = terms(context);
         self.run(|volumes| async move { volumes.delete_backend(backend, terms).await })
+            .await
+            .map(|()| NoContent)
+    }
+
+    /// Makes a preset.
+    pub async fn create_preset(
+        &self,
+        body: CreatePreset,
+        context: &RequestContext,
+    ) -> Result<Created<Preset>, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.create_preset(body, terms).await }).await
+    }
+
+    /// The presets, by name.
+    pub async fn list_presets(&self, query: ListQuery, _: &RequestContext) -> Result<Page<Preset>, Problem> {
+        self.wait(|volumes| async move { volumes.list_presets(query).await }).await
+    }
+
+    /// One preset.
+    pub async fn get_preset(&self, preset: Name, _: &RequestContext) -> Result<Preset, Problem> {
+        self.wait(|volumes| async move { volumes.get_preset(preset).await }).await
+    }
+
+    /// Deletes a preset that no backend uses.
+    pub async fn delete_preset(&self, preset: Name, context: &RequestContext) -> Result<NoContent, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.delete_preset(preset, terms).await })
             .await
             .map(|()| NoContent)
     }

@@ -3,7 +3,7 @@
 use super::{Volumes, problem::from_backend};
 use ovs_api::{Alarm, AlarmKind, EventKind, Timestamp};
 use ovs_cluster::catalogue::State;
-use ovs_units::VdiskId;
+use ovs_units::{Name, VdiskId};
 use ovs_volume::{CacheStats, OnFull, VdiskState};
 use std::{
     cell::RefCell,
@@ -66,6 +66,7 @@ fn kind_name(kind: AlarmKind) -> &'static str {
         AlarmKind::BufferSpace => "buffer_space",
         AlarmKind::CacheQuotas => "cache_quotas",
         AlarmKind::BackendOffline => "backend_offline",
+        AlarmKind::Drive => "drive",
         AlarmKind::Vdisk => "vdisk",
         AlarmKind::Other => "other",
     }
@@ -145,6 +146,7 @@ impl Volumes {
         if let Some(cache) = &stats.cache {
             self.alarm_of_cache(cache);
         }
+        let mut in_trouble = BTreeMap::new();
         for pool in self.all_pools() {
             let name = pool.record().name;
             let space = match pool.backend() {
@@ -165,6 +167,10 @@ impl Volumes {
                 }
                 Err(reason) => self.alarm(AlarmKind::BackendOffline, name.as_str(), Some((reason, None))),
             }
+            in_trouble.extend(pool.drives_in_trouble());
+        }
+        for (drive, reason) in &in_trouble {
+            self.alarm(AlarmKind::Drive, drive.as_str(), Some((reason.clone(), None)));
         }
         let slots: Vec<_> = self.slots.borrow().iter().map(|(id, slot)| (*id, slot.clone())).collect();
         for (id, slot) in slots {
@@ -183,6 +189,7 @@ impl Volumes {
             AlarmKind::BackendSpace | AlarmKind::BackendOffline => {
                 !self.pools.borrow().values().any(|pool| pool.record().name.as_str() == alarm.subject)
             }
+            AlarmKind::Drive => !in_trouble.keys().any(|drive: &Name| drive.as_str() == alarm.subject),
             AlarmKind::BufferSpace | AlarmKind::CacheQuotas | AlarmKind::Other => false,
         };
         for alarm in self.alarms.list().into_iter().filter(gone) {
@@ -249,7 +256,7 @@ impl Volumes {
                 event.subject = event.vdisk;
                 event.detail = Some(detail);
             }),
-            AlarmKind::BackendOffline => self.publish(EventKind::VpoolState, |event| {
+            AlarmKind::BackendOffline | AlarmKind::Drive => self.publish(EventKind::VpoolState, |event| {
                 event.name = Some(subject.to_owned());
                 event.detail = Some(detail);
             }),
@@ -272,6 +279,7 @@ async fn tick(volumes: Weak<Volumes>) {
             volumes.retry().await;
         }
         if count % TICKS_PER_FINISH == 0 {
+            volumes.begin_finishing_vpools(Duration::ZERO).await;
             volumes.finish_what_was_begun().await;
         }
         if count % TICKS_PER_SWEEP == 0 {

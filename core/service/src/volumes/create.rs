@@ -15,7 +15,7 @@ use super::{
     idempotency::Terms,
     locks::Locked,
     open::{check_record_size, gone_is_fine, to_engine, to_properties},
-    pools::{from_policy, offline, to_policy},
+    pools::{from_on_full, offline, to_on_full},
     problem::{exists, from_catalogue, from_volume},
 };
 use ovs_api::{
@@ -145,7 +145,7 @@ impl Volumes {
             description: request.description.clone(),
             labels: request.labels.0.clone(),
             protected: request.protected,
-            on_full: to_policy(request.on_full.unwrap_or(from_policy(vpool.on_full))),
+            on_full: to_on_full(request.on_full.unwrap_or(from_on_full(vpool.on_full))),
             stall_timeout_ms,
             limits: request.limits.patch(Limits::default())?,
             cache: request.cache.patch(parent.map_or(VdiskCache::default(), |parent| parent.cache))?,

@@ -1,12 +1,20 @@
 //! `<state>/vpools.json`: which backends and vPools there are and which host this is, so that a lost registry is
 //! rebuilt without anybody's help. Written whole, synced and renamed at every change of a backend or vPool.
+//!
+//! A backend or preset comes here after it is in the registry and goes before it leaves that. So what is here and not there was
+//! lost there, and nothing goes from here because the registry, or this program, cannot read it.
 
 use super::{Volumes, problem::from_catalogue};
 use ovs_api::{Problem, ProblemKind};
-use ovs_cluster::catalogue::{CatalogueError, State, VpoolRecord};
+use ovs_cluster::catalogue::{
+    BackendRecord, CatalogueError, FORMAT as RECORD_FORMAT, PresetRecord, Record, State, StoreRecord,
+    VpoolRecord, decode,
+};
 use ovs_units::{Name, VpoolId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
     path::Path,
@@ -24,9 +32,15 @@ pub struct Inventory {
     pub format: u32,
     /// This host, for ever.
     pub host: Uuid,
-    /// Backends.
+    /// Backends that are directories and nothing else, as all were once.
     #[serde(default)]
     pub backends: Vec<KnownBackend>,
+    /// The other backends, as the registry has them: a newer program's, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Value>,
+    /// Presets, as the registry has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub presets: Vec<Value>,
     /// vPools.
     #[serde(default)]
     pub vpools: Vec<KnownVpool>,
@@ -53,6 +67,22 @@ pub struct KnownBackend {
     pub created_ms: u64,
 }
 
+impl KnownBackend {
+    /// As the registry has it.
+    pub fn record(&self) -> BackendRecord {
+        BackendRecord {
+            format: RECORD_FORMAT,
+            uuid: self.uuid,
+            name: self.name.clone(),
+            version: 1,
+            store: StoreRecord::Dir { path: self.path.clone() },
+            labels: Default::default(),
+            created_ms: self.created_ms,
+            request: serde_json::Value::Null,
+        }
+    }
+}
+
 /// A vPool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KnownVpool {
@@ -73,6 +103,8 @@ impl Inventory {
             format: FORMAT,
             host,
             backends: Vec::new(),
+            others: Vec::new(),
+            presets: Vec::new(),
             vpools: Vec::new(),
             incomplete: Vec::new(),
             has_strangers: false,
@@ -99,6 +131,45 @@ impl Inventory {
         Ok(inventory)
     }
 
+    /// The backends that this program can read.
+    pub fn backend_records(&self) -> Vec<BackendRecord> {
+        let plain = self.backends.iter().map(KnownBackend::record);
+        plain.chain(self.others.iter().filter_map(readable)).collect()
+    }
+
+    /// The presets that this program can read.
+    pub fn preset_records(&self) -> Vec<PresetRecord> {
+        self.presets.iter().filter_map(readable).collect()
+    }
+
+    /// Takes in what the registry has now. What it has not stays as it is.
+    fn take_in(&mut self, backends: Vec<BackendRecord>, presets: Vec<PresetRecord>) {
+        for record in backends {
+            self.forget(record.uuid);
+            match record.folder().filter(|_| record.is_plain_dir()) {
+                Some(path) => self.backends.push(KnownBackend {
+                    uuid: record.uuid,
+                    path: path.to_owned(),
+                    name: record.name,
+                    created_ms: record.created_ms,
+                }),
+                None => self.others.extend(serde_json::to_value(record)),
+            }
+        }
+        for record in presets {
+            self.forget(record.uuid);
+            self.presets.extend(serde_json::to_value(record));
+        }
+    }
+
+    /// Drops a backend or preset that is about to be deleted.
+    pub(super) fn forget(&mut self, uuid: Uuid) {
+        let is_other = |record: &Value| uuid_of(record) != Some(uuid);
+        self.backends.retain(|known| known.uuid != uuid);
+        self.others.retain(is_other);
+        self.presets.retain(is_other);
+    }
+
     /// Replaces the file. Crash order: the new contents are stable before the name points to them; the name is stable
     /// before this returns.
     pub fn store(&self, path: &Path) -> io::Result<()> {
@@ -112,6 +183,15 @@ impl Inventory {
     }
 }
 
+fn uuid_of(record: &Value) -> Option<Uuid> {
+    Uuid::try_parse(record.get("uuid")?.as_str()?).ok()
+}
+
+fn readable<T: Record>(record: &Value) -> Option<T> {
+    let read = decode(T::KIND, &serde_json::to_vec(record).ok()?);
+    read.inspect_err(|error| tracing::error!(%error, "a record in vpools.json cannot be read")).ok()
+}
+
 fn invalid(path: &Path, reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {reason}", path.display()))
 }
@@ -120,36 +200,28 @@ impl Volumes {
     /// Writes `vpools.json` anew.
     pub(super) async fn write_inventory(&self) -> Result<(), Problem> {
         let _locked = self.locks.lock("inventory").await;
-        let backends = self.all_backends().await?;
-        let mut are_all_read = true;
+        let mut unread = BTreeSet::new();
         let log = |error: CatalogueError| {
             tracing::error!(%error, "a vPool's record cannot be read");
-            are_all_read = false;
+            if let CatalogueError::Damaged { key, .. } = error {
+                unread.insert(key);
+            }
         };
         let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
         let mut inventory = self.inventory.borrow().clone();
         inventory
             .incomplete
-            .retain(|id| !are_all_read || vpools.iter().any(|stored| stored.record.id == *id));
-        inventory.backends = backends
-            .into_iter()
-            .map(|known| KnownBackend {
-                uuid: known.uuid,
-                name: known.name,
-                path: known.path,
-                created_ms: known.created_ms,
-            })
-            .collect();
-        inventory.vpools = vpools
-            .into_iter()
-            .filter(|stored| stored.record.state == State::Ready)
-            .map(|stored| KnownVpool {
+            .retain(|id| !unread.is_empty() || vpools.iter().any(|stored| stored.record.id == *id));
+        inventory.take_in(self.all_backends().await?, self.all_presets().await?);
+        inventory.vpools.retain(|known| unread.contains(&VpoolRecord::key_of(known.id.0)));
+        inventory.vpools.extend(vpools.into_iter().filter(|stored| stored.record.state == State::Ready).map(
+            |stored| KnownVpool {
                 id: stored.record.id,
                 name: stored.record.name,
                 backend: stored.record.backend,
                 namespace: stored.record.namespace,
-            })
-            .collect();
+            },
+        ));
         self.store_inventory(inventory).await
     }
 
@@ -193,6 +265,33 @@ mod tests {
         inventory.has_strangers = true;
         inventory.store(&path).unwrap();
         assert_eq!(Inventory::load(&path).unwrap(), Some(inventory));
+    }
+
+    #[test]
+    fn what_the_registry_cannot_tell_stays_until_it_is_deleted() {
+        let (plain, newer, preset) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let text = serde_json::json!({
+            "format": 1, "host": Uuid::nil(),
+            "backends": [{"uuid": plain, "name": "a", "path": "/a", "created_ms": 7}],
+            "others": [{"format": 9, "uuid": newer, "kind": "tape", "reels": 3}],
+            "presets": [{"format": 9, "uuid": preset, "keys": "of a newer program"}],
+        });
+        let mut inventory = Inventory::decode(&serde_json::to_vec(&text).unwrap()).unwrap();
+        let readable = inventory.backend_records();
+        assert_eq!(readable.iter().map(|record| record.uuid).collect::<Vec<_>>(), [plain]);
+        inventory.take_in(Vec::new(), Vec::new());
+        let labelled = BackendRecord {
+            labels: ovs_cluster::catalogue::Labels { node: Some("n".into()), ..Default::default() },
+            ..readable[0].clone()
+        };
+        inventory.take_in(vec![labelled.clone()], Vec::new());
+        let told = serde_json::to_value(&inventory).unwrap();
+        assert_eq!((&told["others"][0], &told["presets"]), (&text["others"][0], &text["presets"]));
+        assert_eq!(inventory.backend_records(), [labelled], "once, as the registry has it now");
+        for uuid in [plain, newer, preset] {
+            inventory.forget(uuid);
+        }
+        assert_eq!(inventory, Inventory::new(Uuid::nil()));
     }
 
     #[test]

@@ -18,20 +18,30 @@ pub mod attachments;
 mod backends;
 mod background;
 mod create;
+mod drive;
 mod idempotency;
 #[doc(hidden)]
 pub mod inventory;
+mod keys;
+mod layout;
 mod locks;
+mod lost;
 mod namespace;
 mod open;
+mod plan;
 mod pools;
+mod presets;
 mod problem;
 mod recover;
+mod remotes;
 mod scrub;
+mod secrets;
 mod show;
+mod show_backend;
 mod snapshots;
 mod start;
 mod status;
+mod stores;
 mod trash;
 mod vdisks;
 mod vpools;
@@ -46,6 +56,7 @@ pub use pools::Pool;
 
 use crate::{events::Events, sockets::VdiskSockets, tasks::Tasks};
 use attachments::Attachments;
+use drive::Drive;
 use inventory::Inventory;
 use locks::Locks;
 use ovs_api::{Event, EventId, EventKind, Paths, Timestamp};
@@ -76,6 +87,8 @@ pub struct VolumesParts {
     pub settings: Settings,
     /// Long operations.
     pub tasks: Arc<Tasks>,
+    /// Where requests to object stores run.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// Sizes, times and places.
@@ -101,6 +114,8 @@ pub struct Settings {
     pub nbd_authority: Option<String>,
     /// The read cache is to have an SSD.
     pub has_cache_ssd: bool,
+    /// vPools may be on composites and object stores, whose data may be lost as yet.
+    pub allows_coded_backends: bool,
     /// Small reads of what is not in memory go to the kernel by io_uring, where it has that. Not for a runtime whose time is paused.
     pub io_uring: bool,
 }
@@ -117,10 +132,13 @@ pub struct Volumes {
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) alarms: Alarms,
     pub(crate) sockets: VdiskSockets,
+    runtime: tokio::runtime::Handle,
     host: Uuid,
     inventory: RefCell<Inventory>,
     locks: Locks,
     pools: RefCell<BTreeMap<VpoolId, Rc<Pool>>>,
+    /// Where objects are: by backend and vPool's own part of it.
+    drives: RefCell<BTreeMap<(Uuid, String), Rc<Drive>>>,
     slots: RefCell<HashMap<VdiskId, Rc<Slot>>>,
     /// Numbers of events below this are reserved.
     events_reserved: Cell<u64>,

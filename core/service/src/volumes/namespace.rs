@@ -1,22 +1,28 @@
-//! A vPool's own folder on a backend, and its record in there.
+//! A vPool's own part of a backend, and its record in there.
 //!
 //! ```text
-//!  <backend path>/vpool-<uuid>/            the vPool's own folder (namespace), a directory backend of its own
-//!  <backend path>/vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
+//!  vpool-<uuid>/                          the vPool's own folder or prefix (namespace), a backend of its own
+//!  vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
+//!  vpool-<uuid>/pool/layout-<1>           on each drive of a composite: all drives and presets (`layout.rs`)
+//!  vpool-<uuid>/pool/drive-<uuid>         and which of the drives it is
 //! ```
 
 use super::problem::{from_backend, from_catalogue};
 use crate::process::make_durable_folder;
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use ovs_api::{Problem, ProblemKind};
-use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency};
+use ovs_backend::{Backend, BackendError, ObjectName, Urgency};
 use ovs_cluster::catalogue::{VpoolRecord, decode};
-use ovs_volume::Chance;
+use ovs_volume::{Chance, Clock};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    rc::Rc,
+    pin::pin,
+    time::Duration,
 };
+use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 /// A vPool's record on its backend is never longer than this.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -99,37 +105,32 @@ async fn versions(store: &dyn Backend) -> Result<BTreeSet<u64>, Problem> {
     }
 }
 
-/// Whether a vPool's folder must be there already.
+/// Whether a vPool's part of a backend must be there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Namespace {
     New,
     Existing,
 }
 
-/// Opens a vPool's own folder on a backend. See [`super::Settings::io_uring`].
-pub(super) async fn open_namespace(
-    path: &str,
-    namespace: &str,
-    expected: Namespace,
-    io_uring: bool,
-) -> Result<Rc<dyn Backend>, Problem> {
-    let folder = Path::new(path).join(namespace);
-    let opened = tokio::task::spawn_blocking(move || {
-        let options = DirOptions { io_uring, ..DirOptions::new(folder) };
-        match expected {
-            Namespace::New => DirBackend::open(options),
-            Namespace::Existing => DirBackend::open_existing(options),
-        }
-    });
-    match opened.await {
-        Ok(store) => Ok(Rc::new(store.map_err(from_backend)?)),
-        Err(error) => Err(Problem::new(ProblemKind::Internal, format!("opening a backend: {error}"))),
-    }
+pub(super) async fn make_folder(clock: &dyn Clock, path: &Path) -> std::io::Result<()> {
+    let path = path.to_owned();
+    let made = look(clock, move || make_durable_folder(&path)).await;
+    made.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
 }
 
-pub(super) async fn make_folder(path: &Path) -> std::io::Result<()> {
-    let path = path.to_owned();
-    tokio::task::spawn_blocking(move || make_durable_folder(&path)).await.map_err(std::io::Error::other)?
+/// The mark of a directory that is a drive: an empty file, so that a bare mount point is not taken for it.
+pub(super) fn mark_of(root: &Path, drive: Uuid) -> PathBuf {
+    root.join(format!("ovs-drive-{drive}"))
+}
+
+/// Marks a directory as a drive.
+pub(super) async fn mark(clock: &dyn Clock, root: &Path, drive: Uuid) -> std::io::Result<()> {
+    let (root, mark) = (root.to_owned(), mark_of(root, drive));
+    let marked = look(clock, move || {
+        std::fs::File::create(mark)?.sync_all()?;
+        std::fs::File::open(root)?.sync_all()
+    });
+    marked.await.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
 }
 
 pub(super) async fn remove_folder(path: PathBuf) -> std::io::Result<()> {
@@ -141,9 +142,10 @@ pub(super) async fn remove_folder(path: PathBuf) -> std::io::Result<()> {
 }
 
 /// The path with links resolved as far as it exists.
-pub(super) async fn real_path(path: &Path) -> PathBuf {
+pub(super) async fn real_path(clock: &dyn Clock, path: &Path) -> Result<PathBuf, Problem> {
     let path = path.to_owned();
-    let resolved = tokio::task::spawn_blocking(move || {
+    let shown = path.display().to_string();
+    let resolved = look(clock, move || {
         let mut missing = Vec::new();
         let mut existing = path.as_path();
         loop {
@@ -160,11 +162,43 @@ pub(super) async fn real_path(path: &Path) -> PathBuf {
             }
         }
     });
-    resolved.await.unwrap_or_default()
+    resolved.await.ok_or_else(|| {
+        Problem::new(ProblemKind::Unavailable, format!("path: the file system of {shown} does not answer"))
+    })
 }
 
-pub(super) async fn folder_space(path: PathBuf) -> Option<(u64, u64)> {
-    let space = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path).ok()).await.ok()??;
+/// A file system that does not answer is not waited for longer than this.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// Threads that look at file systems, those included that nobody waits for any more.
+static LOOKS: Semaphore = Semaphore::const_new(16);
+
+/// Looks at a file system; `None` if that takes too long.
+pub(super) async fn look<T: Send + 'static>(
+    clock: &dyn Clock,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let looked = async {
+        let turn = LOOKS.acquire().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            look()
+        });
+        looked.await.ok()
+    };
+    in_time(clock, looked).await?
+}
+
+/// An answer, unless it takes too long.
+pub(super) async fn in_time<T>(clock: &dyn Clock, answer: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(answer), clock.sleep(LOOK_PATIENCE)).await {
+        Either::Left((answer, _)) => Some(answer),
+        Either::Right(_) => None,
+    }
+}
+
+/// All bytes of the file system that a folder is on, and those that are free.
+pub(super) async fn folder_space(clock: &dyn Clock, path: PathBuf) -> Option<(u64, u64)> {
+    let space = look(clock, move || rustix::fs::statvfs(&path).ok()).await??;
     Some((space.f_blocks.saturating_mul(space.f_frsize), space.f_bavail.saturating_mul(space.f_frsize)))
 }
 
@@ -183,6 +217,7 @@ mod tests {
     use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
     use ovs_volume::SystemChance;
     use serde_json::json;
+    use std::rc::Rc;
     use uuid::Uuid;
 
     fn open(drives: &[Rc<MemoryBackend>]) -> CodedBackend {

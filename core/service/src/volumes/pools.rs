@@ -2,8 +2,10 @@
 
 use super::{
     Volumes,
-    namespace::{Namespace, open_namespace},
+    drive::Drive,
+    namespace::Namespace,
     problem::{from_catalogue, not_found},
+    stores::Opened,
 };
 use ovs_api::{EventKind, OnFull, Problem, ProblemKind, Timestamp, Vpool, VpoolState};
 use ovs_backend::Backend;
@@ -11,6 +13,7 @@ use ovs_cluster::catalogue::{BackendRecord, OnFullPolicy, State, VdiskRecord, Vp
 use ovs_units::{Name, VpoolId};
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
 };
 use uuid::Uuid;
@@ -19,6 +22,7 @@ use uuid::Uuid;
 pub struct Pool {
     record: RefCell<VpoolRecord>,
     backend: RefCell<Option<Rc<dyn Backend>>>,
+    drives: RefCell<BTreeMap<Uuid, Rc<Drive>>>,
     problem: RefCell<Option<String>>,
     is_recovering: Cell<bool>,
 }
@@ -28,6 +32,7 @@ impl Pool {
         Pool {
             record: RefCell::new(record),
             backend: RefCell::new(None),
+            drives: RefCell::default(),
             problem: RefCell::new(None),
             is_recovering: Cell::new(false),
         }
@@ -45,6 +50,12 @@ impl Pool {
     /// Where its objects are, if that could be opened.
     pub fn backend(&self) -> Option<Rc<dyn Backend>> {
         self.backend.borrow().clone()
+    }
+
+    /// The drives that did not answer when they were last asked, and why.
+    pub(super) fn drives_in_trouble(&self) -> Vec<(Name, String)> {
+        let drives = self.drives.borrow();
+        drives.values().filter_map(|drive| Some((drive.name().clone(), drive.trouble()?))).collect()
     }
 
     /// Why it does not serve.
@@ -94,11 +105,13 @@ impl Volumes {
     }
 
     /// Takes a vPool into use.
-    pub(super) fn attach_pool(&self, pool: &Rc<Pool>, store: Rc<dyn Backend>) {
+    pub(super) fn attach_pool(&self, pool: &Rc<Pool>, opened: Opened) {
+        let Opened { store, drives } = opened;
         let id = pool.record.borrow().id;
         self.engine.set_vpool_cache(id, pool.record.borrow().cache);
         self.engine.attach_backend(id, store.clone());
         *pool.backend.borrow_mut() = Some(store);
+        *pool.drives.borrow_mut() = drives;
         pool.set_problem(None);
         self.pools.borrow_mut().insert(id, pool.clone());
     }
@@ -111,10 +124,9 @@ impl Volumes {
     }
 
     /// Opens the backend of a vPool.
-    pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Rc<dyn Backend>, Problem> {
-        let backend = self.catalogue.get::<BackendRecord>(record.backend).await.map_err(from_catalogue)?;
-        let (path, io_uring) = (&backend.record.path, self.settings.io_uring);
-        open_namespace(path, &record.namespace, Namespace::Existing, io_uring).await
+    pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Opened, Problem> {
+        let set = self.backend_set().await?;
+        self.open_store(&set, record.backend, &record.namespace, Namespace::Existing).await
     }
 
     pub(super) fn publish_vpool(&self, kind: EventKind, pool: &Pool) {
@@ -143,6 +155,12 @@ impl Volumes {
             },
             None => None,
         };
+        let drives = pool.drives_in_trouble();
+        if problem.is_none() && !drives.is_empty() {
+            let reasons: Vec<String> =
+                drives.iter().map(|(drive, reason)| format!("drive {drive}: {reason}")).collect();
+            problem = Some(reasons.join("; "));
+        }
         let state = match (&problem, pool.is_recovering(), pool.backend().is_some()) {
             (_, true, _) => VpoolState::Recovering,
             (Some(_), _, true) => VpoolState::Degraded,
@@ -171,7 +189,7 @@ impl Volumes {
             preset: record.preset,
             state,
             state_reason: problem,
-            on_full: from_policy(record.on_full),
+            on_full: from_on_full(record.on_full),
             stall_timeout_ms: record.stall_timeout_ms,
             default_size_bytes: record.default_size_bytes,
             trash_retention_s: record.trash_retention_s,
@@ -189,7 +207,7 @@ impl Volumes {
 }
 
 /// The API's word as the registry's.
-pub(super) fn to_policy(on_full: OnFull) -> OnFullPolicy {
+pub(super) fn to_on_full(on_full: OnFull) -> OnFullPolicy {
     match on_full {
         OnFull::Stall => OnFullPolicy::Stall,
         OnFull::Enospc => OnFullPolicy::Enospc,
@@ -197,7 +215,7 @@ pub(super) fn to_policy(on_full: OnFull) -> OnFullPolicy {
 }
 
 /// The registry's word as the API's.
-pub(super) fn from_policy(policy: OnFullPolicy) -> OnFull {
+pub(super) fn from_on_full(policy: OnFullPolicy) -> OnFull {
     match policy {
         OnFullPolicy::Stall => OnFull::Stall,
         OnFullPolicy::Enospc => OnFull::Enospc,

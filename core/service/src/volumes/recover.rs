@@ -11,23 +11,21 @@
 use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
-    namespace::{Namespace, get_config, get_lasting_config, open_namespace, put_newest_config},
+    namespace::get_lasting_config,
     open::from_properties,
-    problem::{exists, from_catalogue, from_volume},
-    vpools::PRESET,
+    presets::PRESET,
+    problem::{from_catalogue, from_volume, not_found},
 };
 use crate::tasks::{About, Running};
-use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task, TaskId};
+use ovs_api::{Accepted, EventKind, Problem, ProblemKind, Task, TaskId};
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{
-    BackendRecord, BaseRecord, CatalogueError, FORMAT, OnFullPolicy, SnapshotRecord, State, VdiskRecord,
-    VpoolRecord,
+    BaseRecord, CatalogueError, FORMAT, OnFullPolicy, Record, SnapshotRecord, State, VdiskRecord, VpoolRecord,
 };
 use ovs_units::{Name, VdiskId, VpoolId};
 use ovs_volume::FoundVdisk;
 use serde_json::json;
-use std::{collections::HashMap, path::Path, rc::Rc};
-use uuid::Uuid;
+use std::{collections::HashMap, rc::Rc};
 
 /// What a recovery found and did.
 #[derive(Debug, Default)]
@@ -46,28 +44,38 @@ impl Outcome {
 }
 
 impl Volumes {
-    /// What `vpools.json` knows and a lost registry does not: placeholders, until their backends tell the rest.
+    /// What `vpools.json` knows and a lost registry does not: backends and presets, and placeholders of vPools until their
+    /// backends tell the rest.
     pub(super) async fn rebuild_registry(self: &Rc<Self>, known: &Inventory) -> Result<(), Problem> {
+        for backend in known.backend_records() {
+            self.restore_missing(backend).await?;
+        }
+        for preset in known.preset_records() {
+            self.restore_missing(preset).await?;
+        }
         let incomplete = self.inventory.borrow().incomplete.clone();
         for vpool in known.vpools.iter().filter(|vpool| incomplete.contains(&vpool.id)) {
-            if self.catalogue.find::<VpoolRecord>(vpool.id.0).await.map_err(from_catalogue)?.is_some() {
-                continue;
+            self.restore_missing(placeholder(vpool, self.clock.wall_ms())).await?;
+        }
+        Ok(())
+    }
+
+    /// What cannot be taken in stays in `vpools.json`, and keeps nobody from starting.
+    async fn restore_missing<T: Record>(&self, record: T) -> Result<(), Problem> {
+        match self.catalogue.find::<T>(record.uuid()).await {
+            Ok(Some(_)) | Err(CatalogueError::Damaged { .. }) => return Ok(()),
+            Ok(None) => {}
+            Err(error) => return Err(from_catalogue(error)),
+        }
+        let (kind, name) = (T::KIND, record.name());
+        match self.catalogue.restore(record).await {
+            Ok(_) => {
+                tracing::warn!(kind, name, "it was missing in the registry, and is taken from vpools.json")
             }
-            for backend in known.backends.iter().filter(|backend| backend.uuid == vpool.backend) {
-                let record = BackendRecord {
-                    format: FORMAT,
-                    uuid: backend.uuid,
-                    name: backend.name.clone(),
-                    version: 1,
-                    kind: "dir".into(),
-                    path: backend.path.clone(),
-                    created_ms: backend.created_ms,
-                    request: serde_json::Value::Null,
-                };
-                self.catalogue.restore(record).await.map_err(from_catalogue)?;
+            Err(error @ (CatalogueError::Exists { .. } | CatalogueError::Damaged { .. })) => {
+                tracing::error!(kind, name, %error, "what vpools.json has of it cannot be taken in");
             }
-            let record = placeholder(vpool, self.clock.wall_ms());
-            self.catalogue.restore(record).await.map_err(from_catalogue)?;
+            Err(error) => return Err(from_catalogue(error)),
         }
         Ok(())
     }
@@ -76,13 +84,22 @@ impl Volumes {
     /// its vDisks.
     pub(super) async fn use_pool(self: &Rc<Self>, pool: &Rc<Pool>) -> Result<(), Problem> {
         let record = pool.record();
-        let store = self.open_pool_backend(&record).await?;
-        if record.version == 0 {
-            let config = self.config_of(&*store, &record.name).await?;
-            let config = VpoolRecord { state: State::Ready, ..config };
-            pool.set_record(self.catalogue.restore(config).await.map_err(from_catalogue)?.record);
+        {
+            // It is deleted under this lock: what is gone does not come back.
+            let _locked = self.locks.lock(format!("vpool/{}", record.id)).await;
+            let known = self.catalogue.get::<VpoolRecord>(record.id.0).await.map_err(from_catalogue)?;
+            if known.record.state != State::Ready {
+                return Err(not_found("vPool", &record.name));
+            }
+            let opened = self.open_pool_backend(&record).await?;
+            if record.version == 0 {
+                let config = self.config_of(&*opened.store, record.id, &record.name).await?;
+                let VpoolRecord { backend, namespace, .. } = record;
+                let config = VpoolRecord { state: State::Ready, backend, namespace, ..config };
+                pool.set_record(self.catalogue.restore(config).await.map_err(from_catalogue)?.record);
+            }
+            self.attach_pool(pool, opened);
         }
-        self.attach_pool(pool, store);
         self.complete(pool).await;
         Ok(())
     }
@@ -114,13 +131,24 @@ impl Volumes {
         self.store_inventory(inventory).await
     }
 
-    async fn config_of(&self, store: &dyn Backend, name: &Name) -> Result<VpoolRecord, Problem> {
-        get_lasting_config(store).await?.ok_or_else(|| {
-            Problem::new(
-                ProblemKind::NotFound,
-                format!("the folder of vPool {name} holds no record of a vPool"),
-            )
-        })
+    /// A vPool's record on its backend.
+    pub(super) async fn config_of(
+        &self,
+        store: &dyn Backend,
+        id: VpoolId,
+        name: &Name,
+    ) -> Result<VpoolRecord, Problem> {
+        match get_lasting_config(store).await? {
+            Some(config) if config.id == id => Ok(config),
+            Some(config) => {
+                let detail = format!("where vPool {name} ({id}) was is the record of another: {}", config.id);
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            None => {
+                let detail = format!("the folder of vPool {name} holds no record of a vPool");
+                Err(Problem::new(ProblemKind::NotFound, detail))
+            }
+        }
     }
 
     /// Compares a vPool with its backend and takes in what is missing here.
@@ -132,7 +160,7 @@ impl Volumes {
         Ok(Accepted(self.begin_recovery(pool)?))
     }
 
-    fn begin_recovery(self: &Rc<Self>, pool: Rc<Pool>) -> Result<Task, Problem> {
+    pub(super) fn begin_recovery(self: &Rc<Self>, pool: Rc<Pool>) -> Result<Task, Problem> {
         let record = pool.record();
         let about = About {
             kind: "vpool.recover",
@@ -151,57 +179,6 @@ impl Volumes {
             volumes.finish_task(&running, end.map(|outcome| outcome.to_json()));
         });
         Ok(task)
-    }
-
-    /// Takes in a vPool that nothing here knows, out of its folder alone.
-    pub async fn recover_lost_vpool(
-        self: &Rc<Self>,
-        request: RecoverVpool,
-    ) -> Result<Accepted<Task>, Problem> {
-        let _locked = self.locks.lock("backends").await;
-        if let Ok(pool) = self.pool_by_name(&request.name) {
-            return Err(exists("vPool", &request.name, pool.record().id.0));
-        }
-        let BackendKind::Dir = request.backend.kind;
-        let path = request.backend.path.clone();
-        let (namespace, config) = find_namespace(&path, &request.name).await?;
-        if let Ok(pool) = self.pool(config.id) {
-            return Err(exists("vPool", &pool.record().name, config.id.0));
-        }
-        let io_uring = self.settings.io_uring;
-        let store = open_namespace(&path, &namespace, Namespace::Existing, io_uring).await?;
-        let config = self.config_of(&*store, &request.name).await?;
-        // Nothing is known here of a backend that has not told what it holds.
-        let backend = self.known_or_new_backend(&request, &path).await?;
-        let mut record =
-            VpoolRecord { namespace, backend: backend.uuid, state: State::Ready, ..config.clone() };
-        record.name = request.name;
-        if record != config {
-            put_newest_config(&*store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
-        }
-        let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
-        let pool = Rc::new(Pool::new(stored.record));
-        self.attach_pool(&pool, store);
-        self.write_inventory().await?;
-        self.publish_vpool(EventKind::VpoolCreated, &pool);
-        Ok(Accepted(self.begin_recovery(pool)?))
-    }
-
-    /// The backend whose folder this is, made known if it is not.
-    async fn known_or_new_backend(
-        &self,
-        request: &RecoverVpool,
-        path: &str,
-    ) -> Result<BackendRecord, Problem> {
-        let backends = self.all_backends().await?;
-        if let Some(known) = backends.iter().find(|known| Path::new(&known.path) == Path::new(path)) {
-            return Ok(known.clone());
-        }
-        if let Some(known) = backends.iter().find(|known| known.name == request.backend.name) {
-            return Err(exists("backend", &known.name, known.uuid));
-        }
-        let asked = serde_json::to_value(&request.backend).unwrap_or_default();
-        self.insert_backend(request.backend.name.clone(), Path::new(path), asked).await
     }
 
     /// Takes in every vDisk that a vPool's backend has and the catalogue has not.
@@ -393,54 +370,4 @@ fn record_of(vpool: VpoolId, found: &FoundVdisk, now_ms: u64) -> VdiskRecord {
 fn name_with(name: &str, id: VdiskId) -> Name {
     let short: String = name.chars().take(110).collect();
     Name::new(&format!("{short}-{}", &id.0.simple().to_string()[..12])).expect("a name and digits are a name")
-}
-
-/// The vPool's own folder in a backend's: the only one there is, or the one whose vPool has this name.
-async fn find_namespace(path: &str, name: &Name) -> Result<(String, VpoolRecord), Problem> {
-    let folder = path.to_owned();
-    let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
-    let folders = folders
-        .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
-        .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
-    let (mut found, mut problems) = (Vec::new(), Vec::new());
-    for namespace in folders {
-        let config =
-            async { get_config(&*open_namespace(path, &namespace, Namespace::Existing, false).await?).await };
-        match config.await {
-            Ok(Some(config)) => found.push((namespace, config)),
-            Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
-            Err(problem) => problems.push(format!("{namespace}: {problem}")),
-        }
-    }
-    if found.len() > 1 {
-        found.retain(|(_, config)| config.name == *name);
-    }
-    let is_damaged = !problems.is_empty();
-    match (found.pop(), found.is_empty()) {
-        (Some(found), true) => Ok(found),
-        (Some(_), false) => {
-            let detail = format!("path: several vPools in {path} are named {name}");
-            Err(Problem::new(ProblemKind::Damaged, detail))
-        }
-        (None, _) if is_damaged => {
-            let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
-            Err(Problem::new(ProblemKind::Damaged, detail))
-        }
-        (None, _) => {
-            Err(Problem::new(ProblemKind::NotFound, format!("path: there is no vPool {name} in {path}")))
-        }
-    }
-}
-
-fn list_namespaces(path: &Path) -> std::io::Result<Vec<String>> {
-    let mut folders = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_namespace = name.strip_prefix("vpool-").is_some_and(|uuid| Uuid::try_parse(uuid).is_ok());
-        if is_namespace {
-            folders.push(name);
-        }
-    }
-    folders.sort();
-    Ok(folders)
 }

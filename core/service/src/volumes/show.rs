@@ -1,6 +1,6 @@
 //! Records and volumes as the API's documents.
 
-use super::{Volumes, open::shown_snapshots, pools::from_policy, problem::from_catalogue};
+use super::{Volumes, open::shown_snapshots, pools::from_on_full, problem::from_catalogue};
 use ovs_api::{
     Base, Labels, Page, Problem, ProblemKind, Snapshot, Timestamp, Vdisk as ApiVdisk, VdiskCacheStats,
     VdiskQuery, VdiskRef, VdiskState, VdiskStats,
@@ -94,7 +94,7 @@ impl Volumes {
                 .map_or(record.snapshots.len(), |vdisk| shown_snapshots(record, vdisk).len())
                 as u64,
             attachment_count: self.attachments.list(Some(record.id)).len() as u64,
-            on_full: from_policy(record.on_full),
+            on_full: from_on_full(record.on_full),
             stall_timeout_ms: record.stall_timeout_ms,
             limits: record.limits,
             cache: record.cache,

@@ -11,11 +11,13 @@ use super::{
     Pool, Settings, Volumes, VolumesParts,
     background::Alarms,
     inventory::Inventory,
+    namespace::Namespace,
     problem::{from_catalogue, from_volume},
 };
 use crate::{events::Events, sockets::VdiskSockets};
 use anyhow::Context;
-use ovs_api::{CreateVpool, Labels, Problem, VpoolCachePatch};
+use futures_util::future::join_all;
+use ovs_api::{CreateVpool, Labels, Problem, ProblemKind, VpoolCachePatch};
 use ovs_cluster::catalogue::{
     Catalogue, CatalogueError, Counter, FORMAT, State, Stored, VdiskRecord, VpoolRecord,
 };
@@ -33,13 +35,15 @@ use uuid::Uuid;
 const EVENTS_COUNTER: Uuid = Uuid::from_u128(1);
 /// Numbers reserved at a time.
 const EVENTS_RESERVED: u64 = 1_000_000;
+/// What is left of vPools that were being made or deleted is waited for so long; it goes on.
+const FINISHING_PATIENCE: Duration = Duration::from_secs(15);
 /// What connections may take to end when ovsd stops.
 const DOORS_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Volumes {
     /// Brings up what there is. Call on the engine thread, inside its `LocalSet`.
     pub async fn start(parts: VolumesParts, server: Rc<Server>) -> anyhow::Result<Rc<Volumes>> {
-        let VolumesParts { engine, registry, clock, chance, settings, tasks } = parts;
+        let VolumesParts { engine, registry, clock, chance, settings, tasks, runtime } = parts;
         let catalogue = Catalogue::new(registry);
         let inventory_path = settings.paths.state_dir().join("vpools.json");
         let known = match Inventory::load(&inventory_path) {
@@ -64,10 +68,12 @@ impl Volumes {
             tasks,
             alarms: Alarms::default(),
             sockets: VdiskSockets::new(server),
+            runtime,
             host: inventory.host,
             inventory: RefCell::new(inventory),
             locks: Default::default(),
             pools: RefCell::default(),
+            drives: RefCell::default(),
             slots: RefCell::default(),
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
@@ -96,11 +102,28 @@ impl Volumes {
         }
         self.is_rebuilt.set(!self.is_all_known());
         self.rebuild_registry(&known).await?;
-        for stored in self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)? {
+        let vpools = self.catalogue.all::<VpoolRecord>(log).await.map_err(from_catalogue)?;
+        // What does not answer is waited for once, and not for one vPool after the other.
+        let set = self.backend_set().await?;
+        let open = |vpool: &VpoolRecord| {
+            let (backend, namespace) = (vpool.backend, vpool.namespace.clone());
+            let set = &set;
+            async move { self.open_store(set, backend, &namespace, Namespace::Existing).await.map(drop) }
+        };
+        let ready = vpools.iter().map(|stored| &stored.record).filter(|record| record.state == State::Ready);
+        join_all(ready.map(open)).await;
+        for stored in vpools {
             self.bring_up_vpool(stored).await;
         }
+        self.begin_finishing_vpools(FINISHING_PATIENCE).await;
         if is_first_start && self.pools.borrow().is_empty() && self.settings.makes_default_vpool {
-            self.make_default_vpool().await?;
+            match self.make_default_vpool().await {
+                // What is left of an earlier one goes first.
+                Err(problem) if problem.kind() == ProblemKind::Conflict => {
+                    tracing::error!(%problem, "the default vPool is not made");
+                }
+                made => made?,
+            }
         }
         self.write_inventory().await?;
         self.finish_what_was_begun().await;
@@ -116,15 +139,8 @@ impl Volumes {
                     self.keep_pool_offline(&pool, problem.detail);
                 }
             }
-            State::Creating => {
-                let backend = self.catalogue.find(record.backend).await.ok().flatten();
-                self.abandon_vpool(&stored, backend.map(|stored| stored.record).as_ref()).await;
-            }
-            State::Deleting => {
-                if let Err(problem) = self.finish_vpool_delete(&stored).await {
-                    tracing::error!(vpool = %record.name, %problem, "a deleted vPool is still there");
-                }
-            }
+            // After all others are there.
+            State::Creating | State::Deleting => {}
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
     create::snapshot_size,
     idempotency::Terms,
     open::{template_name, to_engine, zero_tail},
-    pools::to_policy,
+    pools::to_on_full,
     problem::{from_busy, from_catalogue, from_volume},
 };
 use ovs_api::{
@@ -37,7 +37,7 @@ impl Volumes {
         new.name = patch.name.unwrap_or(new.name);
         new.protected = patch.protected.unwrap_or(new.protected);
         new.description = patch.description.unwrap_or(new.description);
-        new.on_full = patch.on_full.map_or(new.on_full, to_policy);
+        new.on_full = patch.on_full.map_or(new.on_full, to_on_full);
         if let Some(timeout_ms) = patch.stall_timeout_ms {
             new.stall_timeout_ms = Some(timeout_ms).filter(|ms| *ms > 0);
         }

@@ -57,7 +57,11 @@ fn sample_body(operation: &str) -> &'static str {
         "rollback_vdisk" => r#"{"snapshot": "s"}"#,
         "create_snapshot" => r#"{"name": "s"}"#,
         "create_attachment" => r#"{"vdisk": "p:x", "client": "c", "door": "fuse", "mode": "shared"}"#,
-        "create_backend" => r#"{"name": "b", "type": "dir", "path": "/b"}"#,
+        "create_backend" | "plan_backend" => r#"{"name": "b", "type": "dir", "path": "/b"}"#,
+        "create_preset" => {
+            r#"{"name": "p", "compression": "none", "encryption": "none", "fragment_size_bytes": 4194304,
+                "policies": [{"k": 1, "m": 0, "c": 1, "x": 1}]}"#
+        }
         _ => "",
     }
 }

@@ -2,9 +2,12 @@
 //! stands still until everything waits.
 
 mod attachments;
+mod backends;
 mod cache;
 mod crash;
+mod drives;
 mod opening;
+mod presets;
 mod recovery;
 mod vdisks;
 mod vpools;
@@ -34,13 +37,23 @@ pub(super) struct World {
     pages: Rc<MemoryPages>,
     wall_ms: Rc<Cell<u64>>,
     gates: Rc<Gates>,
+    allows_coded_backends: Cell<bool>,
+    host_name: Cell<&'static str>,
 }
 
 impl World {
     pub(super) fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let wall_ms = Rc::new(Cell::new(1_800_000_000_000));
-        World { dir, registry: Rc::default(), pages: Rc::default(), wall_ms, gates: Rc::default() }
+        World {
+            dir,
+            registry: Rc::default(),
+            pages: Rc::default(),
+            wall_ms,
+            gates: Rc::default(),
+            allows_coded_backends: Cell::new(true),
+            host_name: Cell::new("here"),
+        }
     }
 
     pub(super) fn paths(&self) -> Paths {
@@ -132,7 +145,7 @@ impl World {
         let engine = Engine::open(EngineConfig::default(), parts).await.unwrap();
         let settings = Settings {
             paths,
-            host_name: "here".into(),
+            host_name: self.host_name.get().into(),
             makes_default_vpool: true,
             default_backend_path: None,
             trash_retention: Duration::from_secs(3600),
@@ -141,10 +154,13 @@ impl World {
             socket_mode: 0o660,
             nbd_authority: None,
             has_cache_ssd: false,
+            allows_coded_backends: self.allows_coded_backends.get(),
             io_uring: false,
         };
         let tasks = Arc::new(Tasks::default());
-        let parts = VolumesParts { engine, registry, clock, chance: Rc::new(SystemChance), settings, tasks };
+        let runtime = tokio::runtime::Handle::current();
+        let chance = Rc::new(SystemChance);
+        let parts = VolumesParts { engine, registry, clock, chance, settings, tasks, runtime };
         Volumes::start(parts, Server::new(ServerOptions::default())).await.unwrap()
     }
 

@@ -1,9 +1,7 @@
 //! The registry lost, and everything lost.
 
 use super::*;
-use ovs_api::{
-    BackendKind, CreateBackend, DeleteVdiskQuery, RecoverVpool, TaskState, TrashQuery, VdiskQuery,
-};
+use ovs_api::{CreateBackend, DeleteVdiskQuery, RecoverVpool, TaskState, TrashQuery, VdiskQuery};
 
 /// What a rebuilt catalogue must say as the one that was lost did.
 async fn told(volumes: &Rc<Volumes>) -> serde_json::Value {
@@ -202,11 +200,7 @@ fn unsent_writes_survive_the_loss_of_everything_but_the_write_buffer() {
     }
     world.life(async |volumes: Rc<Volumes>| {
         volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
-        let backend = CreateBackend {
-            name: name("found"),
-            kind: BackendKind::Dir,
-            path: disk.to_string_lossy().into_owned(),
-        };
+        let backend = CreateBackend::dir(name("found"), disk.to_string_lossy().into_owned());
         let request = RecoverVpool { name: name("default"), backend };
         let task = volumes.recover_lost_vpool(request).await.unwrap().0;
         volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
@@ -246,11 +240,8 @@ fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
     let new_host = World::new();
     new_host.life(async |volumes: Rc<Volumes>| {
         volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
-        let backend = |path: &std::path::Path| CreateBackend {
-            name: name("found"),
-            kind: BackendKind::Dir,
-            path: path.to_string_lossy().into_owned(),
-        };
+        let backend =
+            |path: &std::path::Path| CreateBackend::dir(name("found"), path.to_string_lossy().into_owned());
         let recover = |vpool: &str, path: &std::path::Path| {
             volumes.recover_lost_vpool(RecoverVpool { name: name(vpool), backend: backend(path) })
         };
@@ -294,7 +285,7 @@ fn a_backend_becomes_known_when_its_vpool_has_been_read() {
     world.life(async |volumes: Rc<Volumes>| {
         volumes.delete_vpool(name("default"), Default::default(), no_terms()).await.unwrap();
         let path = folder.to_string_lossy().into_owned();
-        let backend = CreateBackend { name: name("found"), kind: BackendKind::Dir, path };
+        let backend = CreateBackend::dir(name("found"), path);
         let request = RecoverVpool { name: name("default"), backend };
         let held = world.gates.hold(Call::Commit, "backend-name/found");
         let recovering = volumes.recover_lost_vpool(request);

@@ -2,11 +2,10 @@
 
 use super::*;
 use ovs_api::{
-    BackendKind, CreateBackend, CreateVpool, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, PatchVpool,
-    VpoolState,
+    CreateBackend, CreateVpool, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, PatchVpool, VpoolState,
 };
 
-fn vpool(text: &str, backend: Option<&str>) -> CreateVpool {
+pub(super) fn vpool(text: &str, backend: Option<&str>) -> CreateVpool {
     CreateVpool {
         name: name(text),
         backend: backend.map(name),
@@ -50,11 +49,7 @@ fn one_backend_holds_one_vpool_and_goes_when_nobody_uses_it() {
     let world = World::new();
     let path = world.path().join("disk1").to_string_lossy().into_owned();
     world.life(async |volumes: Rc<Volumes>| {
-        let backend = |text: &str, path: &str| CreateBackend {
-            name: name(text),
-            kind: BackendKind::Dir,
-            path: path.into(),
-        };
+        let backend = |text: &str, path: &str| CreateBackend::dir(name(text), path);
         assert!(volumes.create_backend(backend("b", &path), no_terms()).await.unwrap().is_new);
         assert!(!volumes.create_backend(backend("b", &path), no_terms()).await.unwrap().is_new);
         refused(volumes.create_backend(backend("b", "/elsewhere"), no_terms()).await, ProblemKind::Exists);
@@ -73,8 +68,13 @@ fn one_backend_holds_one_vpool_and_goes_when_nobody_uses_it() {
 
         let inside = CreateVdisk { size_bytes: Some(8192), ..CreateVdisk::new(name("p"), name("a")) };
         volumes.create_vdisk(inside, no_terms()).await.unwrap();
-        let delete =
-            |purge_trash| volumes.delete_vpool(name("p"), DeleteVpoolQuery { purge_trash }, no_terms());
+        let delete = |purge_trash| {
+            volumes.delete_vpool(
+                name("p"),
+                DeleteVpoolQuery { purge_trash, ..Default::default() },
+                no_terms(),
+            )
+        };
         refused(delete(true).await, ProblemKind::InUse);
         volumes.delete_vdisk("p:a".parse().unwrap(), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
         refused(delete(false).await, ProblemKind::InUse);

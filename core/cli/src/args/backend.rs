@@ -1,0 +1,236 @@
+//! The verbs of backends and presets.
+
+use super::target::{byte_count, policy};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
+use ovs_api::{BackendKind, Compression, Encryption, Policy};
+use ovs_units::{ByteCount, Name};
+use std::path::PathBuf;
+
+/// `ovs backend ...`
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// Make a backend: a directory, a bucket of an object store, or a composite of other backends
+    ///
+    /// A directory takes --path, a store --endpoint, --bucket and its credentials, a composite --of and --preset. A store is
+    /// tried before it is made: `ovs backend show` tells what came of it.
+    Create(Box<CreateBackendArgs>),
+    /// List the backends
+    List,
+    /// Show a backend: its drives, what can be lost, what a store did when it was tried
+    Show {
+        /// The backend
+        name: Name,
+    },
+    /// Forget a backend that no vPool and no other backend uses; what is on it stays
+    Delete {
+        /// The backend
+        name: Name,
+    },
+}
+
+/// `ovs backend create`
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("user").args(["user_file", "user_env"]), group = ArgGroup::new("secret").args(["secret_file", "secret_env"]))]
+pub struct CreateBackendArgs {
+    /// The new backend
+    pub name: Name,
+    /// What it is made of [default: dir; with --of: composite]
+    #[arg(long = "type", value_enum)]
+    pub kind: Option<BackendKindArg>,
+    /// Of dir: its directory; made when it does not exist
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub path: Option<PathBuf>,
+    /// Of composite: the backends that it is made of, each used by nobody else
+    #[arg(long, value_name = "BACKEND", value_delimiter = ',')]
+    pub of: Vec<Name>,
+    /// Of composite: how objects are spread over them
+    #[arg(long)]
+    pub preset: Option<Name>,
+    /// As a drive of another: what else is lost when it is [default: this host for a directory, else its own name]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// As a drive of another: where it is
+    #[arg(long)]
+    pub site: Option<String>,
+    /// As a drive of another: its share beside the others' [default: 1]
+    #[arg(long)]
+    pub weight: Option<u32>,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Make nothing: print capacity, overhead and what can be lost
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// An object store, and who asks it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Object stores")]
+pub struct RemoteArgs {
+    /// Its URL; of swift that of its authentication, ending in /v1.0 or /v3
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub endpoint: Option<String>,
+    /// The bucket or container; it has to be there
+    #[arg(long, alias = "container")]
+    pub bucket: Option<String>,
+    /// Of s3 [default: us-east-1], and of swift with a project
+    #[arg(long)]
+    pub region: Option<String>,
+    /// What its names begin with; nothing else in the bucket is touched [default: ovs]
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Of s3: the bucket is in the host's name, as AWS wants it
+    #[arg(long)]
+    pub bucket_in_host: bool,
+    /// Of swift with Keystone: the project
+    #[arg(long)]
+    pub project: Option<String>,
+    /// Of swift with Keystone: the domain of user and project [default: Default]
+    #[arg(long)]
+    pub domain: Option<String>,
+    /// A file in the folder secrets/stores beside ovsd.yaml with the access key's id (s3), the user (swift) or the account (azure)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub user_file: Option<PathBuf>,
+    /// A variable OVS_SECRET_STORE_... of ovsd's environment with the same
+    #[arg(long, value_name = "NAME")]
+    pub user_env: Option<String>,
+    /// A file in the folder secrets/stores beside ovsd.yaml, readable by root alone, with the secret key, the password or the service account's JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub secret_file: Option<PathBuf>,
+    /// A variable OVS_SECRET_STORE_... of ovsd's environment with the same
+    #[arg(long, value_name = "NAME")]
+    pub secret_env: Option<String>,
+}
+
+impl RemoteArgs {
+    /// An option of these that is there.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let options = [
+            ("--endpoint", self.endpoint.is_some()),
+            ("--bucket", self.bucket.is_some()),
+            ("--region", self.region.is_some()),
+            ("--prefix", self.prefix.is_some()),
+            ("--bucket-in-host", self.bucket_in_host),
+            ("--project", self.project.is_some()),
+            ("--domain", self.domain.is_some()),
+            ("--user-file", self.user_file.is_some()),
+            ("--user-env", self.user_env.is_some()),
+            ("--secret-file", self.secret_file.is_some()),
+            ("--secret-env", self.secret_env.is_some()),
+        ];
+        options.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
+    }
+}
+
+/// What a backend is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendKindArg {
+    /// A directory
+    Dir,
+    /// A bucket of Amazon's S3 or of what speaks like it
+    S3,
+    /// A container of OpenStack's Swift
+    Swift,
+    /// A bucket of Google's Cloud Storage
+    Gcs,
+    /// A container of Azure's blobs
+    Azure,
+    /// Other backends
+    Composite,
+}
+
+impl From<BackendKindArg> for BackendKind {
+    fn from(arg: BackendKindArg) -> BackendKind {
+        match arg {
+            BackendKindArg::Dir => BackendKind::Dir,
+            BackendKindArg::S3 => BackendKind::S3,
+            BackendKindArg::Swift => BackendKind::Swift,
+            BackendKindArg::Gcs => BackendKind::Gcs,
+            BackendKindArg::Azure => BackendKind::Azure,
+            BackendKindArg::Composite => BackendKind::Composite,
+        }
+    }
+}
+
+/// `ovs preset ...`
+#[derive(Debug, Subcommand)]
+pub enum PresetCommand {
+    /// Make a preset; it never changes
+    Create(CreatePresetArgs),
+    /// List the presets
+    List,
+    /// Show a preset
+    Show {
+        /// The preset
+        name: Name,
+    },
+    /// Delete a preset that no backend uses
+    Delete {
+        /// The preset
+        name: Name,
+    },
+}
+
+/// `ovs preset create`
+#[derive(Debug, Args)]
+pub struct CreatePresetArgs {
+    /// The new preset
+    pub name: Name,
+    /// k data and m parity fragments, acknowledged once c are written, at most x per node; the best first, given several times
+    #[arg(long, value_name = "K,M,C,X", value_parser = policy, required = true)]
+    pub policy: Vec<Policy>,
+    /// How objects are compressed
+    #[arg(long, value_enum, default_value = "none")]
+    pub compression: CompressionArg,
+    /// How objects are encrypted
+    #[arg(long, value_enum, default_value = "none")]
+    pub encryption: EncryptionArg,
+    /// A file in the folder secrets/keys beside ovsd.yaml, readable by root alone, with a key of 64 hexadecimal digits (openssl rand -hex 32)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "key_env")]
+    pub key_file: Option<PathBuf>,
+    /// A variable OVS_SECRET_KEY_... of ovsd's environment with the same
+    #[arg(long, value_name = "NAME")]
+    pub key_env: Option<String>,
+    /// The largest fragment
+    #[arg(long, visible_alias = "fragment-size", value_name = "SIZE", default_value = "4MiB", value_parser = byte_count)]
+    pub fragment: ByteCount,
+}
+
+/// How objects are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompressionArg {
+    /// Not
+    None,
+    /// LZ4: fast
+    Lz4,
+    /// Zstandard: smaller
+    Zstd,
+}
+
+impl From<CompressionArg> for Compression {
+    fn from(arg: CompressionArg) -> Compression {
+        match arg {
+            CompressionArg::None => Compression::None,
+            CompressionArg::Lz4 => Compression::Lz4,
+            CompressionArg::Zstd => Compression::Zstd,
+        }
+    }
+}
+
+/// How objects are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EncryptionArg {
+    /// Not
+    None,
+    /// AES-256-GCM, each object under a key of its own
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
+}
+
+impl From<EncryptionArg> for Encryption {
+    fn from(arg: EncryptionArg) -> Encryption {
+        match arg {
+            EncryptionArg::None => Encryption::None,
+            EncryptionArg::Aes256Gcm => Encryption::Aes256Gcm,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Backends and presets as people see them.
+
+use crate::{
+    commands::word,
+    output::{Align, Fields, Output, Table, size, time, yes_no},
+};
+use ovs_api::{Backend, BackendPlan, Policy, Preset, ProbeResult};
+
+pub(super) fn table(backends: &[Backend]) -> Table {
+    let columns = [
+        ("BACKEND", Align::Left),
+        ("TYPE", Align::Left),
+        ("PLACE", Align::Left),
+        ("NODE", Align::Left),
+        ("SITE", Align::Left),
+        ("USED BY", Align::Left),
+        ("TOTAL", Align::Right),
+        ("FREE", Align::Right),
+    ];
+    Table::new(columns).rows(backends, |backend| {
+        let drives: Vec<String> = backend.drives.iter().map(|drive| drive.name.to_string()).collect();
+        let user = match (&backend.vpool, &backend.drive_of) {
+            (Some(vpool), _) => format!("vPool {vpool}"),
+            (None, Some(composite)) => format!("backend {composite}"),
+            (None, None) => "-".into(),
+        };
+        [
+            backend.name.to_string(),
+            word(backend.kind),
+            if drives.is_empty() { backend.path.clone() } else { drives.join(",") },
+            backend.node.clone(),
+            if backend.site.is_empty() { "-".into() } else { backend.site.clone() },
+            user,
+            backend.total_bytes.map_or_else(|| "-".into(), size),
+            backend.free_bytes.map_or_else(|| "-".into(), size),
+        ]
+    })
+}
+
+pub(super) fn view(backend: &Backend, output: &Output) -> String {
+    let drives = backend.drives.iter().map(|drive| {
+        let site = if drive.site.is_empty() { String::new() } else { format!(", site {}", drive.site) };
+        let room = drive.total_bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
+        let state = drive.problem.as_ref().map_or_else(String::new, |problem| format!(": AWAY: {problem}"));
+        format!(
+            "{} ({}, node {}{site}, weight {}{room}){state}",
+            drive.name,
+            word(drive.kind),
+            drive.node,
+            drive.weight
+        )
+    });
+    let fields = Fields::new()
+        .with("backend", &backend.name)
+        .with("UUID", backend.uuid)
+        .with("type", word(backend.kind))
+        .with_some("path", Some(&backend.path).filter(|path| !path.is_empty()))
+        .with_each("hosts", backend.nodes.iter().cloned())
+        .with_some("node", Some(&backend.node).filter(|node| !node.is_empty()))
+        .with_some("site", Some(&backend.site).filter(|site| !site.is_empty()))
+        .with_some("weight", Some(backend.weight).filter(|weight| *weight != 1))
+        .with_some("vPool", backend.vpool.as_ref())
+        .with_some("drive of", backend.drive_of.as_ref())
+        .with_each("drives", drives)
+        .with_some("preset", backend.preset.as_ref())
+        .with_some("unreadable", backend.problem.as_ref())
+        .with_each("tried", backend.probe.iter().flat_map(probe_lines))
+        .with_some("total", backend.total_bytes.map(size))
+        .with_some("free", backend.free_bytes.map(size))
+        .with("created", time(&backend.created_at, &output.zone));
+    match &backend.plan {
+        Some(plan) => format!("{fields}\n{}", plan_view(plan)),
+        None => fields.to_string(),
+    }
+}
+
+fn probe_lines(probe: &ProbeResult) -> Vec<String> {
+    let does = |does: bool, what: &str| format!("{}{what}", if does { "" } else { "NOT: " });
+    vec![
+        does(probe.reads_after_put, "reads what was put, at once"),
+        does(probe.reads_ranges, "reads ranges exactly"),
+        does(probe.lists_after_put, "lists what was put, at once"),
+        does(probe.lists_in_order, "lists in order"),
+        does(probe.deletes, "deletes"),
+        does(probe.lists_after_delete, "lists no more what was deleted, at once"),
+        format!("puts of what must not be there yet: {}", probe.put_if_absent.replace('_', " ")),
+        format!("a put took {} ms, a read {} ms", probe.put_ms, probe.get_ms),
+    ]
+}
+
+fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What a composite comes to.
+pub(super) fn plan_view(plan: &BackendPlan) -> String {
+    let policy = plan.policy.map_or_else(|| "none is satisfied".into(), |policy| policy.to_string());
+    let fields = Fields::new()
+        .with(
+            "drives",
+            format!(
+                "{} on {}{}",
+                plan.drive_count,
+                counted(plan.node_count, "node"),
+                if plan.site_count > 1 { format!(" in {} sites", plan.site_count) } else { String::new() },
+            ),
+        )
+        .with("policy", policy)
+        .with_some("raw", plan.raw_bytes.map(size))
+        .with_some("usable", plan.usable_bytes.map(size))
+        .with(
+            "may be away",
+            format!(
+                "{}, {}: vDisks are opened, read and written on",
+                counted(plan.drives_away_max, "drive"),
+                counted(plan.nodes_away_max, "node"),
+            ),
+        )
+        .with_each("remarks", plan.remarks.iter().cloned());
+    let columns = [
+        ("POLICY", Align::Left),
+        ("SATISFIED", Align::Left),
+        ("FRAGMENTS", Align::Right),
+        ("STORED", Align::Right),
+        ("DRIVES LOST", Align::Right),
+        ("AFTER AN ACK", Align::Right),
+        ("NODES LOST", Align::Right),
+        ("SITES LOST", Align::Right),
+    ];
+    let policies = Table::new(columns).rows(&plan.policies, |of| {
+        let figure = |figure: String| if of.is_satisfied { figure } else { "-".into() };
+        [
+            of.policy.to_string(),
+            yes_no(of.is_satisfied),
+            of.fragment_count.to_string(),
+            figure(format!("{}%", of.stored_percent)),
+            figure(of.drives_lost_max.to_string()),
+            figure(of.drives_lost_at_once_max.to_string()),
+            figure(of.nodes_lost_max.to_string()),
+            figure(of.sites_lost_max.to_string()),
+        ]
+    });
+    format!("{fields}\n{policies}")
+}
+
+pub(super) fn preset_table(presets: &[Preset]) -> Table {
+    let columns = [
+        ("PRESET", Align::Left),
+        ("DEFAULT", Align::Left),
+        ("COMPRESSION", Align::Left),
+        ("ENCRYPTION", Align::Left),
+        ("FRAGMENT", Align::Right),
+        ("POLICIES (k,m,c,x)", Align::Left),
+    ];
+    Table::new(columns).rows(presets, |preset| {
+        [
+            preset.name.to_string(),
+            yes_no(preset.is_default),
+            word(preset.compression),
+            word(preset.encryption),
+            size(preset.fragment_size_bytes),
+            preset.policies.iter().map(Policy::to_string).collect::<Vec<_>>().join(" "),
+        ]
+    })
+}
+
+pub(super) fn preset_view(preset: &Preset) -> String {
+    Fields::new()
+        .with("preset", &preset.name)
+        .with("UUID", preset.uuid)
+        .with("default", yes_no(preset.is_default))
+        .with_each("policies", preset.policies.iter().map(|policy| format!("{policy} (k,m,c,x)")))
+        .with("compression", word(preset.compression))
+        .with("encryption", word(preset.encryption))
+        .with_some("key", preset.key.as_ref())
+        .with("fragment", size(preset.fragment_size_bytes))
+        .with_each("backends", preset.backends.iter().map(ToString::to_string))
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_as_people_see_them() {
+        let backend: Backend = serde_json::from_value(serde_json::json!({
+            "uuid": uuid::Uuid::nil(), "name": "b1", "revision": 1, "type": "dir", "path": "/srv/b1", "nodes": ["h1", "h2"], "node": "h1",
+            "free_bytes": 1073741824, "created_at": "2026-11-20T10:00:00Z",
+        }))
+        .unwrap();
+        let expected = "\
+BACKEND  TYPE  PLACE    NODE  SITE  USED BY  TOTAL  FREE
+b1       dir   /srv/b1  h1    -     -            -  1GiB
+";
+        assert_eq!(table(std::slice::from_ref(&backend)).to_string(), expected);
+        let expected = "\
+backend  b1
+UUID     00000000-0000-0000-0000-000000000000
+type     dir
+path     /srv/b1
+hosts    h1
+         h2
+node     h1
+free     1GiB
+created  2026-11-20 10:00:00
+";
+        assert_eq!(view(&backend, &Output::for_test()), expected);
+    }
+
+    #[test]
+    fn a_plan_as_people_see_it() {
+        let of = |k: u8, is_satisfied: bool| {
+            serde_json::json!({
+                "policy": {"k": k, "m": 2, "c": k + 1, "x": 2}, "is_satisfied": is_satisfied, "fragment_count": 6,
+                "stored_percent": 150, "drives_lost_max": 2, "drives_lost_at_once_max": 1, "nodes_lost_max": 1, "sites_lost_max": 0,
+            })
+        };
+        let plan: BackendPlan = serde_json::from_value(serde_json::json!({
+            "drive_count": 6, "node_count": 3, "site_count": 2, "policy": {"k": 4, "m": 2, "c": 5, "x": 2},
+            "policies": [of(8, false), of(4, true)], "drives_away_max": 1, "nodes_away_max": 0,
+            "raw_bytes": 6u64 << 30, "usable_bytes": 4u64 << 30, "remarks": ["two are on one file system"],
+        }))
+        .unwrap();
+        let expected = "\
+drives       6 on 3 nodes in 2 sites
+policy       4,2,5,2
+raw          6GiB
+usable       4GiB
+may be away  1 drive, 0 nodes: vDisks are opened, read and written on
+remarks      two are on one file system
+
+POLICY   SATISFIED  FRAGMENTS  STORED  DRIVES LOST  AFTER AN ACK  NODES LOST  SITES LOST
+8,2,9,2  no                 6       -            -             -           -           -
+4,2,5,2  yes                6    150%            2             1           1           0
+";
+        assert_eq!(plan_view(&plan), expected);
+    }
+
+    #[test]
+    fn presets_as_people_see_them() {
+        let preset: Preset = serde_json::from_value(serde_json::json!({
+            "uuid": uuid::Uuid::nil(), "name": "default", "revision": 1, "compression": "none", "encryption": "none",
+            "fragment_size_bytes": 4194304, "policies": [{"k": 4, "m": 2, "c": 5, "x": 1}, {"k": 1, "m": 0, "c": 1, "x": 1}],
+            "is_default": true,
+        }))
+        .unwrap();
+        let expected = "\
+PRESET   DEFAULT  COMPRESSION  ENCRYPTION  FRAGMENT  POLICIES (k,m,c,x)
+default  yes      none         none            4MiB  4,2,5,1 1,0,1,1
+";
+        assert_eq!(preset_table(&[preset]).to_string(), expected);
+    }
+}

@@ -1,0 +1,284 @@
+//! vPools that nothing here knows, found on what is left of their backend.
+//!
+//! ```text
+//!  a directory ─▶ vpool-<uuid>/pool/config-…: the vPool was on that alone
+//!              ─▶ vpool-<uuid>/pool/layout-…: it is a drive of others: they are opened, and tell the vPool's record together
+//! ```
+//!
+//! Nothing is stored before the vPool's record has been read. What is known here has to be as the directory says, and free: a
+//! folder in use is not even opened.
+
+use super::{
+    Pool, Volumes,
+    backends::labels_of,
+    layout::{drives_at, get_layout},
+    namespace::{Namespace, get_config, put_newest_config, real_path},
+    problem::{exists, from_backend, from_catalogue, not_found},
+    stores::{BackendSet, Opened},
+};
+use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
+use ovs_backend::{DirBackend, DirOptions};
+use ovs_cluster::catalogue::{FORMAT, LayoutRecord, Record, State, StoreRecord, VpoolRecord};
+use ovs_units::{Name, VpoolId};
+use ovs_volume::Clock;
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use uuid::Uuid;
+
+/// What a namespace says of its vPool.
+enum Told {
+    /// Its record.
+    Config(Box<VpoolRecord>),
+    /// What its record is to be read with, and which of the drives this one is.
+    Layout(LayoutRecord, Uuid),
+}
+
+impl Told {
+    fn vpool(&self) -> (VpoolId, &Name) {
+        match self {
+            Told::Config(config) => (config.id, &config.name),
+            Told::Layout(layout, _) => (layout.vpool, &layout.name),
+        }
+    }
+}
+
+fn conflict(detail: String) -> Problem {
+    Problem::new(ProblemKind::Conflict, detail)
+}
+
+impl Volumes {
+    /// Takes in a vPool that nothing here knows, out of its folder alone.
+    pub async fn recover_lost_vpool(
+        self: &Rc<Self>,
+        request: RecoverVpool,
+    ) -> Result<Accepted<Task>, Problem> {
+        let _locked = self.locks.lock("backends").await;
+        if let Ok(pool) = self.pool_by_name(&request.name) {
+            return Err(exists("vPool", &request.name, pool.record().id.0));
+        }
+        self.check_nothing_is_half_done(&request.name).await?;
+        let (BackendKind::Dir, Some(path)) = (request.backend.kind, request.backend.path.clone()) else {
+            let allowed = "a directory: of a composite, that of any of its drives";
+            return Err(Problem::field("backend", &request.backend.name, allowed));
+        };
+        let (namespace, told) = self.find_namespace(&path, &request.name).await?;
+        let layout = match told {
+            Told::Config(config) => self.layout_of_directory(&request, &path, *config).await?,
+            Told::Layout(layout, drive) => {
+                check_is_its_place(&*self.clock, &layout, drive, &path).await?;
+                layout
+            }
+        };
+        let taken = self.take_in_layout(&layout, &namespace, request.name).await;
+        let (record, opened) = taken.inspect_err(|_| self.forget_drives(&namespace))?;
+        // Until its vDisks are taken in as well: after a crash a start goes on with it.
+        self.change_inventory(|inventory| inventory.incomplete.push(record.id)).await?;
+        let stored = self.catalogue.restore(record).await.map_err(from_catalogue)?;
+        let pool = Rc::new(Pool::new(stored.record));
+        self.attach_pool(&pool, opened);
+        self.write_inventory().await?;
+        self.publish_vpool(EventKind::VpoolCreated, &pool);
+        Ok(Accepted(self.begin_recovery(pool)?))
+    }
+
+    /// Opens what a layout describes, reads the vPool's record in there, and makes known what is not.
+    async fn take_in_layout(
+        &self,
+        layout: &LayoutRecord,
+        namespace: &str,
+        name: Name,
+    ) -> Result<(VpoolRecord, Opened), Problem> {
+        let (backends, presets) = (layout.backends.clone(), layout.presets.clone());
+        let set = BackendSet::new(backends, presets, &self.settings.host_name);
+        let here = self.backend_set().await?;
+        self.check_is_unused(&here, here.backend(layout.backend).or_else(|_| set.backend(layout.backend))?)
+            .await?;
+        let (mut missing, mut missing_presets) = (Vec::new(), Vec::new());
+        for record in set.parts(layout.backend)? {
+            match here.composite_of(record.uuid) {
+                // One that is known is used by what it was used by, if at all.
+                Some(user) if set.backend(user.uuid).is_err() => {
+                    return Err(conflict(format!("backend {} is a drive of {}", record.name, user.name)));
+                }
+                _ => {}
+            }
+            if let Some(pool) = self.pool_on(record.uuid) {
+                return Err(super::backends::backend_in_use(&record.name, &pool.record()));
+            }
+            if self.is_missing(record, |here, told| here.store == told.store).await? {
+                self.check_place_is_free(&record.store).await?;
+                missing.push(record);
+            }
+        }
+        for record in &layout.presets {
+            if self
+                .is_missing(record, |here, told| here.policies == told.policies && here.keys == told.keys)
+                .await?
+            {
+                missing_presets.push(record);
+            }
+        }
+        let opened = self.open_store(&set, layout.backend, namespace, Namespace::Existing).await?;
+        let config = self.config_of(&*opened.store, layout.vpool, &layout.name).await?;
+        let (backend, namespace) = (layout.backend, namespace.to_owned());
+        let mut record = VpoolRecord { name, namespace, backend, state: State::Ready, ..config.clone() };
+        if record != config {
+            put_newest_config(&*opened.store, &mut record, self.clock.wall_ms(), &*self.chance).await?;
+        }
+        for preset in missing_presets {
+            self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
+        }
+        for backend in missing {
+            self.catalogue.restore(backend.clone()).await.map_err(from_catalogue)?;
+            self.publish_backend(backend);
+        }
+        Ok((record, opened))
+    }
+
+    /// Whether a record that is told of is not here. One that is has to be the same, and its name nobody else's.
+    async fn is_missing<T: Record>(
+        &self,
+        told: &T,
+        is_same: impl Fn(&T, &T) -> bool,
+    ) -> Result<bool, Problem> {
+        match self.catalogue.find::<T>(told.uuid()).await.map_err(from_catalogue)? {
+            Some(known) if is_same(&known.record, told) => Ok(false),
+            Some(_) => {
+                let detail =
+                    format!("{} {} is known here, and is not what the directory says", T::KIND, told.name());
+                Err(conflict(detail))
+            }
+            None => {
+                for key in told.index_keys() {
+                    if self.catalogue.find_by::<T>(&key).await.map_err(from_catalogue)?.is_some() {
+                        let detail = format!("{} {} exists, and is another", T::KIND, told.name());
+                        return Err(Problem::new(ProblemKind::Exists, detail));
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// A directory that was all of a vPool's backend, as the backend that is known at this place or a new one.
+    async fn layout_of_directory(
+        &self,
+        request: &RecoverVpool,
+        path: &str,
+        config: VpoolRecord,
+    ) -> Result<LayoutRecord, Problem> {
+        let real = real_path(&*self.clock, Path::new(path)).await?;
+        let mut backend = None;
+        for known in self.all_backends().await? {
+            if let Some(folder) = known.folder()
+                && real_path(&*self.clock, Path::new(folder)).await? == real
+            {
+                backend = Some(known);
+                break;
+            }
+        }
+        let backend = backend.unwrap_or_else(|| {
+            let asked = serde_json::to_value(&request.backend).unwrap_or_default();
+            let store = StoreRecord::Dir { path: path.to_owned() };
+            self.new_backend(request.backend.name.clone(), store, labels_of(&request.backend), asked)
+        });
+        Ok(LayoutRecord {
+            format: FORMAT,
+            vpool: config.id,
+            name: config.name,
+            backend: backend.uuid,
+            backends: vec![backend],
+            presets: Vec::new(),
+        })
+    }
+
+    /// The vPool's own folder in a backend's: the only one that nobody knows, or the one whose vPool has this name.
+    async fn find_namespace(&self, path: &str, name: &Name) -> Result<(String, Told), Problem> {
+        let folder = path.to_owned();
+        let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
+        let folders = folders
+            .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
+            .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
+        let (mut found, mut problems, mut known) = (Vec::new(), Vec::new(), None);
+        for (namespace, id) in folders {
+            // Whoever uses a folder is not disturbed by another one that opens it.
+            if let Some(stored) = self.catalogue.find::<VpoolRecord>(id).await.map_err(from_catalogue)? {
+                known = Some(stored.record);
+                continue;
+            }
+            match ask_namespace(Path::new(path).join(&namespace)).await {
+                Ok(Some(told)) if told.vpool().0 == VpoolId(id) => found.push((namespace, told)),
+                Ok(Some(told)) => {
+                    problems.push(format!("{namespace}: it has the record of vPool {}", told.vpool().0))
+                }
+                Ok(None) => problems.push(format!("{namespace}: no record of a vPool")),
+                Err(problem) => problems.push(format!("{namespace}: {problem}")),
+            }
+        }
+        if found.len() > 1 {
+            found.retain(|(_, told)| told.vpool().1 == name);
+        }
+        let is_damaged = !problems.is_empty();
+        match (found.pop(), found.is_empty(), known) {
+            (Some(found), true, _) => Ok(found),
+            (Some(_), false, _) => {
+                let detail = format!("path: several vPools in {path} are named {name}");
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            (None, _, _) if is_damaged => {
+                let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
+                Err(Problem::new(ProblemKind::Damaged, detail))
+            }
+            (None, _, Some(known)) => Err(exists("vPool", &known.name, known.id.0)),
+            (None, _, None) => {
+                let detail = format!("path: there is no vPool {name} in {path}");
+                Err(Problem::new(ProblemKind::NotFound, detail))
+            }
+        }
+    }
+}
+
+/// The directory is where the layout says that this drive is: where the others are is not known otherwise either.
+async fn check_is_its_place(
+    clock: &dyn Clock,
+    layout: &LayoutRecord,
+    drive: Uuid,
+    path: &str,
+) -> Result<(), Problem> {
+    let record = layout.backends.iter().find(|record| record.uuid == drive);
+    let record = record.ok_or_else(|| not_found("drive", drive))?;
+    let folder = record.folder().unwrap_or_default();
+    if real_path(clock, Path::new(folder)).await? == real_path(clock, Path::new(path)).await? {
+        return Ok(());
+    }
+    let detail = format!("path: {path} has drive {}, which was at {folder}: mount it there", record.name);
+    Err(conflict(detail))
+}
+
+async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
+    let options = DirOptions { io_uring: false, ..DirOptions::new(folder) };
+    let opened = tokio::task::spawn_blocking(move || DirBackend::open_existing(options));
+    let store = opened
+        .await
+        .map_err(|error| Problem::new(ProblemKind::Internal, format!("opening a backend: {error}")))?
+        .map_err(from_backend)?;
+    if let Some(config) = get_config(&store).await? {
+        return Ok(Some(Told::Config(Box::new(config))));
+    }
+    let drive = drives_at(&store).await.map_err(from_backend)?.into_iter().next();
+    Ok(get_layout(&store).await?.zip(drive).map(|(layout, drive)| Told::Layout(layout, drive)))
+}
+
+/// Folders that vPools have in a backend's, and which vPools.
+fn list_namespaces(path: &Path) -> std::io::Result<Vec<(String, Uuid)>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let uuid = name.strip_prefix("vpool-").and_then(|uuid| Uuid::try_parse(uuid).ok());
+        folders.extend(uuid.map(|uuid| (name, uuid)));
+    }
+    folders.sort();
+    Ok(folders)
+}
