@@ -5,7 +5,7 @@
 mod memory;
 
 use memory::most_bytes;
-use ovs_backend::coded::{CodedBackend, Drive, FRAME_BYTES, Policy, Preset, Work};
+use ovs_backend::coded::{CodedBackend, Drive, Duty, FRAME_BYTES, Policy, Preset, Work};
 use ovs_backend::{Backend, BackendError, MemoryBackend, ObjectName, Urgency};
 use ovs_format::fragment::{HEADER_BYTES, Header, OBJECT_BYTES_MAX};
 use std::rc::Rc;
@@ -18,10 +18,11 @@ fn over(drive: &Rc<MemoryBackend>) -> CodedBackend {
         node: String::new(),
         site: String::new(),
         weight: 1,
+        duty: Duty::Serving,
         backend: drive.clone(),
     };
     let preset = Preset::new(vec![Policy::new(1, 0, 1, 1).unwrap()]).unwrap();
-    CodedBackend::new(vec![drive], &[], preset.with_fragments_of(FRAME_BYTES).unwrap(), Work::Here).unwrap()
+    CodedBackend::new(vec![drive], preset.with_fragments_of(FRAME_BYTES).unwrap(), Work::Here).unwrap()
 }
 
 fn name() -> ObjectName {

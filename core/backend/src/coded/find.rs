@@ -1,9 +1,10 @@
 //! Finding out what an object is and where its fragments are; and what it means that they are not there.
 
+use super::drives::Drives;
 use super::encode::{self, name_hash};
 use super::known::{Found, Object};
 use super::name::Place;
-use super::placement::{self, Choice};
+use super::placement::{self, Home};
 use super::{FRAME_BYTES, Inner, Policy, name, timed};
 use crate::{BackendError, ObjectName};
 use bytes::Bytes;
@@ -23,10 +24,13 @@ impl Inner {
     /// Finds out what an object is: from the fragment that comes first, if others agree (it may be of an older put that
     /// somebody has brought back), or from whatever there is of it.
     pub(super) async fn find(&self, name: &ObjectName) -> Result<Rc<Object>, BackendError> {
-        if let Some(first) = placement::order(&self.drives, name, 0).first().copied()
-            && !self.is_suspect(first)
-            && let Ok(bytes) = self.read_from(first, name, self.first_place(), 0, FIRST_BYTES).await
-        {
+        let (drives, place) = (self.drives(), self.first_place());
+        let (homes, _) = placement::homes(&drives, name, 0, self.preset.policies[0], 1);
+        for first in homes[0].places(&drives) {
+            if self.is_suspect(first) {
+                continue;
+            }
+            let Ok(bytes) = self.read_from(first, name, place, 0, FIRST_BYTES).await else { continue };
             match self.check_first(name, 0, 0, &bytes) {
                 Ok(header) => {
                     let object = Object::new(name, header);
@@ -37,7 +41,7 @@ impl Inner {
                         return Ok(self.known.borrow_mut().learn(object));
                     }
                 }
-                Err(_) => self.count(|stats| stats.bad_fragments += 1),
+                Err(_) => self.is_bad(name),
             }
         }
         self.find_anywhere(name, None).await
@@ -60,18 +64,23 @@ impl Inner {
     async fn is_confirmed(&self, object: &Object) -> bool {
         let Geometry { data, parity, .. } = *object.geometry();
         let headers = join_all((data..data + parity).map(async |number| {
-            let home = self.home(object, 0, number).filter(|home| !self.is_suspect(*home));
-            let Some(home) = home else { return false };
-            let header =
-                self.read_from(home, &object.name, object.place(0, number), 0, HEADER_BYTES as u64).await;
-            header.is_ok_and(|bytes| {
-                Header::decode(&bytes).is_ok_and(|header| object.is_own(&header, 0, number))
-            })
+            for home in self.home(object, 0, number) {
+                if self.is_suspect(home) {
+                    continue;
+                }
+                let place = object.place(0, number);
+                let header = self.read_from(home, &object.name, place, 0, HEADER_BYTES as u64).await;
+                let header = header.map(|bytes| Header::decode(&bytes));
+                if let Ok(Ok(header)) = header {
+                    return object.is_own(&header, 0, number);
+                }
+            }
+            false
         }));
         headers.await.into_iter().all(|is_same| is_same)
     }
 
-    fn check_first(
+    pub(super) fn check_first(
         &self,
         name: &ObjectName,
         chunk: u32,
@@ -92,7 +101,17 @@ impl Inner {
         name: &ObjectName,
         except: Option<u32>,
     ) -> Result<Rc<Object>, BackendError> {
-        let mut found = self.look(name).await;
+        let found = self.look(name).await;
+        self.find_among(name, found, except).await
+    }
+
+    /// The same of what was found.
+    pub(super) async fn find_among(
+        &self,
+        name: &ObjectName,
+        mut found: Found,
+        except: Option<u32>,
+    ) -> Result<Rc<Object>, BackendError> {
         let first_chunk = found.fragments.iter().filter(|(place, _)| place.chunk == 0);
         let wanted = first_chunk
             .flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)))
@@ -114,7 +133,7 @@ impl Inner {
                     let key = Header { fragment: 0, body_bytes: 0, body_checksum: 0, ..header };
                     puts.entry(key).or_default().push((fragment, drive));
                 }
-                Ok(None) => self.count(|stats| stats.bad_fragments += 1),
+                Ok(None) => self.is_bad(name),
                 Err(error @ (BackendError::Retry { .. } | BackendError::NoSpace { .. })) => {
                     found.silent.insert(drive);
                     found.failure = Some(error.to_string());
@@ -127,7 +146,7 @@ impl Inner {
                     found.is_begun = true;
                     found.is_silent_within |= is_silent;
                 }
-                Err(_) => self.count(|stats| stats.bad_fragments += 1),
+                Err(_) => self.is_bad(name),
             }
         }
         // Of those that can be read; several can where a put was tried again under another policy, and of these one that stands
@@ -166,7 +185,7 @@ impl Inner {
         }
         if found.fragments.is_empty() || !found.silent.is_empty() {
             let reason = found.failure.clone().unwrap_or_default();
-            let drives = self.drives.len();
+            let drives = self.drives().len();
             let reason = format!("{unheard} of {drives} drives are lost or do not answer: {reason}");
             return BackendError::Retry { operation: "get", object: name.to_string(), reason };
         }
@@ -192,7 +211,7 @@ impl Inner {
     }
 
     /// Fragments beyond those that it takes to read it which an object was acknowledged with, at least.
-    fn spare_of(&self, geometry: &Geometry) -> u32 {
+    pub(super) fn spare_of(&self, geometry: &Geometry) -> u32 {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
         self.preset.all_policies().filter(is_it).map(Policy::spare).min().unwrap_or(0)
     }
@@ -202,21 +221,20 @@ impl Inner {
     }
 
     fn away(&self, index: usize, name: &ObjectName) -> BackendError {
-        let reason = format!("drive {} has failed", self.drives[index].id);
+        let reason = format!("drive {} has failed", self.drives()[index].id);
         BackendError::Retry { operation: "get", object: name.to_string(), reason }
     }
 
     /// Which drives have fragments of the object: as they list them. Nobody waits for those that fail.
     pub(super) async fn look(&self, name: &ObjectName) -> Found {
-        let is_alone = (0..self.drives.len()).all(|index| self.is_suspect(index));
-        let lists =
-            join_all((0..self.drives.len()).map(async |index| match self.is_suspect(index) && !is_alone {
-                true => Err(self.away(index, name)),
-                false => self.fragments_on(index, name).await,
-            }));
-        let lists = lists.await;
+        let drives = self.drives();
+        let is_alone = drives.asked().all(|index| self.is_suspect(index));
+        let lists = join_all(drives.asked().map(async |index| match self.is_suspect(index) && !is_alone {
+            true => (index, Err(self.away(index, name))),
+            false => (index, self.fragments_on(index, name).await),
+        }));
         let mut found = Found::default();
-        for (index, listed) in lists.into_iter().enumerate() {
+        for (index, listed) in lists.await {
             match listed {
                 Ok(fragments) => {
                     fragments
@@ -239,9 +257,9 @@ impl Inner {
         name: &ObjectName,
     ) -> Result<Vec<Place>, BackendError> {
         let prefix = name::fragments_of(name);
-        let (mut fragments, mut after) = (Vec::new(), None);
+        let (mut fragments, mut after, drives) = (Vec::new(), None, self.drives());
         loop {
-            let page = self.drives[index].backend.list(&prefix, after.as_ref(), self.page);
+            let page = drives[index].backend.list(&prefix, after.as_ref(), self.page);
             let listed = timed("list", &prefix, page).await;
             match &listed {
                 Ok(_) => self.answers(index),
@@ -267,8 +285,8 @@ impl Inner {
         length: u64,
     ) -> Result<Bytes, BackendError> {
         let own = name::fragment(name, layout, chunk, number)?;
-        let read =
-            timed("get", own.as_str(), self.drives[index].backend.get_range(&own, offset, length)).await;
+        let drives = self.drives();
+        let read = timed("get", own.as_str(), drives[index].backend.get_range(&own, offset, length)).await;
         match &read {
             Err(error @ BackendError::Retry { .. }) => self.fails(index, error),
             // Also one that has it no more, or of backends of which too few have it.
@@ -282,28 +300,43 @@ impl Inner {
     pub(super) fn places(&self, object: &Object, chunk: u32, fragment: u8, asks_all: bool) -> Vec<usize> {
         let elsewhere = object.elsewhere.borrow().clone();
         let seen = elsewhere.and_then(|found| found.fragments.get(&object.place(chunk, fragment)).cloned());
-        let mut places = seen.unwrap_or_else(|| self.home(object, chunk, fragment).into_iter().collect());
+        let drives = self.drives();
+        let seen = seen.map(|seen| seen.into_iter().filter(|index| drives[*index].duty.is_asked()).collect());
+        let mut places: Vec<usize> = seen.unwrap_or_else(|| self.home(object, chunk, fragment));
         if !asks_all && object.geometry().parity > 0 {
             places.retain(|index| !self.is_suspect(*index));
         }
         places
     }
 
-    /// The drive that a fragment belongs on.
-    fn home(&self, object: &Object, chunk: u32, fragment: u8) -> Option<usize> {
+    /// The drive that a fragment belongs on, and the one before that is about to leave.
+    fn home(&self, object: &Object, chunk: u32, fragment: u8) -> Vec<usize> {
+        let (drives, homes) = self.homes(object, chunk);
+        let place = place_of(object, chunk, fragment);
+        homes.get(place).map_or_else(Vec::new, |home| home.places(&drives))
+    }
+
+    /// Where the fragments of a chunk belong, by their place among those that are stored.
+    pub(super) fn homes(&self, object: &Object, chunk: u32) -> (Rc<Drives>, Vec<Home>) {
         let Geometry { data, parity, .. } = *object.geometry();
-        let stored = object.geometry().data_stored(chunk);
-        let place = if fragment < data { fragment } else { stored + (fragment - data) };
-        let order = placement::order(&self.drives, &object.name, chunk);
-        let mut choice = Choice::new(&self.drives, &order, self.policy_of(data, parity));
-        let mut homes = std::iter::from_fn(|| choice.next(|_| true));
-        homes.nth(place.into())
+        let count = usize::from(object.geometry().data_stored(chunk)) + usize::from(parity);
+        let drives = self.drives();
+        let policy = self.policy_of(data, parity);
+        let (homes, _) = placement::homes(&drives, &object.name, chunk, policy, count);
+        (drives, homes)
     }
 
     /// The policy that an object was put with, as far as its header tells.
-    fn policy_of(&self, data: u8, parity: u8) -> Policy {
+    pub(super) fn policy_of(&self, data: u8, parity: u8) -> Policy {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (data, parity);
         let known = self.preset.all_policies().find(is_it).copied();
         known.unwrap_or(Policy { data, parity, acknowledged: data, per_node: u32::MAX })
     }
+}
+
+/// A fragment's place among those of its chunk that are stored.
+pub(super) fn place_of(object: &Object, chunk: u32, fragment: u8) -> usize {
+    let Geometry { data, .. } = *object.geometry();
+    let stored = object.geometry().data_stored(chunk);
+    usize::from(if fragment < data { fragment } else { stored.saturating_add(fragment - data) })
 }

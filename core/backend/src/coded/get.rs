@@ -91,7 +91,12 @@ impl Inner {
         }
     }
 
-    async fn read_range(&self, object: &Rc<Object>, offset: u64, length: u64) -> Result<Bytes, BackendError> {
+    pub(super) async fn read_range(
+        &self,
+        object: &Rc<Object>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, BackendError> {
         let end = offset.saturating_add(length).min(object.geometry().object_bytes);
         if offset >= end {
             return Ok(Bytes::new());
@@ -149,7 +154,7 @@ impl Inner {
         let header = object.header(chunk, fragment);
         let opened = self.open(header, piece.clone(), entries.to_vec(), stored).await;
         opened.inspect_err(|miss| match miss {
-            Miss::Wrong(_) => self.count(|stats| stats.bad_fragments += 1),
+            Miss::Wrong(_) => self.is_bad(&object.name),
             Miss::Later(_) => {}
         })
     }
@@ -197,7 +202,7 @@ impl Inner {
         let (drive, bytes) =
             self.read_somewhere(object, chunk, fragment, None, 0, length.max(FIRST_BYTES)).await?;
         let checked = check_index(object, chunk, fragment, &bytes);
-        let entries = checked.inspect_err(|_| self.count(|stats| stats.bad_fragments += 1))?;
+        let entries = checked.inspect_err(|_| self.is_bad(&object.name))?;
         let index: Index = entries.into();
         self.known.borrow_mut().learn_index(object, chunk, fragment, Rc::clone(&index));
         Ok((index, Some(drive), bytes))

@@ -48,8 +48,9 @@ impl Inner {
         let found = self.look(object).await;
         let (mut is_hidden, mut is_silent) = (!found.fragments.is_empty(), !found.silent.is_empty());
         // Drives that are made of drives answer when some of theirs do not: whatever they are asked for.
+        let drives = self.drives();
         let asked =
-            self.drives.iter().map(|drive| timed("get", own.as_str(), drive.backend.get_lasting(&own)));
+            drives.asked().map(|index| timed("get", own.as_str(), drives[index].backend.get_lasting(&own)));
         for answer in join_all(asked).await {
             match answer {
                 Err(BackendError::NotFound { .. }) => {}
@@ -78,9 +79,10 @@ impl Inner {
         let own =
             found.fragments.iter().filter(|(place, _)| object.place(place.chunk, place.number) == **place);
         let own = own.flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)));
+        let drives = self.drives();
         let read = own.map(async |(place, drive)| {
             let own = name::fragment(&object.name, place.layout, place.chunk, place.number).ok()?;
-            let read = self.drives[drive].backend.get_lasting(&own);
+            let read = drives[drive].backend.get_lasting(&own);
             let bytes = timed("get", own.as_str(), read).await.ok()?;
             let header = Header::decode(&bytes).ok()?;
             let is_good = object.is_own(&header, place.chunk, place.number) && has_body(&header, &bytes);

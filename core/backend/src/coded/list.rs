@@ -1,5 +1,6 @@
 //! Listing, deleting, measuring: all drives together.
 
+use super::drives::Duty;
 use super::name::Place;
 use super::on_their_way::DeleteAtWork;
 use super::{Inner, name, timed};
@@ -8,9 +9,99 @@ use futures_util::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a drive has told what it has.
-struct Listing {
+struct Told {
     from: Option<ObjectName>,
     is_over: bool,
+}
+
+/// All objects of which any fragment is there, in the order of their names, as the drives list them side by side.
+pub(super) struct Listing<'a> {
+    inner: &'a Inner,
+    prefix: String,
+    after: Option<ObjectName>,
+    /// By drive that is asked.
+    told: BTreeMap<usize, Told>,
+    /// What drives have told of objects that another may have more of.
+    found: BTreeMap<ObjectName, Vec<Seen>>,
+    /// Drives that did not answer: what they have is not among it.
+    pub(super) silent: BTreeSet<usize>,
+    pub(super) failure: Option<BackendError>,
+}
+
+/// A fragment that a drive lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) drive: usize,
+    pub(super) place: Place,
+    pub(super) bytes: u64,
+}
+
+impl<'a> Listing<'a> {
+    pub(super) fn new(inner: &'a Inner, prefix: &str, after: Option<ObjectName>) -> Listing<'a> {
+        let from = || after.as_ref().and_then(name::behind);
+        let told =
+            inner.drives().asked().map(|index| (index, Told { from: from(), is_over: false })).collect();
+        let prefix = name::prefix_of(prefix);
+        let (found, silent) = Default::default();
+        Listing { inner, prefix, after, told, found, silent, failure: None }
+    }
+
+    /// The next object, once every drive that answers has told what it has of it.
+    pub(super) async fn next(&mut self) -> Option<(ObjectName, Vec<Seen>)> {
+        loop {
+            let open = self.told.values().filter(|told| !told.is_over);
+            let told_to = open.map(|told| told.from.clone()).min();
+            let is_told = |first: &ObjectName| match &told_to {
+                None => true,
+                Some(None) => false,
+                Some(Some(told)) => name::behind(first).is_some_and(|behind| behind <= *told),
+            };
+            if let Some(first) = self.found.first_entry()
+                && is_told(first.key())
+            {
+                let (name, seen) = first.remove_entry();
+                self.after = Some(name.clone());
+                return Some((name, seen));
+            }
+            told_to.as_ref()?;
+            self.ask().await;
+        }
+    }
+
+    /// One more page of each drive.
+    async fn ask(&mut self) {
+        let (inner, prefix) = (self.inner, &self.prefix);
+        let drives = inner.drives();
+        let open = self.told.iter().filter(|(_, told)| !told.is_over);
+        let pages = join_all(open.map(async |(index, told)| {
+            let page = drives[*index].backend.list(prefix, told.from.as_ref(), inner.page);
+            (*index, timed("list", prefix, page).await)
+        }));
+        for (index, page) in pages.await {
+            let Some(told) = self.told.get_mut(&index) else { continue };
+            match page {
+                Ok(page) => {
+                    inner.answers(index);
+                    told.is_over = page.len() < inner.page;
+                    told.from = page.last().map(|info| info.name.clone()).or(told.from.take());
+                    let fragments = page
+                        .into_iter()
+                        .filter_map(|info| Some((name::parse(&info.name)?, info.length_bytes)));
+                    for ((object, place), bytes) in fragments {
+                        if self.after.as_ref().is_none_or(|after| object > *after) {
+                            self.found.entry(object).or_default().push(Seen { drive: index, place, bytes });
+                        }
+                    }
+                }
+                Err(error) => {
+                    inner.fails(index, &error);
+                    told.is_over = true;
+                    self.silent.insert(index);
+                    self.failure = Some(error);
+                }
+            }
+        }
+    }
 }
 
 impl Inner {
@@ -21,81 +112,22 @@ impl Inner {
         after: Option<ObjectName>,
         limit: usize,
     ) -> Result<Vec<ObjectInfo>, BackendError> {
-        let prefix_on_drives = name::prefix_of(prefix);
-        let mut objects: Vec<ObjectInfo> = Vec::new();
-        let mut drives: Vec<Listing> = self
-            .drives
-            .iter()
-            .map(|_| Listing { from: after.as_ref().and_then(name::behind), is_over: false })
-            .collect();
-        // What drives have told of objects that another may have more of.
-        let mut found: BTreeMap<ObjectName, u64> = BTreeMap::new();
-        let (mut silent, mut failure) = (BTreeSet::new(), None);
+        let mut listing = Listing::new(self, prefix, after);
+        let mut objects = Vec::new();
         while objects.len() < limit {
-            let pages =
-                join_all(self.drives.iter().zip(&drives).map(
-                    async |(drive, listing)| match listing.is_over {
-                        true => Ok(Vec::new()),
-                        false => {
-                            let page =
-                                drive.backend.list(&prefix_on_drives, listing.from.as_ref(), self.page);
-                            timed("list", prefix, page).await
-                        }
-                    },
-                ));
-            for (index, page) in pages.await.into_iter().enumerate() {
-                let listing = &mut drives[index];
-                if listing.is_over {
-                    continue;
-                }
-                match page {
-                    Ok(page) => {
-                        self.answers(index);
-                        listing.is_over = page.len() < self.page;
-                        listing.from = page.last().map(|info| info.name.clone()).or(listing.from.take());
-                        let fragments = page
-                            .into_iter()
-                            .filter_map(|info| Some((name::parse(&info.name)?.0, info.length_bytes)));
-                        let last = objects.last().map(|info| &info.name).or(after.as_ref());
-                        for (object, bytes) in
-                            fragments.filter(|(object, _)| last.is_none_or(|last| object > last))
-                        {
-                            *found.entry(object).or_default() += bytes;
-                        }
-                    }
-                    Err(error) => {
-                        self.fails(index, &error);
-                        listing.is_over = true;
-                        silent.insert(index);
-                        failure = Some(error);
-                    }
-                }
-            }
-            let unheard = self.unheard(&silent);
+            let next = listing.next().await;
+            let unheard = self.unheard(&listing.silent);
             if unheard > self.unheard_max() {
-                let drives = self.drives.len();
-                let reason = failure.map_or_else(String::new, |error| error.to_string());
+                let drives = self.drives().len();
+                let reason = listing.failure.map_or_else(String::new, |error| error.to_string());
                 return Err(BackendError::Retry {
                     operation: "list",
                     object: prefix.to_owned(),
                     reason: format!("{unheard} of {drives} drives are lost or do not answer: {reason}"),
                 });
             }
-            // Up to where every drive has told all that it has.
-            let open = drives.iter().filter(|listing| !listing.is_over);
-            let told_to = open.filter_map(|listing| listing.from.clone()).min();
-            while objects.len() < limit
-                && let Some(first) = found.first_entry()
-                && told_to
-                    .as_ref()
-                    .is_none_or(|told| name::behind(first.key()).is_some_and(|behind| behind <= *told))
-            {
-                let (name, length_bytes) = first.remove_entry();
-                objects.push(ObjectInfo { name, length_bytes });
-            }
-            if told_to.is_none() {
-                break;
-            }
+            let Some((name, seen)) = next else { break };
+            objects.push(ObjectInfo { name, length_bytes: seen.iter().map(|seen| seen.bytes).sum() });
         }
         Ok(objects)
     }
@@ -106,10 +138,11 @@ impl Inner {
         let _at_work = DeleteAtWork::new(&self.on_their_way, name);
         self.wait_for_puts(name).await?;
         self.known.borrow_mut().forget(name);
-        let listed = join_all((0..self.drives.len()).map(|index| self.fragments_on(index, name))).await;
+        let asked = self.drives();
+        let listed = join_all(asked.asked().map(async |index| (index, self.fragments_on(index, name).await)));
         let mut failures: Vec<BackendError> = Vec::new();
         let mut fragments: Vec<(usize, Place)> = Vec::new();
-        for (index, listed) in listed.into_iter().enumerate() {
+        for (index, listed) in listed.await {
             match listed {
                 Ok(places) => fragments.extend(places.into_iter().map(|place| (index, place))),
                 Err(error) => failures.push(error),
@@ -131,26 +164,35 @@ impl Inner {
     }
 
     /// Drives side by side, each its own one by one. Returns what failed.
-    async fn delete_fragments(&self, name: &ObjectName, fragments: &[(usize, Place)]) -> Vec<BackendError> {
+    pub(super) async fn delete_fragments(
+        &self,
+        name: &ObjectName,
+        fragments: &[(usize, Place)],
+    ) -> Vec<BackendError> {
+        let drives = self.drives();
         let on_drive = async |drive: usize| {
             for (_, Place { layout, chunk, number }) in fragments.iter().filter(|(index, _)| *index == drive)
             {
                 let own = name::fragment(name, *layout, *chunk, *number)?;
-                let deleted = timed("delete", own.as_str(), self.drives[drive].backend.delete(&own)).await;
+                let deleted = timed("delete", own.as_str(), drives[drive].backend.delete(&own)).await;
                 deleted.inspect_err(|error| self.fails(drive, error))?;
             }
             Ok(())
         };
-        join_all((0..self.drives.len()).map(on_drive)).await.into_iter().filter_map(Result::err).collect()
+        join_all(drives.asked().map(on_drive)).await.into_iter().filter_map(Result::err).collect()
     }
 
-    /// What the drives have together, less what parity takes under the first policy.
+    /// What the drives that take fragments have together, less what parity takes under the first policy.
     pub(super) async fn capacity(&self) -> Result<Option<Capacity>, BackendError> {
         let Some(policy) = self.preset.policies.first() else { return Ok(None) };
-        let of_drives =
-            join_all(self.drives.iter().map(|drive| timed("capacity", "", drive.backend.capacity()))).await;
+        let drives = self.drives();
+        let of_drives = join_all(
+            drives
+                .with(Duty::takes)
+                .map(async |index| (index, timed("capacity", "", drives[index].backend.capacity()).await)),
+        );
         let mut sum = Capacity::default();
-        for (index, capacity) in of_drives.into_iter().enumerate() {
+        for (index, capacity) in of_drives.await {
             match capacity {
                 Ok(Some(capacity)) => {
                     sum.total_bytes += capacity.total_bytes;

@@ -6,9 +6,17 @@
 //!      ─▶ frames.rs: verified, plain
 //! ```
 //!
-//! It keeps nothing but what it can find out again. `docs/decisions/0011-coded-backends.md` says why it is so. Not here: adding
-//! drives, repair, what an object means.
+//! It keeps nothing but what it can find out again. `docs/decisions/0011-coded-backends.md` says why it is so, and
+//! `0018-life-of-a-drive.md` what happens when drives come and go:
+//!
+//! ```text
+//!  look_after ─▶ survey.rs: each object as it lies on the drives ─▶ plan.rs: what has to move, or be made again ─▶ mend.rs: does it
+//!      ─▶ removals.rs: what is there twice goes when nobody reads it any more            verify.rs: reads all there is
+//! ```
+//!
+//! Not here: who decides that a drive is lost, what an object means.
 
+mod drives;
 mod encode;
 mod find;
 mod frames;
@@ -16,25 +24,37 @@ mod get;
 mod known;
 mod lasting;
 mod list;
+mod mend;
 mod name;
 mod on_their_way;
 mod parity;
 mod placement;
+mod plan;
 mod put;
 mod reconstruct;
+mod removals;
+mod survey;
 #[cfg(test)]
 mod tests;
+mod upkeep;
+mod verify;
 
+pub use drives::{Drive, Duty};
 pub use frames::Key;
 pub use ovs_format::fragment::Compression;
+pub use survey::{Share, Survey};
+pub use upkeep::{Phase, Upkeep};
+pub use verify::Verified;
 
 use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
+use drives::Drives;
 use futures_util::future::LocalBoxFuture;
 use known::Known;
 use on_their_way::OnTheirWay;
 use ovs_format::fragment::FRAGMENTS_MAX;
 use put::Put;
+use removals::Removals;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeSet, HashSet},
@@ -45,6 +65,7 @@ use std::{
 };
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
+use upkeep::Keeping;
 use uuid::Uuid;
 
 /// A drive that takes longer for anything but a put has failed.
@@ -210,33 +231,6 @@ impl Preset {
     }
 }
 
-/// A backend among others.
-#[derive(Clone)]
-pub struct Drive {
-    /// Its name for ever: where fragments go depends on it.
-    pub id: Uuid,
-    /// What else is lost when this is: a policy bounds fragments per node.
-    pub node: String,
-    /// Where it is.
-    pub site: String,
-    /// Its share beside the others'.
-    pub weight: u32,
-    /// What stores the fragments.
-    pub backend: Rc<dyn Backend>,
-}
-
-impl fmt::Debug for Drive {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Drive { id, node, site, weight, .. } = self;
-        f.debug_struct("Drive")
-            .field("id", id)
-            .field("node", node)
-            .field("site", site)
-            .field("weight", weight)
-            .finish()
-    }
-}
-
 /// Where compression, encryption and parity are worked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -266,11 +260,8 @@ pub struct CodedBackend {
 }
 
 struct Inner {
-    drives: Vec<Drive>,
-    /// Of these, the ones whose fragments are lost and not made again yet; …
-    lost: BTreeSet<usize>,
-    /// … and so many that are no more among them.
-    lost_elsewhere: u32,
+    /// Changed as a whole: who works with some goes on with those.
+    drives: RefCell<Rc<Drives>>,
     preset: Arc<Preset>,
     threads: bool,
     /// Fragments asked of a drive at once.
@@ -280,41 +271,28 @@ struct Inner {
     /// Drives that have failed: until when others are asked first, and for how long that is.
     suspects: RefCell<Vec<Option<(Instant, Duration)>>>,
     on_their_way: OnTheirWay,
+    removals: Removals,
+    upkeep: Keeping,
 }
 
 impl CodedBackend {
-    /// Over these drives, whatever is on them. `lost` are drives, of these or others, whose fragments are gone and not all
-    /// made again: what is nowhere else may have been there. Work that takes long is done by tokio's threads for that, or at
-    /// once.
-    pub fn new(
-        drives: Vec<Drive>,
-        lost: &[Uuid],
-        preset: Preset,
-        work: Work,
-    ) -> Result<CodedBackend, PresetError> {
+    /// Over these drives, whatever is on them. Work that takes long is done by tokio's threads for that, or at once.
+    pub fn new(drives: Vec<Drive>, preset: Preset, work: Work) -> Result<CodedBackend, PresetError> {
         let mut ids = HashSet::new();
         if let Some(drive) = drives.iter().find(|drive| !ids.insert(drive.id)) {
             return Err(PresetError::Twice(format!("drive {}", drive.id)));
         }
+        let there = drives.iter().filter(|drive| drive.duty != Duty::Gone).count();
         let least = preset.policies.iter().min_by_key(|policy| policy.acknowledged);
         if let Some(policy) = least
-            && drives.len() < policy.acknowledged.into()
+            && there < policy.acknowledged.into()
         {
             let least = policy.acknowledged;
-            return Err(PresetError::TooFewDrives {
-                drives: drives.len(),
-                policy: policy.to_string(),
-                least,
-            });
+            return Err(PresetError::TooFewDrives { drives: there, policy: policy.to_string(), least });
         }
-        let lost: HashSet<Uuid> = lost.iter().copied().collect();
-        let is_lost = |index: &usize| lost.contains(&drives[*index].id);
-        let lost_here: BTreeSet<usize> = (0..drives.len()).filter(is_lost).collect();
         let inner = Inner {
-            lost_elsewhere: (lost.len() - lost_here.len()) as u32,
-            lost: lost_here,
             suspects: RefCell::new(vec![None; drives.len()]),
-            drives,
+            drives: RefCell::new(Rc::new(Drives::new(drives))),
             preset: Arc::new(preset),
             threads: work == Work::OnThreads,
             // Few enough that a test comes to the end of some.
@@ -322,6 +300,8 @@ impl CodedBackend {
             known: RefCell::default(),
             stats: Cell::default(),
             on_their_way: OnTheirWay::default(),
+            removals: Removals::default(),
+            upkeep: Keeping::default(),
         };
         Ok(CodedBackend { inner: Rc::new(inner) })
     }
@@ -350,6 +330,11 @@ async fn timed<T>(
 }
 
 impl Inner {
+    /// The drives as they are now.
+    fn drives(&self) -> Rc<Drives> {
+        Rc::clone(&self.drives.borrow())
+    }
+
     fn count(&self, change: impl FnOnce(&mut CodedStats)) {
         let mut stats = self.stats.get();
         change(&mut stats);
@@ -388,13 +373,14 @@ impl Inner {
         };
         suspects[index] = Some((now + lasts, lasts));
         if before.is_none() {
-            tracing::warn!(drive = %self.drives[index].id, %error, "a drive fails: others are asked first");
+            tracing::warn!(drive = %self.drives()[index].id, %error, "a drive fails: others are asked first");
         }
     }
 
     fn answers(&self, index: usize) {
         if self.suspects.borrow_mut()[index].take().is_some() {
-            tracing::info!(drive = %self.drives[index].id, "a drive answers again");
+            tracing::info!(drive = %self.drives()[index].id, "a drive answers again");
+            self.upkeep.ask_for_survey();
         }
     }
 
@@ -405,7 +391,8 @@ impl Inner {
 
     /// Drives that say nothing of what was put: those that are silent, and those that have lost it.
     fn unheard(&self, silent: &BTreeSet<usize>) -> u32 {
-        self.lost.union(silent).count() as u32 + self.lost_elsewhere
+        let lost = self.drives().with(|duty| duty == Duty::Lost).collect();
+        silent.union(&lost).count() as u32
     }
 }
 
@@ -417,7 +404,10 @@ impl Backend for CodedBackend {
         urgency: Urgency,
     ) -> LocalBoxFuture<'_, Result<(), BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.inner.clone().put(name, parts, Put::New(urgency)).await })
+        Box::pin(async move {
+            self.inner.upkeep.guest();
+            self.inner.clone().put(name, parts, Put::New(urgency)).await
+        })
     }
 
     fn get_range(
@@ -427,17 +417,27 @@ impl Backend for CodedBackend {
         length: u64,
     ) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.inner.get_range(&name, offset, length).await })
+        Box::pin(async move {
+            self.inner.upkeep.guest();
+            let _reader = self.inner.removals.reader();
+            self.inner.get_range(&name, offset, length).await
+        })
     }
 
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.inner.get(&name).await })
+        Box::pin(async move {
+            let _reader = self.inner.removals.reader();
+            self.inner.get(&name).await
+        })
     }
 
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
-        Box::pin(async move { self.inner.clone().get_lasting(name).await })
+        Box::pin(async move {
+            let _reader = self.inner.removals.reader();
+            self.inner.clone().get_lasting(name).await
+        })
     }
 
     fn list(
@@ -447,7 +447,10 @@ impl Backend for CodedBackend {
         limit: usize,
     ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
         let (prefix, after) = (prefix.to_owned(), after.cloned());
-        Box::pin(async move { self.inner.list(&prefix, after, limit).await })
+        Box::pin(async move {
+            let _reader = self.inner.removals.reader();
+            self.inner.list(&prefix, after, limit).await
+        })
     }
 
     fn delete(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<(), BackendError>> {

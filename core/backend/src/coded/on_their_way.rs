@@ -47,6 +47,16 @@ impl OnTheirWay {
         self.deletes.borrow().contains_key(name)
     }
 
+    /// Puts at work.
+    pub(super) fn puts(&self) -> Vec<ObjectName> {
+        self.puts.borrow().keys().cloned().collect()
+    }
+
+    /// Until no put of it is at work.
+    pub(super) async fn is_put(&self, name: &ObjectName) {
+        self.wait_until(|all| !all.puts.borrow().contains_key(name)).await;
+    }
+
     fn is_overdue(&self, name: &ObjectName) -> bool {
         self.overdue.borrow().keys().any(|(other, _)| other == name)
     }
@@ -60,7 +70,7 @@ impl Inner {
     /// Nothing that was put under a name lands after this.
     pub(super) async fn wait_for_puts(&self, name: &ObjectName) -> Result<(), BackendError> {
         let all = &self.on_their_way;
-        all.wait_until(|all| !all.puts.borrow().contains_key(name)).await;
+        all.is_put(name).await;
         let overdue = async {
             all.wait_until(|all| !all.is_overdue(name)).await;
             Ok(())
@@ -80,13 +90,13 @@ impl Inner {
         let retry = |reason: String| BackendError::Retry {
             operation: "put",
             object: own.to_string(),
-            reason: format!("drive {} {reason}", self.drives[drive].id),
+            reason: format!("drive {} {reason}", self.drives()[drive].id),
         };
         let overdue = self.on_their_way.overdue_on(drive);
         if overdue >= OVERDUE_MAX {
             return Err(retry(format!("has not answered for {overdue} fragments yet")));
         }
-        let (backend, name) = (Rc::clone(&self.drives[drive].backend), own.clone());
+        let (backend, name) = (Rc::clone(&self.drives()[drive].backend), own.clone());
         let mut put = tokio::task::spawn_local(async move { backend.put(&name, parts, urgency).await });
         if let Ok(done) = timeout(PATIENCE, &mut put).await {
             return done.unwrap_or_else(|stopped| Err(retry(format!("has ended early: {stopped}"))));

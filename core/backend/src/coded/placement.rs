@@ -3,6 +3,7 @@
 //! Every drive has a rank for every chunk that depends on nothing else, so that a new drive takes fragments from all others and
 //! moves none between them.
 
+use super::drives::Drives;
 use super::{Drive, Policy};
 use crate::ObjectName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -71,6 +72,42 @@ impl<'a> Choice<'a> {
     }
 }
 
+/// Where a fragment belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Home {
+    /// By the order of all drives that ever were.
+    first: Option<usize>,
+    /// That one, or where that takes nothing any more, the next.
+    pub(super) now: Option<usize>,
+}
+
+impl Home {
+    /// Where to look for it, one after the other: what was put before a drive began to leave is still there.
+    pub(super) fn places(self, drives: &Drives) -> Vec<usize> {
+        let first = self.first.filter(|first| self.now != Some(*first) && drives[*first].duty.is_asked());
+        first.into_iter().chain(self.now).collect()
+    }
+}
+
+/// Where the fragments of a chunk belong, by their place among those that are stored; and what is left to choose from.
+pub(super) fn homes<'a>(
+    drives: &'a Drives,
+    name: &ObjectName,
+    chunk: u32,
+    policy: Policy,
+    count: usize,
+) -> (Vec<Home>, Choice<'a>) {
+    let mut choice = Choice::new(drives, &order(drives, name, chunk), policy);
+    let first: Vec<Option<usize>> = (0..count).map(|_| choice.next(|_| true)).collect();
+    let takes = |index: usize| drives[index].duty.takes();
+    let home = |first: Option<usize>| {
+        let now = first.and_then(|index| if takes(index) { first } else { choice.instead_of(index, takes) });
+        Home { first, now }
+    };
+    let homes = first.into_iter().map(home).collect();
+    (homes, choice)
+}
+
 /// Fragments of one chunk that the policy could store on these drives.
 pub(super) fn room(drives: &[Drive], may: impl Fn(usize) -> bool, policy: Policy) -> u32 {
     let mut per_node: HashMap<&str, u32> = HashMap::new();
@@ -119,6 +156,7 @@ fn gets_drive(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Duty;
     use super::*;
     use crate::MemoryBackend;
     use std::rc::Rc;
@@ -126,7 +164,14 @@ mod tests {
 
     fn drive(number: u128, node: &str, weight: u32) -> Drive {
         let backend = Rc::new(MemoryBackend::new());
-        Drive { id: Uuid::from_u128(number), node: node.to_owned(), site: String::new(), weight, backend }
+        Drive {
+            id: Uuid::from_u128(number),
+            node: node.to_owned(),
+            site: String::new(),
+            weight,
+            backend,
+            duty: Duty::Serving,
+        }
     }
 
     fn name(number: usize) -> ObjectName {

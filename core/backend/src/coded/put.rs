@@ -1,5 +1,6 @@
 //! Putting: every fragment on its drive, or on another that keeps to the policy; acknowledged when c of each chunk are stored.
 
+use super::drives::Duty;
 use super::encode::{self, Fragment};
 use super::known::Object;
 use super::on_their_way::PutAtWork;
@@ -86,12 +87,14 @@ impl Inner {
     /// The first policy that the drives which answer satisfy, or else the first that all of them would.
     fn policy_now(&self, name: &ObjectName) -> Result<Policy, BackendError> {
         let policies = &self.preset.policies;
-        let by_live = placement::choose(policies, &self.drives, |index| !self.is_suspect(index));
-        let chosen = by_live.or_else(|| placement::choose(policies, &self.drives, |_| true));
+        let drives = self.drives();
+        let takes = |index: usize| drives[index].duty.takes();
+        let by_live = placement::choose(policies, &drives, |index| takes(index) && !self.is_suspect(index));
+        let chosen = by_live.or_else(|| placement::choose(policies, &drives, takes));
         chosen.ok_or_else(|| BackendError::Retry {
             operation: "put",
             object: name.to_string(),
-            reason: format!("{} drives satisfy no policy of the preset", self.drives.len()),
+            reason: format!("{} drives satisfy no policy of the preset", drives.with(Duty::takes).count()),
         })
     }
 
@@ -109,11 +112,12 @@ impl Inner {
         let mut at_work = PutAtWork::new(&inner, &name);
         tokio::task::spawn_local(async move {
             let mut sender = Some(sender);
-            let order = placement::order(&inner.drives, &name, chunk);
-            let choice = RefCell::new(Choice::new(&inner.drives, &order, policy));
-            let homes: Vec<_> = fragments.iter().map(|_| choice.borrow_mut().next(|_| true)).collect();
+            let drives = inner.drives();
+            let (homes, choice) = placement::homes(&drives, &name, chunk, policy, fragments.len());
+            let choice = RefCell::new(choice);
             let placed = fragments.iter().zip(homes);
             let mut puts: FuturesUnordered<_> = placed
+                .map(|(fragment, home)| (fragment, home.now))
                 .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, why))
                 .collect();
             let (mut stored, mut failure) = (0, None);
@@ -127,6 +131,7 @@ impl Inner {
                     Err(error) => {
                         if !matches!(error, BackendError::Conflict { .. }) || !why.gives_way() {
                             inner.count(|stats| stats.missing += 1);
+                            inner.upkeep.ask_for_survey();
                         }
                         failure = Some(match failure {
                             Some(conflict @ BackendError::Conflict { .. }) => conflict,
@@ -172,7 +177,9 @@ impl Inner {
         why: Put,
     ) -> Result<u64, BackendError> {
         let own = name::fragment(name, layout, chunk, fragment.number)?;
-        let instead_of = |index| choice.borrow_mut().instead_of(index, |index| !self.is_suspect(index));
+        let drives = self.drives();
+        let may = |index: usize| drives[index].duty.takes() && !self.is_suspect(index);
+        let instead_of = |index| choice.borrow_mut().instead_of(index, may);
         // If nobody else may have it, it is tried all the same.
         let is_away = |home: &usize| self.is_suspect(*home);
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
@@ -188,6 +195,7 @@ impl Inner {
                     self.answers(index);
                     if at != home {
                         self.count(|stats| stats.misplaced += 1);
+                        self.upkeep.ask_for_survey();
                     }
                     return Ok(fragment.bytes());
                 }
@@ -210,7 +218,7 @@ impl Inner {
 
     /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive: there are never
     /// fewer, of good ones and bad.
-    async fn replace_rotten(
+    pub(super) async fn replace_rotten(
         self: &Rc<Self>,
         index: usize,
         (name, chunk): (&ObjectName, u32),
@@ -218,11 +226,14 @@ impl Inner {
         fragment: &Fragment,
     ) -> Result<(), BackendError> {
         let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
-        let there = timed("get", own.as_str(), self.drives[index].backend.get(own)).await?;
+        let drives = self.drives();
+        let there = timed("get", own.as_str(), drives[index].backend.get(own)).await?;
         if is_rotten(&there, fragment) {
             // The last drives in its order have nothing of it, if any has not.
-            let order = placement::order(&self.drives, name, chunk);
-            let others = order.into_iter().rev().filter(|other| *other != index && !self.is_suspect(*other));
+            let order = placement::order(&drives, name, chunk);
+            let may =
+                |other: &usize| *other != index && drives[*other].duty.takes() && !self.is_suspect(*other);
+            let others = order.into_iter().rev().filter(may);
             // That nobody else is asked, or takes it, is no word about what is there.
             let reason = "no other drive takes it, so that it could be replaced".to_owned();
             let mut elsewhere =
@@ -237,7 +248,7 @@ impl Inner {
                 }
             }
             elsewhere?;
-            timed("delete", own.as_str(), self.drives[index].backend.delete(own)).await?;
+            timed("delete", own.as_str(), drives[index].backend.delete(own)).await?;
         }
         put_on(index).await
     }
@@ -262,7 +273,7 @@ fn conflict_of(name: &ObjectName, failure: BackendError) -> BackendError {
 }
 
 impl Fragment {
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.len() as u64).sum()
     }
 }

@@ -99,7 +99,7 @@ impl Inner {
                     let wrong = || Miss::Wrong(format!("fragment {chunk}.{number} is not what it should be"));
                     is_good.then_some(header).ok_or_else(wrong)
                 });
-                let header = header.inspect_err(|_| self.count(|stats| stats.bad_fragments += 1))?;
+                let header = header.inspect_err(|_| self.is_bad(&object.name))?;
                 let body = is_whole.then(|| bytes.slice(HEADER_BYTES..));
                 Ok(Source { number, drive, body_bytes: header.body_bytes.into(), body })
             });

@@ -39,16 +39,28 @@ fn reopen(drives: &[Rc<Memory>], preset: Preset) -> CodedBackend {
 
 /// The same when what these drives had is lost and not made again.
 fn reopen_without(lost: &[usize], drives: &[Rc<Memory>], preset: Preset) -> CodedBackend {
-    let lost: Vec<Uuid> = lost.iter().map(|number| Uuid::from_u128(*number as u128 + 1)).collect();
     let drive = |(number, backend): (usize, &Rc<Memory>)| Drive {
+        duty: if lost.contains(&number) { Duty::Lost } else { Duty::Serving },
+        ..drive(number, backend)
+    };
+    let departed = lost.iter().filter(|number| **number >= drives.len()).map(|number| {
+        let id = Uuid::from_u128(*number as u128 + 1);
+        Drive::departed(id, format!("node-{}", number / 3), String::new(), 1, Duty::Lost)
+    });
+    let all = drives.iter().enumerate().map(drive).chain(departed).collect();
+    CodedBackend::new(all, preset, Work::Here).expect("good drives")
+}
+
+/// Three a node.
+fn drive(number: usize, backend: &Rc<Memory>) -> Drive {
+    Drive {
         id: Uuid::from_u128(number as u128 + 1),
         node: format!("node-{}", number / 3),
         site: String::new(),
         weight: 1,
         backend: Rc::clone(backend) as Rc<dyn Backend>,
-    };
-    CodedBackend::new(drives.iter().enumerate().map(drive).collect(), &lost, preset, Work::Here)
-        .expect("good drives")
+        duty: Duty::Serving,
+    }
 }
 
 impl World {
@@ -298,7 +310,7 @@ fn a_put_returns_when_enough_is_stored_and_the_rest_follows() {
     local(async {
         let world = world(9, preset(&[policy(4, 2, 5, 3)]));
         let expected = bytes(3, 300_000);
-        let order = placement::order(&world.backend.inner.drives, &name("v/s/1"), 0);
+        let order = placement::order(&world.backend.inner.drives(), &name("v/s/1"), 0);
         let slow = order[2];
         world.drives[slow].set_schedule(|call: &Call<'_>| {
             let wait = Box::pin(tokio::time::sleep(std::time::Duration::from_secs(20)));
@@ -452,10 +464,11 @@ fn a_cold_read_of_a_cluster_asks_one_drive_for_little() {
                 node: String::new(),
                 site: String::new(),
                 weight: 1,
+                duty: Duty::Serving,
                 backend: Rc::clone(backend) as Rc<dyn Backend>,
             };
             let drives = drives.iter().enumerate().map(drive).collect();
-            CodedBackend::new(drives, &[], preset(&[policy(4, 2, 5, 9)]), Work::Here).expect("good drives")
+            CodedBackend::new(drives, preset(&[policy(4, 2, 5, 9)]), Work::Here).expect("good drives")
         };
         let sum = |of: fn(&crate::Counts) -> u64| drives.iter().map(|drive| of(&drive.counts())).sum::<u64>();
         let object = bytes(8, 4 << 20);
@@ -552,11 +565,11 @@ fn the_only_drive_of_a_node_is_tried_though_it_has_failed() {
             node: number.to_string(),
             site: String::new(),
             weight: 1,
+            duty: Duty::Serving,
             backend: Rc::clone(backend) as Rc<dyn Backend>,
         };
         let all = drives.iter().enumerate().map(drive).collect();
-        let backend =
-            CodedBackend::new(all, &[], preset(&[policy(4, 2, 5, 1)]), Work::Here).expect("good drives");
+        let backend = CodedBackend::new(all, preset(&[policy(4, 2, 5, 1)]), Work::Here).expect("good drives");
         drives[0].set_schedule(|_| Some(Fault::ErrorBefore));
         drives[1].set_schedule(|_| Some(Fault::ErrorBefore));
         for _ in 0..3 {

@@ -410,14 +410,14 @@ impl<'a> Building<'a> {
                 let (backend, is_there) = self.composite(drive).await?;
                 silent += u32::from(!is_there);
                 let Place { node, site, .. } = self.set.place(*uuid);
-                drives.push(coded::Drive { id: *uuid, node, site, weight: drive.labels.weight, backend });
+                let (weight, duty) = (drive.labels.weight, coded::Duty::Serving);
+                drives.push(coded::Drive { id: *uuid, node, site, weight, backend, duty });
             }
             let preset = self.set.preset(*preset)?;
             let silent_max =
                 preset.policies.iter().map(|p| u32::from(p.c.saturating_sub(p.k))).min().unwrap_or(0);
             let opened = open_preset(preset, &self.secrets).await?;
-            // No drive is taken out or replaced as yet: what was on one is there, or away.
-            let backend = CodedBackend::new(drives, &[], opened, Work::OnThreads).map_err(|error| {
+            let backend = CodedBackend::new(drives, opened, Work::OnThreads).map_err(|error| {
                 Problem::new(ProblemKind::Conflict, format!("backend {}: {error}", record.name))
             })?;
             Ok((Rc::new(backend) as Rc<dyn Backend>, silent <= silent_max))

@@ -9,7 +9,7 @@ fn lost_drives_and_earlier_presets_count_where_something_is_absent() {
     let oldest = older.clone().with_earlier(vec![policy(2, 1, 2, 3)]);
     local(async {
         let mut world = world(6, newer.clone());
-        // The number 7 is of a drive that is no more among them.
+        // The number 7 is of a drive that is no more there.
         for (lost, silent, preset, is_absent) in [
             (&[][..], &[][..], &oldest, true),
             (&[], &[0], &oldest, false),

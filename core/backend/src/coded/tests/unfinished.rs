@@ -53,9 +53,10 @@ fn over(sites: &[World]) -> CodedBackend {
         site: String::new(),
         weight: 1,
         backend: Rc::new(site.backend.clone()),
+        duty: Duty::Serving,
     };
     let drives = sites.iter().enumerate().map(drive).collect();
-    CodedBackend::new(drives, &[], preset(&[policy(1, 1, 2, 1)]), Work::Here).expect("good drives")
+    CodedBackend::new(drives, preset(&[policy(1, 1, 2, 1)]), Work::Here).expect("good drives")
 }
 
 /// Half of each fragment is none of any. Its name is used all the same.
@@ -487,13 +488,14 @@ fn a_put_that_takes_too_long_lands_before_a_delete_or_the_delete_is_not_done() {
             node: String::new(),
             site: String::new(),
             weight: 1,
+            duty: Duty::Serving,
             backend: Rc::new(Stubborn {
                 inner: Rc::clone(inner),
                 takes: Duration::from_secs(if number == 0 { 100 } else { 0 }),
             }),
         };
         let drives = stores.iter().enumerate().map(drive).collect();
-        let backend = CodedBackend::new(drives, &[], preset(&[policy(3, 2, 5, 9)]), Work::Here);
+        let backend = CodedBackend::new(drives, preset(&[policy(3, 2, 5, 9)]), Work::Here);
         let (backend, object) = (backend.expect("good drives"), bytes(4, 300_000));
         for number in 0..6 {
             let name = name(&format!("v/s/{number}"));
@@ -505,7 +507,7 @@ fn a_put_that_takes_too_long_lands_before_a_delete_or_the_delete_is_not_done() {
         }
         // As long as nobody waits for it, nothing says that it is gone.
         let late = name("v/s/late");
-        let order = |name: &ObjectName| placement::order(&backend.inner.drives, name, 0)[0];
+        let order = |name: &ObjectName| placement::order(&backend.inner.drives(), name, 0)[0];
         let late = (0..99).map(|number| name(&format!("{late}{number}"))).find(|name| order(name) == 0);
         let late = late.expect("one of many begins on the first drive");
         tokio::time::sleep(SUSPECT_MAX * 2).await;

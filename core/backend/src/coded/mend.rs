@@ -1,0 +1,361 @@
+//! Mending one object: what is missing is made again from parity, what lies wrongly is moved, and what is not needed any more goes
+//! when its successors were read back and nobody reads it.
+
+use super::encode::{self, Fragment};
+use super::known::{Found, Object};
+use super::name::Place;
+use super::on_their_way::PutAtWork;
+use super::put::Put;
+use super::reconstruct::has_body;
+use super::survey::{found_of, fragments_of, numbers};
+use super::{Inner, name, parity, timed};
+use crate::{BackendError, ObjectName, Urgency};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use ovs_format::fragment::{HEADER_BYTES, Header};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
+
+/// A chunk is planned anew so often, when fragments turn out to be bad or drives to be full.
+const ATTEMPTS: usize = 8;
+
+impl Inner {
+    /// Mends an object. False: there was nothing to do.
+    pub(super) async fn mend(self: &Rc<Self>, name: &ObjectName) -> Result<bool, BackendError> {
+        self.on_their_way.is_put(name).await;
+        // From here on a delete waits: what it removed would be put again.
+        let _at_work = PutAtWork::new(self, name);
+        if self.on_their_way.is_being_deleted(name) {
+            return Ok(false);
+        }
+        let Some((mut object, mut found)) = self.as_it_lies(name).await? else { return Ok(false) };
+        let mut is_changed = false;
+        let is_other = |object: &Object| {
+            self.aim().is_some_and(|aim| {
+                (aim.data, aim.parity) != (object.geometry().data, object.geometry().parity)
+            })
+        };
+        if is_other(&object) && found.silent.is_empty() {
+            self.upkeep.paced(self.put_again(&object)).await?;
+            let Some(again) = self.as_it_lies(name).await? else { return Ok(false) };
+            (object, found) = again;
+            is_changed = true;
+        }
+        let mut extra: Vec<(usize, Place)> = Vec::new();
+        let is_suspicious = self.upkeep.suspicious.borrow().contains(name);
+        let mut is_whole = true;
+        for chunk in 0..object.geometry().chunks() {
+            let work = self.mend_chunk(&object, chunk, &found, is_suspicious);
+            let done = self.upkeep.paced(work).await?;
+            is_changed |= done.is_changed;
+            is_whole &= done.is_whole;
+            extra.extend(done.extra.into_iter().map(|(number, drive)| (drive, object.place(chunk, number))));
+        }
+        // What an earlier put has left, or one under another policy.
+        if is_whole && !is_other(&object) && found.silent.is_empty() {
+            let others = found.fragments.iter().filter(|(place, _)| place.layout != object.layout());
+            extra.extend(others.flat_map(|(place, drives)| drives.iter().map(|drive| (*drive, *place))));
+        }
+        if !extra.is_empty() {
+            self.check_successors(&object, &extra).await?;
+            self.removals.readers_are_done().await;
+            is_changed |= self.remove(name, extra).await?;
+        }
+        self.upkeep.suspicious.borrow_mut().remove(name);
+        self.known.borrow_mut().forget(name);
+        Ok(is_changed)
+    }
+
+    /// What it is and where its fragments are; nothing where too little is there.
+    async fn as_it_lies(&self, name: &ObjectName) -> Result<Option<(Rc<Object>, Rc<Found>)>, BackendError> {
+        match self.find_among(name, self.look(name).await, None).await {
+            Ok(object) => {
+                let found = found_of(&object).unwrap_or_default();
+                Ok(Some((object, found)))
+            }
+            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Under the policy that the drives satisfy now.
+    async fn put_again(self: &Rc<Self>, object: &Rc<Object>) -> Result<(), BackendError> {
+        let bytes = self.read_range(object, 0, u64::MAX).await?;
+        let put = |why| Rc::clone(self).put(object.name.clone(), vec![bytes.clone()], why);
+        match put(Put::New(Urgency::Reserve)).await {
+            // By a version that compresses to other bytes.
+            Err(BackendError::Conflict { .. }) => put(Put::Again).await,
+            done => done,
+        }
+    }
+
+    /// Puts what has to be put. What is not needed then is left to the caller.
+    async fn mend_chunk(
+        self: &Rc<Self>,
+        object: &Rc<Object>,
+        chunk: u32,
+        found: &Found,
+        reads_all: bool,
+    ) -> Result<Mended, BackendError> {
+        let mut there = fragments_of(object, chunk, found);
+        let mut bad: BTreeSet<(u8, usize)> = BTreeSet::new();
+        if reads_all {
+            let pairs: Vec<(u8, usize)> = there
+                .iter()
+                .flat_map(|(number, drives)| drives.iter().map(|drive| (*number, *drive)))
+                .collect();
+            let read =
+                join_all(pairs.iter().map(|(number, drive)| self.body(object, chunk, *number, *drive)));
+            for (pair, body) in pairs.iter().zip(read.await) {
+                if body.is_none() {
+                    forget(&mut there, *pair);
+                    bad.insert(*pair);
+                }
+            }
+        }
+        let (mut is_changed, mut failure) = (false, None);
+        for _ in 0..ATTEMPTS {
+            let plan = self.plan_of(object, chunk, &there, &bad, &found.silent);
+            if plan.makes.is_empty() {
+                let is_whole = numbers(object, chunk).all(|number| there.contains_key(&number));
+                return Ok(Mended { extra: plan.extra, is_changed, is_whole });
+            }
+            let wanted: BTreeSet<u8> = plan.makes.iter().map(|(number, _)| *number).collect();
+            let fragments = match self.make(object, chunk, &there, wanted).await? {
+                Made::Fragments(fragments) => fragments,
+                Made::Bad(pairs) => {
+                    for pair in pairs {
+                        forget(&mut there, pair);
+                        bad.insert(pair);
+                    }
+                    continue;
+                }
+            };
+            let puts = join_all(plan.makes.iter().filter_map(|(number, to)| {
+                let fragment = fragments.iter().find(|fragment| fragment.number == *number)?;
+                Some(async move {
+                    (*number, *to, self.put_there(object, chunk, fragment, *to).await, fragment.bytes())
+                })
+            }));
+            for (number, to, put, bytes) in puts.await {
+                match put {
+                    Ok(()) => {
+                        is_changed = true;
+                        self.answers(to);
+                        self.upkeep.progress.borrow_mut().bytes_mended += bytes;
+                        bad.remove(&(number, to));
+                        there.entry(number).or_default().push(to);
+                    }
+                    Err(error @ (BackendError::NoSpace { .. } | BackendError::Conflict { .. })) => {
+                        self.upkeep.full.borrow_mut().insert(to);
+                        failure = Some(error);
+                    }
+                    Err(error) => {
+                        self.fails(to, &error);
+                        failure = Some(error);
+                    }
+                }
+            }
+        }
+        let reason = "its fragments cannot be put where they should be".to_owned();
+        let name = object.name.to_string();
+        Err(failure.unwrap_or(BackendError::Retry { operation: "mend", object: name, reason }))
+    }
+
+    async fn put_there(
+        self: &Rc<Self>,
+        object: &Object,
+        chunk: u32,
+        fragment: &Fragment,
+        to: usize,
+    ) -> Result<(), BackendError> {
+        let own = name::fragment(&object.name, object.layout(), chunk, fragment.number)?;
+        match self.put_on(to, &object.name, &own, fragment.parts.clone(), Urgency::Reserve).await {
+            Err(BackendError::Conflict { .. }) => {
+                self.replace_rotten(to, (&object.name, chunk), &own, fragment).await
+            }
+            put => put,
+        }
+    }
+
+    /// The body of a fragment, there to stay; nothing where it is bad or gone, or cannot be read by a drive that lists it.
+    async fn body(&self, object: &Object, chunk: u32, number: u8, drive: usize) -> Option<Bytes> {
+        let own = name::fragment(&object.name, object.layout(), chunk, number).ok()?;
+        let drives = self.drives();
+        let read = timed("get", own.as_str(), drives[drive].backend.get_lasting(&own)).await;
+        let bytes = read
+            .inspect_err(|error| {
+                if matches!(error, BackendError::Retry { .. }) {
+                    self.fails(drive, error);
+                }
+            })
+            .ok()?;
+        let header = Header::decode(&bytes).ok()?;
+        let is_good = object.is_own(&header, chunk, number) && has_body(&header, &bytes);
+        is_good.then(|| bytes.slice(HEADER_BYTES..))
+    }
+
+    /// These fragments of a chunk: as they are somewhere, or else made of others.
+    async fn make(
+        &self,
+        object: &Rc<Object>,
+        chunk: u32,
+        there: &BTreeMap<u8, Vec<usize>>,
+        wanted: BTreeSet<u8>,
+    ) -> Result<Made, BackendError> {
+        let geometry = *object.geometry();
+        let is_there = |number: &u8| there.contains_key(number);
+        let sources: Vec<u8> = if wanted.iter().all(is_there) {
+            wanted.iter().copied().collect()
+        } else {
+            numbers(object, chunk).filter(is_there).take(geometry.data_stored(chunk).into()).collect()
+        };
+        let read = join_all(sources.iter().map(async |number| {
+            let mut bad = Vec::new();
+            for drive in &there[number] {
+                match self.body(object, chunk, *number, *drive).await {
+                    Some(body) => return (*number, Some(body), bad),
+                    None => bad.push((*number, *drive)),
+                }
+            }
+            (*number, None, bad)
+        }));
+        let (mut bodies, mut bad) = (BTreeMap::new(), Vec::new());
+        for (number, body, its_bad) in read.await {
+            bodies.extend(body.map(|body| (number, body)));
+            bad.extend(its_bad);
+        }
+        if !bad.is_empty() {
+            bad.iter().for_each(|_| self.count(|stats| stats.bad_fragments += 1));
+            return Ok(Made::Bad(bad));
+        }
+        let template = object.header(chunk, 0);
+        if wanted.iter().all(|number| bodies.contains_key(number)) {
+            let fragments =
+                wanted.iter().map(|number| encode::fragment(&template, *number, bodies[number].clone()));
+            return Ok(Made::Fragments(fragments.collect()));
+        }
+        let stored = geometry.data_stored(chunk);
+        if bodies.len() < stored.into() {
+            let reason = format!("{} fragments of chunk {chunk} are good, {stored} are needed", bodies.len());
+            return Err(self.lost(&object.name, reason));
+        }
+        let bytes = bodies.values().map(|body| body.len() as u64).sum();
+        let made = self.compute(bytes, move |_| make_of(&template, &bodies, &wanted)).await?;
+        let reason = || format!("chunk {chunk} cannot be put together of fragments that are good each");
+        made.map(Made::Fragments).ok_or_else(|| self.lost(&object.name, reason()))
+    }
+
+    /// Before anything goes: what stays was read, and is there to stay.
+    async fn check_successors(
+        &self,
+        object: &Rc<Object>,
+        extra: &[(usize, Place)],
+    ) -> Result<(), BackendError> {
+        let going: BTreeSet<(usize, Place)> = extra.iter().copied().collect();
+        let found = self.look(&object.name).await;
+        let is_of_another = extra.iter().any(|(_, place)| place.layout != object.layout());
+        for chunk in 0..object.geometry().chunks() {
+            for number in numbers(object, chunk) {
+                let place = object.place(chunk, number);
+                if !is_of_another && !going.iter().any(|(_, going)| *going == place) {
+                    continue;
+                }
+                let there = found.fragments.get(&place).into_iter().flatten();
+                let staying = there.filter(|drive| !going.contains(&(**drive, place)));
+                let mut is_good = false;
+                for drive in staying {
+                    is_good |= self.body(object, chunk, number, *drive).await.is_some();
+                }
+                if !is_good {
+                    let reason = format!("fragment {chunk}.{number} is not good where it would stay");
+                    self.is_bad(&object.name);
+                    return Err(BackendError::Retry {
+                        operation: "mend",
+                        object: object.name.to_string(),
+                        reason,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes fragments, those of the first chunk first: it says that an object is there.
+    async fn remove(&self, name: &ObjectName, extra: Vec<(usize, Place)>) -> Result<bool, BackendError> {
+        let (first, others): (Vec<_>, Vec<_>) = extra.into_iter().partition(|(_, place)| place.chunk == 0);
+        for some in [first, others] {
+            if let Some(error) = self.delete_fragments(name, &some).await.into_iter().next() {
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What came of mending a chunk.
+struct Mended {
+    /// Fragments by number and drive.
+    extra: Vec<(u8, usize)>,
+    is_changed: bool,
+    /// All its fragments are there.
+    is_whole: bool,
+}
+
+enum Made {
+    Fragments(Vec<Fragment>),
+    /// These are not what they should be.
+    Bad(Vec<(u8, usize)>),
+}
+
+fn forget(there: &mut BTreeMap<u8, Vec<usize>>, (number, drive): (u8, usize)) {
+    if let Some(drives) = there.get_mut(&number) {
+        drives.retain(|other| *other != drive);
+        if drives.is_empty() {
+            there.remove(&number);
+        }
+    }
+}
+
+/// Fragments of the bodies of as many others as are needed.
+fn make_of(template: &Header, bodies: &BTreeMap<u8, Bytes>, wanted: &BTreeSet<u8>) -> Option<Vec<Fragment>> {
+    let (geometry, chunk) = (template.geometry, template.chunk);
+    let stored = geometry.data_stored(chunk);
+    let length = bodies.values().map(Bytes::len).max().unwrap_or(0);
+    let mut known = vec![None; usize::from(geometry.data) + usize::from(geometry.parity)];
+    // What a short chunk has no fragments for counts as zeros.
+    known[stored.into()..geometry.data.into()].iter_mut().for_each(|empty| *empty = Some(vec![0; length]));
+    for (number, body) in bodies {
+        let mut padded = body.to_vec();
+        padded.resize(length, 0);
+        *known.get_mut(usize::from(*number))? = Some(padded);
+    }
+    let data = (0..stored).map(|number| {
+        if let Some(body) = bodies.get(&number) {
+            return Some(body.clone());
+        }
+        let mut body = parity::reconstruct(&known, geometry.data, number)?;
+        let header = Header { fragment: number, ..*template };
+        let index_bytes = geometry.index_bytes(chunk, number);
+        let entries = header.decode_index(number, body.get(..index_bytes)?).ok()?;
+        let end =
+            entries.last().map_or(index_bytes as u64, |last| last.offset + u64::from(last.stored_bytes));
+        if end > body.len() as u64 {
+            return None;
+        }
+        body.truncate(end as usize);
+        Some(body.into())
+    });
+    let data: Vec<Bytes> = data.collect::<Option<_>>()?;
+    let slices: Vec<&[u8]> = data.iter().map(|body| &body[..]).collect();
+    let needs_parity = wanted.iter().any(|number| *number >= geometry.data);
+    let parity =
+        if needs_parity { parity::encode(&slices, geometry.data, geometry.parity) } else { Vec::new() };
+    let body = |number: &u8| match number.checked_sub(geometry.data) {
+        Some(of_parity) => parity.get(usize::from(of_parity)).map(|body| Bytes::from(body.clone())),
+        None => data.get(usize::from(*number)).cloned(),
+    };
+    wanted.iter().map(|number| Some(encode::fragment(template, *number, body(number)?))).collect()
+}

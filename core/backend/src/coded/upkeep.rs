@@ -1,0 +1,232 @@
+//! Looking after all objects: one at a time, the least safe first, and so that guests do not wait for it.
+
+use super::survey::Survey;
+use super::{CodedBackend, Inner};
+use crate::ObjectName;
+use futures_util::stream::{self, StreamExt};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use uuid::Uuid;
+
+/// Who has asked for something so lately is still there.
+const GUESTS_STAY: Duration = Duration::from_secs(1);
+/// While guests are there, work rests so many times as long as it took.
+const RESTS: u32 = 4;
+/// … and for so long at most.
+const REST_MAX: Duration = Duration::from_secs(20);
+/// Objects that are mended at once while nobody else is there.
+const AT_ONCE: usize = 4;
+/// So often what was mended is looked at again before the answer: where objects come and go there is always something.
+const ROUNDS_MAX: usize = 4;
+/// Objects whose fragments were seen to be bad, at most: more are found by reading all.
+const SUSPICIOUS_MAX: usize = 10_000;
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// All objects are looked at.
+    Looking,
+    /// What is not as it should be is mended.
+    Mending,
+}
+
+/// How far the looking after has come.
+#[derive(Debug, Clone, Default)]
+pub struct Upkeep {
+    /// What is being done now.
+    pub phase: Phase,
+    /// Objects looked at in this pass.
+    pub objects_looked_at: u64,
+    /// Objects that wait to be mended, …
+    pub objects_to_mend: u64,
+    /// … those that were, since the work began, …
+    pub objects_mended: u64,
+    /// … and the bytes that were put for it.
+    pub bytes_mended: u64,
+    /// How long the rest will take, going by what was done.
+    pub remaining: Option<Duration>,
+    /// What was found when all objects were last looked at, …
+    pub last: Option<Survey>,
+    /// … and when that was.
+    pub last_at: Option<Instant>,
+}
+
+/// The state of that.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// One at a time looks after it all.
+    turn: Mutex<()>,
+    /// While guests are there, one piece of work at a time.
+    pace: Mutex<()>,
+    wants_survey: Cell<bool>,
+    guests_at: Cell<Option<Instant>>,
+    pub(super) progress: RefCell<Upkeep>,
+    /// Objects of which a bad fragment was seen.
+    pub(super) suspicious: RefCell<BTreeSet<ObjectName>>,
+    /// Of which drives all objects were last looked at.
+    generation: Cell<u64>,
+    /// Drives that had no room for a fragment in this pass.
+    pub(super) full: RefCell<BTreeSet<usize>>,
+}
+
+impl Keeping {
+    /// A guest asks for something.
+    pub(super) fn guest(&self) {
+        self.guests_at.set(Some(Instant::now()));
+    }
+
+    pub(super) fn ask_for_survey(&self) {
+        self.wants_survey.set(true);
+    }
+
+    fn is_guest_there(&self) -> bool {
+        self.guests_at.get().is_some_and(|at| at.elapsed() < GUESTS_STAY)
+    }
+
+    /// Work of some milliseconds, after which guests have their turn.
+    pub(super) async fn paced<T>(&self, work: impl Future<Output = T>) -> T {
+        if !self.is_guest_there() {
+            return work.await;
+        }
+        let _turn = self.pace.lock().await;
+        let began = Instant::now();
+        let done = work.await;
+        if self.is_guest_there() {
+            sleep((began.elapsed() * RESTS).min(REST_MAX)).await;
+        }
+        done
+    }
+}
+
+/// Until this goes, something is being done.
+struct AtWork<'a>(&'a Keeping);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress.borrow_mut();
+        (progress.phase, progress.remaining) = (Phase::Idle, None);
+    }
+}
+
+/// What came of mending.
+#[derive(Default)]
+struct Outcome {
+    mended: u64,
+    failed: u64,
+    reason: Option<String>,
+}
+
+impl CodedBackend {
+    /// Looks at all objects and, if it `mends`, makes what is missing again, moves what lies wrongly, removes what is there twice, and
+    /// brings objects to the policy that the drives satisfy now; until there is nothing left to do, or nothing that can be done. The
+    /// answer is what was found at last. One at a time: a second caller waits. To drop it harms nothing.
+    pub async fn look_after(&self, mends: bool) -> Survey {
+        let inner = &self.inner;
+        let _turn = inner.upkeep.turn.lock().await;
+        let _at_work = AtWork(&inner.upkeep);
+        {
+            let mut progress = inner.upkeep.progress.borrow_mut();
+            *progress = Upkeep { last: progress.last.take(), last_at: progress.last_at, ..Upkeep::default() };
+        }
+        let mut total = Outcome::default();
+        for round in 1.. {
+            inner.upkeep.full.borrow_mut().clear();
+            inner.upkeep.wants_survey.set(false);
+            inner.upkeep.progress.borrow_mut().phase = Phase::Looking;
+            let (began, generation) = (Instant::now(), inner.drives().generation);
+            let (mut survey, to_mend) = inner.survey().await;
+            let mut done = Outcome::default();
+            if mends && !to_mend.is_empty() {
+                inner.upkeep.progress.borrow_mut().phase = Phase::Mending;
+                done = inner.mend_all(to_mend).await;
+                total.mended += done.mended;
+            }
+            survey.mended = total.mended;
+            (survey.unmended, survey.reason) = (done.failed, done.reason);
+            {
+                let mut progress = inner.upkeep.progress.borrow_mut();
+                (progress.last, progress.last_at) = (Some(survey.clone()), Some(began));
+                inner.upkeep.generation.set(generation);
+            }
+            // What was mended has to be seen to be.
+            if done.mended == 0 || round == ROUNDS_MAX {
+                return survey;
+            }
+        }
+        Survey::default()
+    }
+
+    /// Was nothing missing of this drive when all objects were last looked at, and has no drive changed since?
+    pub fn is_done_with(&self, id: Uuid) -> bool {
+        let keeping = &self.inner.upkeep;
+        let is_of_now = keeping.generation.get() == self.inner.drives().generation;
+        is_of_now && keeping.progress.borrow().last.as_ref().is_some_and(|last| last.done_with.contains(&id))
+    }
+
+    /// How far that has come.
+    pub fn upkeep(&self) -> Upkeep {
+        self.inner.upkeep.progress.borrow().clone()
+    }
+
+    /// Has anything happened since all objects were last looked at that calls for it?
+    pub fn wants_survey(&self) -> bool {
+        self.inner.upkeep.wants_survey.get()
+    }
+}
+
+impl Inner {
+    /// A fragment of it was not as it should be.
+    pub(super) fn is_bad(&self, name: &ObjectName) {
+        self.count(|stats| stats.bad_fragments += 1);
+        self.is_suspicious(name);
+    }
+
+    /// All its fragments are to be read.
+    pub(super) fn is_suspicious(&self, name: &ObjectName) {
+        let mut suspicious = self.upkeep.suspicious.borrow_mut();
+        if suspicious.len() < SUSPICIOUS_MAX && suspicious.insert(name.clone()) {
+            self.upkeep.ask_for_survey();
+        }
+    }
+
+    async fn mend_all(self: &Rc<Self>, names: Vec<ObjectName>) -> Outcome {
+        let (began, count) = (Instant::now(), names.len() as u64);
+        let generation = self.drives().generation;
+        let before = self.upkeep.progress.borrow().objects_mended;
+        self.upkeep.progress.borrow_mut().objects_to_mend = count;
+        // When drives change, others may be the least safe.
+        let as_planned = names.into_iter().take_while(|_| self.drives().generation == generation);
+        let work = as_planned.map(|name| async move { (self.mend(&name).await, name) });
+        let mut work = stream::iter(work).buffer_unordered(AT_ONCE);
+        let (mut outcome, mut finished) = (Outcome::default(), 0);
+        while let Some((mended, name)) = work.next().await {
+            finished += 1;
+            outcome.mended += u64::from(matches!(mended, Ok(true)));
+            match mended {
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(object = %name, %error, "an object is not mended");
+                    outcome.failed += 1;
+                    outcome.reason = Some(error.to_string());
+                }
+            }
+            let mut progress = self.upkeep.progress.borrow_mut();
+            progress.objects_to_mend = count - finished;
+            progress.objects_mended = before + outcome.mended;
+            let left = (count - finished) as f64 / finished as f64;
+            progress.remaining = Some(began.elapsed().mul_f64(left));
+        }
+        outcome
+    }
+}
