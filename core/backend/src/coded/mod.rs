@@ -52,7 +52,7 @@ use drives::Drives;
 use futures_util::future::LocalBoxFuture;
 use known::Known;
 use on_their_way::OnTheirWay;
-use ovs_format::fragment::FRAGMENTS_MAX;
+use ovs_format::fragment::{FRAGMENTS_MAX, Geometry};
 use put::Put;
 use removals::Removals;
 use std::{
@@ -66,7 +66,6 @@ use std::{
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use upkeep::Keeping;
-use uuid::Uuid;
 
 /// A drive that takes longer for anything but a put has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -152,6 +151,11 @@ impl Policy {
     /// Fragments of a chunk.
     pub fn fragments(&self) -> u32 {
         u32::from(self.data) + u32::from(self.parity)
+    }
+
+    /// Is it what an object was put with?
+    fn has_form_of(&self, geometry: &Geometry) -> bool {
+        (self.data, self.parity) == (geometry.data, geometry.parity)
     }
 
     /// Of what was acknowledged so many fragments may be gone, and it is read all the same (c - k).

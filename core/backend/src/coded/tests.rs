@@ -7,7 +7,9 @@ use ovs_format::fragment::{HEADER_BYTES, Header, NONCE_BYTES};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::LocalSet;
+use uuid::Uuid;
 
+mod life;
 mod trouble;
 mod unfinished;
 
