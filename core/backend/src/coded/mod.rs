@@ -21,6 +21,7 @@ mod encode;
 mod find;
 mod frames;
 mod get;
+mod hedge;
 mod known;
 mod lasting;
 mod list;
@@ -50,6 +51,7 @@ use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use drives::Drives;
 use futures_util::future::LocalBoxFuture;
+use hedge::Hedges;
 use known::Known;
 use on_their_way::OnTheirWay;
 use ovs_format::fragment::{FRAGMENTS_MAX, Geometry};
@@ -251,6 +253,8 @@ pub struct CodedStats {
     pub bad_fragments: u64,
     /// Reads that needed parity.
     pub reconstructed: u64,
+    /// Reads that parity answered sooner than a slow drive.
+    pub hedged: u64,
     /// Fragments that went to another drive than the one that they belong on.
     pub misplaced: u64,
     /// Fragments that no drive took, of puts that were acknowledged all the same.
@@ -276,6 +280,7 @@ struct Inner {
     suspects: RefCell<Vec<Option<(Instant, Duration)>>>,
     on_their_way: OnTheirWay,
     removals: Removals,
+    hedges: Hedges,
     upkeep: Keeping,
 }
 
@@ -305,6 +310,7 @@ impl CodedBackend {
             stats: Cell::default(),
             on_their_way: OnTheirWay::default(),
             removals: Removals::default(),
+            hedges: Hedges::default(),
             upkeep: Keeping::default(),
         };
         Ok(CodedBackend { inner: Rc::new(inner) })
