@@ -25,11 +25,17 @@ impl Inner {
     /// somebody has brought back), or from whatever there is of it.
     pub(super) async fn find(&self, name: &ObjectName) -> Result<Rc<Object>, BackendError> {
         let (drives, place) = (self.drives(), self.first_place());
-        let (homes, _) = placement::homes(&drives, name, 0, self.preset.policies[0], 1);
-        for first in homes[0].places(&drives) {
-            if self.is_suspect(first) {
+        // Where the first one is no more, its successor is behind all others: behind fewer if the object is short.
+        let policy = self.preset.policies[0];
+        let counts = (1..=usize::from(policy.data)).rev().map(|stored| stored + usize::from(policy.parity));
+        let homes =
+            counts.map(|count| placement::homes(&drives, name, 0, policy, count).0[0].places(&drives));
+        let mut asked = Vec::new();
+        for first in homes.flatten() {
+            if self.is_suspect(first) || asked.contains(&first) {
                 continue;
             }
+            asked.push(first);
             let Ok(bytes) = self.read_from(first, name, place, 0, FIRST_BYTES).await else { continue };
             match self.check_first(name, 0, 0, &bytes) {
                 Ok(header) => {
@@ -102,16 +108,17 @@ impl Inner {
         except: Option<u32>,
     ) -> Result<Rc<Object>, BackendError> {
         let found = self.look(name).await;
-        self.find_among(name, found, except).await
+        let object = self.find_among(name, found, except).await?;
+        Ok(self.known.borrow_mut().learn(object))
     }
 
-    /// The same of what was found.
+    /// The same of what was found, which nobody knows then.
     pub(super) async fn find_among(
         &self,
         name: &ObjectName,
         mut found: Found,
         except: Option<u32>,
-    ) -> Result<Rc<Object>, BackendError> {
+    ) -> Result<Object, BackendError> {
         let first_chunk = found.fragments.iter().filter(|(place, _)| place.chunk == 0);
         let wanted = first_chunk
             .flat_map(|(place, drives)| drives.iter().map(|drive| (*place, *drive)))
@@ -162,7 +169,7 @@ impl Inner {
             is_readable.then_some((stands, stands && is_aimed, numbers.len(), header))
         });
         if let Some((.., header)) = readable.max() {
-            let object = self.known.borrow_mut().learn(Object::new(name, *header));
+            let object = Object::new(name, *header);
             *object.elsewhere.borrow_mut() = Some(Rc::new(found));
             return Ok(object);
         }
@@ -270,7 +277,7 @@ impl Inner {
             let page = drives[index].backend.list(&prefix, after.as_ref(), self.page);
             let listed = timed("list", &prefix, page).await;
             match &listed {
-                Ok(_) => self.answers(index),
+                Ok(_) => self.lists(index),
                 Err(error) => self.fails(index, error),
             }
             let listed = listed?;

@@ -6,7 +6,10 @@ use super::on_their_way::DeleteAtWork;
 use super::{Inner, name, timed};
 use crate::{BackendError, Capacity, ObjectInfo, ObjectName};
 use futures_util::future::join_all;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 /// How far a drive has told what it has.
 struct Told {
@@ -68,11 +71,16 @@ impl<'a> Listing<'a> {
         }
     }
 
-    /// One more page of each drive.
+    /// One more page of each drive that may have more of the next object: the others would run ahead, and what they tell be kept.
     async fn ask(&mut self) {
         let (inner, prefix) = (self.inner, &self.prefix);
         let drives = inner.drives();
-        let open = self.told.iter().filter(|(_, told)| !told.is_over);
+        let next = self.found.first_key_value().and_then(|(first, _)| name::behind(first));
+        let is_behind = |told: &Told| match (&told.from, &next) {
+            (Some(from), Some(next)) => from < next,
+            _ => true,
+        };
+        let open = self.told.iter().filter(|(_, told)| !told.is_over && is_behind(told));
         let pages = join_all(open.map(async |(index, told)| {
             let page = drives[*index].backend.list(prefix, told.from.as_ref(), inner.page);
             (*index, timed("list", prefix, page).await)
@@ -81,7 +89,7 @@ impl<'a> Listing<'a> {
             let Some(told) = self.told.get_mut(&index) else { continue };
             match page {
                 Ok(page) => {
-                    inner.answers(index);
+                    inner.lists(index);
                     told.is_over = page.len() < inner.page;
                     told.from = page.last().map(|info| info.name.clone()).or(told.from.take());
                     let fragments = page
@@ -134,7 +142,7 @@ impl Inner {
 
     /// Every fragment that is there, those of the first chunk before the others: it says that the object is there. One that a
     /// silent drive keeps may be all of a short object: then it is not deleted.
-    pub(super) async fn delete(&self, name: &ObjectName) -> Result<(), BackendError> {
+    pub(super) async fn delete(self: &Rc<Self>, name: &ObjectName) -> Result<(), BackendError> {
         let _at_work = DeleteAtWork::new(&self.on_their_way, name);
         self.wait_for_puts(name).await?;
         self.known.borrow_mut().forget(name);
@@ -165,7 +173,7 @@ impl Inner {
 
     /// Drives side by side, each its own one by one. Returns what failed.
     pub(super) async fn delete_fragments(
-        &self,
+        self: &Rc<Self>,
         name: &ObjectName,
         fragments: &[(usize, Place)],
     ) -> Vec<BackendError> {
@@ -174,7 +182,7 @@ impl Inner {
             for (_, Place { layout, chunk, number }) in fragments.iter().filter(|(index, _)| *index == drive)
             {
                 let own = name::fragment(name, *layout, *chunk, *number)?;
-                let deleted = timed("delete", own.as_str(), drives[drive].backend.delete(&own)).await;
+                let deleted = self.delete_on(drive, name, &own).await;
                 deleted.inspect_err(|error| self.fails(drive, error))?;
             }
             Ok(())

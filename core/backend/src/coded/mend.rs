@@ -16,10 +16,14 @@ use ovs_format::fragment::{HEADER_BYTES, Header};
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// A chunk is planned anew so often, when fragments turn out to be bad or drives to be full.
 const ATTEMPTS: usize = 8;
+/// Who reads is waited for so long.
+const READERS_END: Duration = Duration::from_secs(150);
 
 impl Inner {
     /// Mends an object. False: there was nothing to do.
@@ -30,38 +34,95 @@ impl Inner {
         if self.on_their_way.is_being_deleted(name) {
             return Ok(false);
         }
-        let Some((mut object, mut found)) = self.as_it_lies(name).await? else { return Ok(false) };
-        let mut is_changed = false;
-        let is_other = |object: &Object| self.aim().is_some_and(|aim| !aim.has_form_of(object.geometry()));
-        if is_other(&object) && found.silent.is_empty() {
-            self.upkeep.paced(self.put_again(&object)).await?;
-            let Some(again) = self.as_it_lies(name).await? else { return Ok(false) };
-            (object, found) = again;
-            is_changed = true;
-        }
-        let mut extra: Vec<(usize, Place)> = Vec::new();
+        let generation = self.drives().generation;
         let is_suspicious = self.upkeep.suspicious.borrow().contains(name);
-        let mut stands = true;
-        for chunk in 0..object.geometry().chunks() {
-            let work = self.mend_chunk(&object, chunk, &found, is_suspicious);
-            let done = self.upkeep.paced(work).await?;
-            is_changed |= done.is_changed;
-            stands &= done.stands;
-            extra.extend(done.extra.into_iter().map(|(number, drive)| (drive, object.place(chunk, number))));
+        let Some((mut object, mut found)) = self.as_it_lies(name, is_suspicious).await? else {
+            return Ok(false);
+        };
+        let (mut is_changed, mut failure) = (false, None);
+        if self.is_another_form(&object) && found.silent.is_empty() {
+            match self.upkeep.paced(self.put_again(&object)).await {
+                Ok(()) => {
+                    let Some(again) = self.as_it_lies(name, is_suspicious).await? else { return Ok(false) };
+                    (object, found) = again;
+                    is_changed = true;
+                }
+                // It stays what it is, and is mended as that.
+                Err(error) => failure = Some(error),
+            }
         }
+        let mended = match self.mend_form(&object, &found, is_suspicious).await {
+            // What its headers say that it is cannot be read: another form of it takes its place, or stays for as long as that takes.
+            Err(BackendError::Lost { .. })
+                if found.fragments.keys().any(|place| place.layout != object.layout()) =>
+            {
+                let other = Rc::new(self.find_among(name, found.clone(), Some(object.layout())).await?);
+                self.mend_form(&other, &found, is_suspicious).await?;
+                self.upkeep.paced(self.put_again(&other)).await?;
+                return Ok(true);
+            }
+            mended => mended?,
+        };
+        is_changed |= mended.is_changed;
+        let mut extra = mended.extra;
         // What an earlier put has left, or one under another policy.
-        if stands && !is_other(&object) && found.silent.is_empty() {
+        if mended.stands && !self.is_another_form(&object) && found.silent.is_empty() {
             let others = found.fragments.iter().filter(|(place, _)| place.layout != object.layout());
             extra.extend(others.flat_map(|(place, drives)| drives.iter().map(|drive| (*drive, *place))));
         }
         if !extra.is_empty() {
-            self.check_successors(&object, &extra).await?;
-            self.removals.readers_are_done().await;
-            is_changed |= self.remove(name, extra).await?;
+            let retry = |reason: &str| {
+                let object = name.to_string();
+                Err(BackendError::Retry { operation: "mend", object, reason: reason.to_owned() })
+            };
+            if timeout(READERS_END, self.removals.readers_are_done()).await.is_err() {
+                return retry(
+                    "somebody reads for very long: what is not needed any more cannot be removed yet",
+                );
+            }
+            // Nothing lies between this and the removal but the time that it takes.
+            self.upkeep.paced(self.check_successors(&object, &extra)).await?;
+            if self.drives().generation != generation {
+                return retry("drives have changed meanwhile");
+            }
+            self.upkeep.paced(self.remove(name, extra)).await?;
+            is_changed = true;
         }
-        self.upkeep.suspicious.borrow_mut().remove(name);
         self.known.borrow_mut().forget(name);
-        Ok(is_changed)
+        match failure {
+            Some(error) => Err(error),
+            None => {
+                // All of it was read.
+                if is_suspicious {
+                    self.upkeep.suspicious.borrow_mut().remove(name);
+                }
+                Ok(is_changed)
+            }
+        }
+    }
+
+    /// Not what the drives would take now.
+    fn is_another_form(&self, object: &Object) -> bool {
+        self.aim().is_some_and(|aim| !aim.has_form_of(object.geometry()))
+    }
+
+    /// All chunks of one form of an object.
+    async fn mend_form(
+        self: &Rc<Self>,
+        object: &Rc<Object>,
+        found: &Found,
+        reads_all: bool,
+    ) -> Result<MendedForm, BackendError> {
+        let mut form = MendedForm { extra: Vec::new(), is_changed: false, stands: true };
+        for chunk in 0..object.geometry().chunks() {
+            let work = self.mend_chunk(object, chunk, found, reads_all);
+            let done = self.upkeep.paced(work).await?;
+            form.is_changed |= done.is_changed;
+            form.stands &= done.stands;
+            form.extra
+                .extend(done.extra.into_iter().map(|(number, drive)| (drive, object.place(chunk, number))));
+        }
+        Ok(form)
     }
 
     /// Under the policy that the drives satisfy now.
@@ -100,6 +161,10 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             let plan = self.plan_of(object, chunk, &there, (&bad, &taken), &found.silent);
             if plan.makes.is_empty() {
+                // What could not be put is not where it should be.
+                if let Some(failure) = failure {
+                    return Err(failure);
+                }
                 return Ok(self.mended(object, chunk, &there, plan.extra, is_changed));
             }
             let wanted: BTreeSet<u8> = plan.makes.iter().map(|(number, _)| *number).collect();
@@ -115,8 +180,10 @@ impl Inner {
             };
             let puts = join_all(plan.makes.iter().filter_map(|(number, to)| {
                 let fragment = fragments.iter().find(|fragment| fragment.number == *number)?;
+                let is_elsewhere = there.contains_key(number);
                 Some(async move {
-                    (*number, *to, self.put_there(object, chunk, fragment, *to).await, fragment.bytes())
+                    let put = self.put_there(object, chunk, fragment, (*to, is_elsewhere)).await;
+                    (*number, *to, put, fragment.bytes())
                 })
             }));
             let mut is_all_put = true;
@@ -172,12 +239,12 @@ impl Inner {
         object: &Object,
         chunk: u32,
         fragment: &Fragment,
-        to: usize,
+        (to, is_elsewhere): (usize, bool),
     ) -> Result<(), BackendError> {
         let own = name::fragment(&object.name, object.layout(), chunk, fragment.number)?;
         match self.put_on(to, &object.name, &own, fragment.parts.clone(), Urgency::Reserve).await {
             Err(BackendError::Conflict { .. }) => {
-                self.replace_rotten(to, (&object.name, chunk), &own, fragment).await
+                self.replace_rotten(to, (&object.name, chunk), &own, fragment, is_elsewhere).await
             }
             put => put,
         }
@@ -258,7 +325,7 @@ impl Inner {
         extra: &[(usize, Place)],
     ) -> Result<(), BackendError> {
         let going: BTreeSet<(usize, Place)> = extra.iter().copied().collect();
-        let found = self.look_on(&object.name, true).await;
+        let (found, drives) = (self.look_on(&object.name, false).await, self.drives());
         let is_of_another = extra.iter().any(|(_, place)| place.layout != object.layout());
         let not_good = |reason: String| {
             self.is_bad(&object.name);
@@ -274,8 +341,14 @@ impl Inner {
                 }
                 let there = found.fragments.get(&place).into_iter().flatten();
                 let before = good.len();
-                for drive in there.filter(|drive| !going.contains(&(**drive, place))) {
+                // What is on a drive that leaves does not stay.
+                let stays =
+                    |drive: &&usize| !going.contains(&(**drive, place)) && drives[**drive].duty.takes();
+                for drive in there.filter(stays) {
                     let is_good = self.body(object, chunk, number, *drive).await.is_some();
+                    if !is_good {
+                        self.is_bad(&object.name);
+                    }
                     good.extend(is_good.then_some((number, *drive)));
                 }
                 if is_going && good.len() == before {
@@ -292,7 +365,11 @@ impl Inner {
     }
 
     /// Removes fragments, those of the first chunk first: it says that an object is there.
-    async fn remove(&self, name: &ObjectName, extra: Vec<(usize, Place)>) -> Result<bool, BackendError> {
+    async fn remove(
+        self: &Rc<Self>,
+        name: &ObjectName,
+        extra: Vec<(usize, Place)>,
+    ) -> Result<bool, BackendError> {
         let (first, others): (Vec<_>, Vec<_>) = extra.into_iter().partition(|(_, place)| place.chunk == 0);
         for some in [first, others] {
             if let Some(error) = self.delete_fragments(name, &some).await.into_iter().next() {
@@ -301,6 +378,14 @@ impl Inner {
         }
         Ok(true)
     }
+}
+
+/// What came of mending all chunks.
+struct MendedForm {
+    /// Fragments by drive.
+    extra: Vec<(usize, Place)>,
+    is_changed: bool,
+    stands: bool,
 }
 
 /// What came of mending a chunk.

@@ -374,6 +374,7 @@ impl Inner {
     }
 
     fn fails(&self, index: usize, error: &BackendError) {
+        self.upkeep.failed.borrow_mut().insert(index);
         let (now, mut suspects) = (Instant::now(), self.suspects.borrow_mut());
         let before = suspects[index];
         let lasts = match before {
@@ -391,6 +392,13 @@ impl Inner {
         if self.suspects.borrow_mut()[index].take().is_some() {
             tracing::info!(drive = %self.drives()[index].id, "a drive answers again");
             self.upkeep.ask_for_survey();
+        }
+    }
+
+    /// It lists what it has: whether it reads that, too, is another question.
+    fn lists(&self, index: usize) {
+        if !self.is_suspect(index) {
+            self.answers(index);
         }
     }
 
@@ -437,6 +445,7 @@ impl Backend for CodedBackend {
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {
+            self.inner.upkeep.guest();
             let _reader = self.inner.removals.reader();
             self.inner.get(&name).await
         })
@@ -445,6 +454,7 @@ impl Backend for CodedBackend {
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {
+            self.inner.upkeep.guest();
             let _reader = self.inner.removals.reader();
             self.inner.clone().get_lasting(name).await
         })
@@ -458,6 +468,7 @@ impl Backend for CodedBackend {
     ) -> LocalBoxFuture<'_, Result<Vec<ObjectInfo>, BackendError>> {
         let (prefix, after) = (prefix.to_owned(), after.cloned());
         Box::pin(async move {
+            self.inner.upkeep.guest();
             let _reader = self.inner.removals.reader();
             self.inner.list(&prefix, after, limit).await
         })

@@ -5,7 +5,7 @@ use crate::{BackendError, ObjectName, Urgency};
 use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     rc::Rc,
     time::Duration,
 };
@@ -26,7 +26,11 @@ pub(super) struct OnTheirWay {
     /// Deletes at work.
     deletes: RefCell<HashMap<ObjectName, usize>>,
     /// Fragments that a drive has not answered for in time, by object and drive. Nobody knows whether they will land.
-    overdue: RefCell<HashMap<(ObjectName, usize), usize>>,
+    overdue: OfDrives,
+    /// Fragments that a drive is asked to put or remove, by object and drive, until it has answered, …
+    asked: OfDrives,
+    /// … and those to be removed. Until then nobody knows what is there.
+    removing: OfDrives,
     late_bytes: Cell<u64>,
     /// Whenever any of that is less.
     less: Notify,
@@ -57,8 +61,13 @@ impl OnTheirWay {
         self.wait_until(|all| !all.puts.borrow().contains_key(name)).await;
     }
 
-    fn is_overdue(&self, name: &ObjectName) -> bool {
-        self.overdue.borrow().keys().any(|(other, _)| other == name)
+    fn is_asked_for(&self, name: &ObjectName) -> bool {
+        self.asked.borrow().keys().any(|(other, _)| other == name)
+    }
+
+    /// Drives that are still asked to remove something of it: it may go at any time, or stay.
+    pub(super) fn removing_from(&self, name: &ObjectName) -> BTreeSet<usize> {
+        self.removing.borrow().keys().filter(|(other, _)| other == name).map(|(_, drive)| *drive).collect()
     }
 
     fn overdue_on(&self, drive: usize) -> usize {
@@ -72,7 +81,7 @@ impl Inner {
         let all = &self.on_their_way;
         all.is_put(name).await;
         let overdue = async {
-            all.wait_until(|all| !all.is_overdue(name)).await;
+            all.wait_until(|all| !all.is_asked_for(name)).await;
             Ok(())
         };
         timed("delete", name.as_str(), overdue).await
@@ -96,18 +105,49 @@ impl Inner {
         if overdue >= OVERDUE_MAX {
             return Err(retry(format!("has not answered for {overdue} fragments yet")));
         }
+        if self.on_their_way.removing_from(object).contains(&drive) {
+            return Err(retry("is still asked to remove a fragment of it".to_owned()));
+        }
         let (backend, name) = (Rc::clone(&self.drives()[drive].backend), own.clone());
-        let mut put = tokio::task::spawn_local(async move { backend.put(&name, parts, urgency).await });
+        // Also when nobody waits for it any more.
+        let asked = Asked::new(self, object, drive, |all| &all.asked);
+        let mut put = tokio::task::spawn_local(async move {
+            let _asked = asked;
+            backend.put(&name, parts, urgency).await
+        });
         if let Ok(done) = timeout(PATIENCE, &mut put).await {
             return done.unwrap_or_else(|stopped| Err(retry(format!("has ended early: {stopped}"))));
         }
-        let overdue = Overdue::new(self, object, drive);
+        let overdue = Asked::new(self, object, drive, |all| &all.overdue);
         tokio::task::spawn_local(async move {
             if let Ok(Ok(())) = put.await {
                 overdue.inner.answers(drive);
             }
         });
         Err(retry(format!("takes longer than {PATIENCE:?}")))
+    }
+
+    /// Removes a fragment. If that takes too long this returns, and the removal goes on; until it has ended, nothing of the object is put
+    /// there.
+    pub(super) async fn delete_on(
+        self: &Rc<Self>,
+        drive: usize,
+        object: &ObjectName,
+        own: &ObjectName,
+    ) -> Result<(), BackendError> {
+        let (backend, name) = (Rc::clone(&self.drives()[drive].backend), own.clone());
+        let asked = Asked::new(self, object, drive, |all| &all.asked);
+        let removing = Asked::new(self, object, drive, |all| &all.removing);
+        let deleted = tokio::task::spawn_local(async move {
+            let _until_it_ends = (asked, removing);
+            backend.delete(&name).await
+        });
+        let retry =
+            |reason: String| BackendError::Retry { operation: "delete", object: own.to_string(), reason };
+        timed("delete", own.as_str(), async {
+            deleted.await.unwrap_or_else(|stopped| Err(retry(format!("has ended early: {stopped}"))))
+        })
+        .await
     }
 }
 
@@ -165,23 +205,32 @@ impl Drop for DeleteAtWork<'_> {
     }
 }
 
-struct Overdue {
+type OfDrives = RefCell<HashMap<(ObjectName, usize), usize>>;
+
+/// A drive is asked for something about an object, for as long as this lives.
+struct Asked {
     inner: Rc<Inner>,
     which: (ObjectName, usize),
+    counts: fn(&OnTheirWay) -> &OfDrives,
 }
 
-impl Overdue {
-    fn new(inner: &Rc<Inner>, object: &ObjectName, drive: usize) -> Overdue {
+impl Asked {
+    fn new(
+        inner: &Rc<Inner>,
+        object: &ObjectName,
+        drive: usize,
+        counts: fn(&OnTheirWay) -> &OfDrives,
+    ) -> Asked {
         let which = (object.clone(), drive);
-        add(&inner.on_their_way.overdue, which.clone());
-        Overdue { inner: Rc::clone(inner), which }
+        add(counts(&inner.on_their_way), which.clone());
+        Asked { inner: Rc::clone(inner), which, counts }
     }
 }
 
-impl Drop for Overdue {
+impl Drop for Asked {
     fn drop(&mut self) {
         let all = &self.inner.on_their_way;
-        take(&all.overdue, &self.which);
+        take((self.counts)(all), &self.which);
         all.less.notify_waiters();
     }
 }

@@ -116,8 +116,10 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         rebalance(&ideal, &mut places, &mut plan, may);
     }
     for (number, _) in chunk.homes {
-        if copies(*number).iter().all(|drive| !chunk.drives[*drive].duty.takes()) {
-            plan.needed_on.extend(copies(*number));
+        // A copy that is about to leave is needed until there is one where it will stay.
+        if places.of.get(number).is_none_or(|place| !copies(*number).contains(place)) {
+            let leaving = copies(*number).iter().filter(|drive| !chunk.drives[**drive].duty.takes());
+            plan.needed_on.extend(leaving);
         }
         let Some(place) = places.of.get(number) else { continue };
         // What is on a drive that leaves goes with it.
@@ -126,6 +128,11 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         plan.extra.extend(others.map(|drive| (*number, *drive)));
         let bad = chunk.bad.iter().filter(|(of, drive)| of == number && drive != place);
         plan.extra.extend(bad);
+    }
+    if !plan.makes.is_empty() {
+        // Until they are there, whatever is counts.
+        let all = chunk.found.values().flatten().copied();
+        plan.needed_on.extend(all.filter(|drive| !chunk.drives[*drive].duty.takes()));
     }
     if !chunk.silent.is_empty() {
         plan.extra.clear();
@@ -186,6 +193,7 @@ mod tests {
             seed in 0..50u32,
             found in prop::collection::vec((0..8u8, 0..10usize), 0..16),
             silent in prop::collection::btree_set(0..10usize, 0..2),
+            bad in prop::collection::btree_set((0..8u8, 0..10usize), 0..3),
         ) {
             let drives = drives(&duties, on_node);
             let name = ObjectName::new(format!("v/s/{seed}")).expect("a good name");
@@ -202,6 +210,8 @@ mod tests {
                     && !silent.contains(drive)
             };
             let mut now: BTreeSet<(u8, usize)> = found.into_iter().filter(is_there).collect();
+            let mut bad: BTreeSet<(u8, usize)> =
+                bad.into_iter().filter(|pair| is_there(pair) && !now.contains(pair)).collect();
             let numbers = |pairs: &BTreeSet<(u8, usize)>| pairs.iter().map(|(number, _)| *number).collect::<BTreeSet<_>>();
             let own = |pairs: &BTreeSet<(u8, usize)>| {
                 placement::on_drives_of_their_own(&pairs.iter().copied().collect::<Vec<_>>())
@@ -210,9 +220,14 @@ mod tests {
                 let mut found: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
                 now.iter().for_each(|(number, drive)| found.entry(*number).or_default().push(*drive));
                 let chunk = Chunk {
-                    drives: &drives, order: &order, homes: &homes, per_node: x, found: &found, bad: &BTreeSet::new(), silent: &silent,
+                    drives: &drives, order: &order, homes: &homes, per_node: x, found: &found, bad: &bad, silent: &silent,
                 };
                 let plan = plan(&chunk, |drive| !silent.contains(&drive));
+                // A drive that is about to leave may go at any time if nothing is needed on it.
+                let is_kept = |(_, drive): &(u8, usize)| duties[*drive] != Duty::Leaving || plan.needed_on.contains(drive);
+                let kept: BTreeSet<(u8, usize)> = now.iter().copied().filter(is_kept).collect();
+                prop_assert_eq!(numbers(&kept), numbers(&now));
+                prop_assert!(own(&kept) >= own(&now), "{plan:?} lets go: {now:?}");
                 if plan.is_done() {
                     break;
                 }
@@ -222,6 +237,7 @@ mod tests {
                 for (_, drive) in &plan.makes {
                     prop_assert!(duties[*drive] == Duty::Serving && !silent.contains(drive));
                 }
+                bad.retain(|pair| !plan.makes.contains(pair) && !plan.extra.contains(pair));
                 now.extend(plan.makes);
                 plan.extra.iter().for_each(|pair| {
                     now.remove(pair);

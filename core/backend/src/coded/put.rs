@@ -188,7 +188,7 @@ impl Inner {
             let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
             let is_taken = matches!(put, Err(BackendError::Conflict { .. }));
             if is_taken && !why.gives_way() {
-                put = self.replace_rotten(index, (name, chunk), &own, fragment).await;
+                put = self.replace_rotten(index, (name, chunk), &own, fragment, false).await;
             }
             let error = match put {
                 Ok(()) => {
@@ -216,19 +216,22 @@ impl Inner {
         }))
     }
 
-    /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive: there are never
-    /// fewer, of good ones and bad.
+    /// Puts a fragment in the place of one under its name that is damaged. Before that goes, it is on another drive, if it is on
+    /// none: there are never fewer, of good ones and bad.
     pub(super) async fn replace_rotten(
         self: &Rc<Self>,
         index: usize,
         (name, chunk): (&ObjectName, u32),
         own: &ObjectName,
         fragment: &Fragment,
+        is_elsewhere: bool,
     ) -> Result<(), BackendError> {
         let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
         let drives = self.drives();
         let there = timed("get", own.as_str(), drives[index].backend.get(own)).await?;
-        if is_rotten(&there, fragment) {
+        if is_rotten(&there, fragment) && is_elsewhere {
+            self.delete_on(index, name, own).await?;
+        } else if is_rotten(&there, fragment) {
             // The last drives in its order have nothing of it, if any has not.
             let order = placement::order(&drives, name, chunk);
             let may =
@@ -248,7 +251,7 @@ impl Inner {
                 }
             }
             elsewhere?;
-            timed("delete", own.as_str(), drives[index].backend.delete(own)).await?;
+            self.delete_on(index, name, own).await?;
         }
         put_on(index).await
     }

@@ -73,8 +73,8 @@ pub struct Survey {
 enum Condition {
     /// Nothing is there any more, or what is there was never acknowledged.
     Absent,
-    /// It may have been acknowledged.
-    Unreadable,
+    /// It may have been acknowledged. Lost: whatever else answers.
+    Unreadable { is_lost: bool },
     /// It can be read.
     There { safety: u32, is_to_mend: bool, is_made_again: bool, needed_on: BTreeSet<usize> },
 }
@@ -111,12 +111,15 @@ impl Inner {
             self.upkeep.progress.borrow_mut().objects_looked_at += some.len() as u64;
             let silent = &listing.silent;
             let looked = join_all(some.iter().map(|(name, seen)| self.examine(name, seen, silent)));
-            for (condition, (name, seen)) in looked.await.into_iter().zip(some.iter()) {
+            let looked = self.upkeep.paced(looked).await;
+            for (condition, (name, seen)) in looked.into_iter().zip(some.iter()) {
                 let share = Share { objects: 1, bytes: seen.iter().map(|seen| seen.bytes).sum() };
                 match condition {
                     Condition::Absent => {}
-                    Condition::Unreadable => {
+                    Condition::Unreadable { is_lost } => {
                         survey.unreadable += 1;
+                        // What does not answer now may be made good when it does.
+                        is_all_made_again &= is_lost;
                         if survey.unreadable_names.len() < NAMES_MAX {
                             survey.unreadable_names.push(name.clone());
                         }
@@ -141,13 +144,18 @@ impl Inner {
                 to_mend.truncate(TO_MEND_MAX);
             }
         }
-        let silent: BTreeSet<usize> = listing.silent.into_iter().chain(self.suspects_of(&drives)).collect();
+        let failed = self.upkeep.failed.borrow().clone();
+        let silent: BTreeSet<usize> =
+            listing.silent.into_iter().chain(failed).chain(self.suspects_of(&drives)).collect();
+        let silent: BTreeSet<usize> =
+            silent.into_iter().filter(|index| drives[*index].duty.is_asked()).collect();
+        let knows_all = silent.is_empty() && !self.upkeep.has_more_suspicious.replace(false);
         let lost = drives.with(|duty| duty == Duty::Lost).count() as u32;
         survey.may_have_lost_unseen = lost > self.unheard_max();
         survey.is_readable_without_silent =
             survey.unreadable == 0 && self.unheard(&silent) <= self.unheard_max();
         survey.silent = silent.iter().map(|index| drives[*index].id).collect();
-        if silent.is_empty() && are_puts_over && self.drives().generation == drives.generation {
+        if knows_all && are_puts_over && self.drives().generation == drives.generation {
             let is_done = |index: &usize| match drives[*index].duty {
                 Duty::Leaving => !needed_on.contains(index),
                 Duty::Lost => is_all_made_again,
@@ -167,9 +175,11 @@ impl Inner {
     /// By what the drives have listed, or by itself.
     async fn examine(&self, name: &ObjectName, seen: &[Seen], silent: &BTreeSet<usize>) -> Condition {
         let is_suspicious = self.upkeep.suspicious.borrow().contains(name);
-        if !is_suspicious && let Some(object) = self.learn_from(name, seen).await {
+        let is_simple = !is_suspicious && self.on_their_way.removing_from(name).is_empty();
+        if is_simple && let Some(object) = self.learn_from(name, seen).await {
             let mut found = Found { silent: silent.clone(), ..Found::default() };
             seen.iter().for_each(|seen| found.fragments.entry(seen.place).or_default().push(seen.drive));
+            self.leave_out_failed(&mut found);
             let condition = self.condition(&object, &found);
             if matches!(condition, Condition::There { is_to_mend: false, .. }) {
                 return condition;
@@ -177,21 +187,63 @@ impl Inner {
         }
         // It was listed while it was put or deleted, perhaps.
         let _over = timeout(PUTS_END, self.on_their_way.is_put(name)).await;
-        match self.as_it_lies(name).await {
-            Ok(Some((object, found))) => self.condition(&object, &found).or_suspicious(is_suspicious),
-            Ok(None) => Condition::Absent,
-            Err(_) => Condition::Unreadable,
+        let (object, mut found) = match self.as_it_lies(name, is_suspicious).await {
+            Ok(Some(there)) => there,
+            Ok(None) => return Condition::Absent,
+            Err(error) => {
+                return Condition::Unreadable { is_lost: matches!(error, BackendError::Lost { .. }) };
+            }
+        };
+        self.leave_out_failed(&mut found);
+        let mut condition = self.condition(&object, &found);
+        let is_alone = found.fragments.keys().all(|place| place.layout == object.layout());
+        if !is_alone
+            && matches!(condition, Condition::Unreadable { .. })
+            && let Ok(other) = self.find_among(name, found.clone(), Some(object.layout())).await
+        {
+            condition = self.condition(&other, &found);
         }
+        // What is known to be bad somewhere counts nowhere as a reason to let anything go, nor does a form beside another: nobody has
+        // read yet which of them is good.
+        if (is_suspicious || !is_alone)
+            && let Condition::There { is_to_mend, is_made_again, needed_on, .. } = &mut condition
+        {
+            let drives = self.drives();
+            let all = found.fragments.values().flatten().copied();
+            needed_on.extend(all.filter(|index| drives[*index].duty == Duty::Leaving));
+            (*is_to_mend, *is_made_again) = (*is_to_mend || is_suspicious || found.silent.is_empty(), false);
+        }
+        condition
+    }
+
+    /// A drive that has failed in this pass may list what it cannot read.
+    fn leave_out_failed(&self, found: &mut Found) {
+        let failed = self.upkeep.failed.borrow();
+        for drive in failed.iter() {
+            found.silent.insert(*drive);
+        }
+        found.fragments.retain(|_, drives| {
+            drives.retain(|drive| !failed.contains(drive));
+            !drives.is_empty()
+        });
     }
 
     /// What an object is, and where its fragments are by what drives list; nothing where too little is there for it to be one.
+    /// Drives that have failed lately are asked, too, or count as silent.
     pub(super) async fn as_it_lies(
         &self,
         name: &ObjectName,
+        asks_suspects: bool,
     ) -> Result<Option<(Rc<Object>, Found)>, BackendError> {
-        let found = self.look_on(name, true).await;
+        let mut found = self.look_on(name, asks_suspects).await;
+        // What may go at any time is as unknown as what does not answer.
+        for drive in self.on_their_way.removing_from(name) {
+            found.silent.insert(drive);
+            found.fragments.values_mut().for_each(|drives| drives.retain(|other| *other != drive));
+        }
+        found.fragments.retain(|_, drives| !drives.is_empty());
         match self.find_among(name, found.clone(), None).await {
-            Ok(object) => Ok(Some((object, found))),
+            Ok(object) => Ok(Some((Rc::new(object), found))),
             Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -201,6 +253,12 @@ impl Inner {
     async fn learn_from(&self, name: &ObjectName, seen: &[Seen]) -> Option<Object> {
         let first = seen.iter().find(|seen| seen.place.chunk == 0)?;
         if seen.iter().any(|other| other.place.layout != first.place.layout) {
+            return None;
+        }
+        // Copies are alike.
+        let mut bytes = BTreeMap::new();
+        if seen.iter().any(|seen| *bytes.entry(seen.place).or_insert(seen.bytes) != seen.bytes) {
+            self.is_suspicious(name);
             return None;
         }
         let bytes = self.read_from(first.drive, name, first.place, 0, HEADER_BYTES as u64).await.ok()?;
@@ -218,7 +276,7 @@ impl Inner {
             let there = fragments_of(object, chunk, found);
             let own = placement::on_drives_of_their_own(&pairs(&there)) as u32;
             if (there.len() as u32) < stored {
-                return Condition::Unreadable;
+                return Condition::Unreadable { is_lost: found.silent.is_empty() };
             }
             // Two fragments on a drive are lost with it.
             let spare = own.saturating_sub(stored);
@@ -229,9 +287,8 @@ impl Inner {
             is_made_again &= plan.missing == 0 && spare >= self.spare_of(geometry);
             needed_on.extend(plan.needed_on);
         }
-        let is_alone = found.fragments.keys().all(|place| place.layout == object.layout());
         let is_as_aimed = self.aim().is_none_or(|aim| aim.has_form_of(geometry));
-        is_to_mend |= found.silent.is_empty() && !(is_alone && is_as_aimed);
+        is_to_mend |= found.silent.is_empty() && !is_as_aimed;
         Condition::There { safety, is_to_mend, is_made_again, needed_on }
     }
 
@@ -258,17 +315,6 @@ impl Inner {
             &Chunk { drives: &drives, order: &order, homes: &homes, per_node, found, bad, silent },
             may,
         )
-    }
-}
-
-impl Condition {
-    fn or_suspicious(self, is_suspicious: bool) -> Condition {
-        match self {
-            Condition::There { safety, is_to_mend, is_made_again, needed_on } => {
-                Condition::There { safety, is_to_mend: is_to_mend || is_suspicious, is_made_again, needed_on }
-            }
-            other => other,
-        }
     }
 }
 

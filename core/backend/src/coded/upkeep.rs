@@ -63,7 +63,6 @@ pub struct Upkeep {
 }
 
 /// The state of that.
-#[derive(Default)]
 pub(super) struct Keeping {
     /// One at a time looks after it all.
     turn: Mutex<()>,
@@ -76,8 +75,30 @@ pub(super) struct Keeping {
     pub(super) suspicious: RefCell<BTreeSet<ObjectName>>,
     /// Of which drives all objects were last looked at.
     generation: Cell<u64>,
+    /// Drives that have failed since this pass began.
+    pub(super) failed: RefCell<BTreeSet<usize>>,
+    /// More objects are suspicious than are remembered.
+    pub(super) has_more_suspicious: Cell<bool>,
     /// Drives that had no room for a fragment in this pass.
     pub(super) full: RefCell<BTreeSet<usize>>,
+}
+
+impl Default for Keeping {
+    fn default() -> Keeping {
+        Keeping {
+            turn: Mutex::default(),
+            pace: Mutex::default(),
+            // Nobody knows what was begun before.
+            wants_survey: Cell::new(true),
+            guests_at: Cell::default(),
+            progress: RefCell::default(),
+            suspicious: RefCell::default(),
+            generation: Cell::default(),
+            failed: RefCell::default(),
+            has_more_suspicious: Cell::default(),
+            full: RefCell::default(),
+        }
+    }
 }
 
 impl Keeping {
@@ -141,7 +162,10 @@ impl CodedBackend {
         }
         inner.upkeep.full.borrow_mut().clear();
         let mut total = Outcome::default();
-        for round in 1.. {
+        let mut rounds = 0;
+        loop {
+            rounds += 1;
+            inner.upkeep.failed.borrow_mut().clear();
             inner.upkeep.wants_survey.set(false);
             inner.upkeep.progress.borrow_mut().phase = Phase::Looking;
             let (began, generation) = (Instant::now(), inner.drives().generation);
@@ -160,11 +184,10 @@ impl CodedBackend {
                 inner.upkeep.generation.set(generation);
             }
             // What was mended has to be seen to be.
-            if done.mended == 0 || round == ROUNDS_MAX {
+            if done.mended == 0 || rounds == ROUNDS_MAX {
                 return survey;
             }
         }
-        Survey::default()
     }
 
     /// Was nothing missing of this drive when all objects were last looked at, and has no drive changed since?
@@ -195,7 +218,9 @@ impl Inner {
     /// All its fragments are to be read.
     pub(super) fn is_suspicious(&self, name: &ObjectName) {
         let mut suspicious = self.upkeep.suspicious.borrow_mut();
-        if suspicious.len() < SUSPICIOUS_MAX && suspicious.insert(name.clone()) {
+        if suspicious.len() >= SUSPICIOUS_MAX && !suspicious.contains(name) {
+            self.upkeep.has_more_suspicious.set(true);
+        } else if suspicious.insert(name.clone()) {
             self.upkeep.ask_for_survey();
         }
     }

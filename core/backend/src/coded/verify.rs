@@ -1,11 +1,15 @@
 //! Reading everything there is: what has changed on the drives is found before it is needed.
 
+use super::encode::{self, name_hash};
+use super::get::PIECES_MAX;
 use super::list::{Listing, Seen};
+use super::name::Place;
 use super::reconstruct::has_body;
 use super::{CodedBackend, Inner, name, timed};
 use crate::{BackendError, ObjectName};
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use ovs_format::fragment::Header;
+use std::collections::BTreeMap;
 
 /// How far that has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,7 +48,7 @@ impl Inner {
     /// Counts fragments that are not as they should be.
     async fn verify(&self, name: &ObjectName, seen: &[Seen]) -> u64 {
         let drives = self.drives();
-        let read = join_all(seen.iter().map(async |Seen { drive, place, .. }| {
+        let read = seen.iter().map(async |Seen { drive, place, .. }| {
             let own = name::fragment(name, place.layout, place.chunk, place.number).ok()?;
             let bytes = match timed("get", own.as_str(), drives[*drive].backend.get(&own)).await {
                 Ok(bytes) => bytes,
@@ -60,20 +64,33 @@ impl Inner {
             };
             let header = Header::decode(&bytes).ok().filter(|header| has_body(header, &bytes));
             Some((*place, header))
-        }));
-        let read: Vec<_> = read.await.into_iter().flatten().collect();
-        let object = self.find(name).await.ok();
-        let is_bad = |place: super::name::Place, header: &Option<Header>| match (header, &object) {
-            (None, _) => true,
-            (Some(header), Some(object)) if object.layout() == place.layout => {
-                !object.is_own(header, place.chunk, place.number)
+        });
+        let read = stream::iter(read).buffered(PIECES_MAX);
+        let read: Vec<Option<(Place, Option<Header>)>> = read.collect().await;
+        let read: Vec<(Place, Option<Header>)> = read.into_iter().flatten().collect();
+        // What most of them say that the object is.
+        let put =
+            |header: &Header| Header { chunk: 0, fragment: 0, body_bytes: 0, body_checksum: 0, ..*header };
+        let mut puts: BTreeMap<(u32, Header), usize> = BTreeMap::new();
+        for (place, header) in &read {
+            if let Some(header) = header {
+                *puts.entry((place.layout, put(header))).or_default() += 1;
             }
-            (Some(_), _) => false,
-        };
-        let bad = read.iter().filter(|(place, header)| is_bad(*place, header)).count() as u64;
-        if bad > 0 && object.is_some() {
-            (0..bad).for_each(|_| self.is_bad(name));
         }
+        let is_own = |place: &Place, header: &Header| {
+            let of_layout = puts.iter().filter(|((layout, _), _)| *layout == place.layout);
+            let most = of_layout.max_by_key(|(_, count)| **count).map(|((_, most), _)| most);
+            let is_there = (header.chunk, header.fragment) == (place.chunk, place.number);
+            is_there
+                && header.name == name_hash(name)
+                && encode::layout(header) == place.layout
+                && most == Some(&put(header))
+        };
+        let is_good = |(place, header): &&(Place, Option<Header>)| {
+            header.as_ref().is_some_and(|header| is_own(place, header))
+        };
+        let bad = (read.len() - read.iter().filter(is_good).count()) as u64;
+        (0..bad).for_each(|_| self.is_bad(name));
         bad
     }
 }

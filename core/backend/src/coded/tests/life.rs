@@ -119,7 +119,7 @@ fn what_was_on_a_lost_drive_is_made_again() {
 fn after_a_loss_everything_is_found_without_looking_for_it() {
     local(async {
         let mut world = world(9, preset(&[policy(3, 2, 4, 3)]));
-        world.put_all(14).await;
+        world.put_all(56).await;
         world.lose(4);
         world.backend.look_after(true).await;
         world.backend.set_duty(id(4), Duty::Gone);
@@ -128,8 +128,11 @@ fn after_a_loss_everything_is_found_without_looking_for_it() {
             assert!(call.operation != Operation::List, "{call:?}");
             None
         });
-        world.check_all(14).await;
+        world.check_all(56).await;
         assert_eq!(world.backend.stats().reconstructed, 0);
+        let drives = world.backend.inner.drives();
+        let is_first = |number: &usize| placement::order(&drives, &name(&text(*number)), 0)[0] == 4;
+        assert!((0..56).any(|number| is_first(&number)), "some have lost the first of all");
     });
 }
 
@@ -439,13 +442,15 @@ fn objects_come_to_the_policy_that_the_drives_satisfy() {
 /// The better form is damaged: the other is all that there is.
 #[test]
 fn of_two_forms_the_good_one_stays() {
-    local(async {
-        let policies = [policy(4, 2, 5, 9), policy(2, 1, 3, 9)];
-        for rotten in 0..6 {
+    for (rotten, is_header, is_leaving) in
+        (0..6).flat_map(|rotten| [(rotten, true, false), (rotten, false, false), (rotten, false, true)])
+    {
+        local(async {
+            let policies = [policy(4, 2, 5, 9), policy(2, 1, 3, 9)];
             let mut world = world(4, preset(&policies));
             world.put_all(7).await;
             let lesser: BTreeSet<(usize, ObjectName)> = world.fragments().into_iter().collect();
-            for number in 4..7 {
+            for number in 4..8 {
                 world.add(number);
             }
             // Put again, and not removed yet.
@@ -457,20 +462,34 @@ fn of_two_forms_the_good_one_stays() {
             for (drive, fragment) in &better {
                 let (_, place) = name::parse(fragment).expect("a fragment");
                 if usize::from(place.number) < rotten {
-                    world.drives[*drive].inner().damage(fragment, Some(Bytes::from_static(b"?")));
+                    let mut damaged =
+                        world.drives[*drive].inner().bytes(fragment).expect("it is there").to_vec();
+                    let at = if is_header { 9 } else { damaged.len() - 1 };
+                    damaged[at] ^= 1;
+                    world.drives[*drive].inner().damage(fragment, Some(damaged.into()));
                 }
             }
             world.restart();
-            let mended = world.backend.look_after(true).await;
-            assert_eq!(mended.unreadable, 0, "{mended:?}");
-            world.restart();
-            world.check_all(7).await;
-            // What was seen to be bad is mended by now.
+            if is_leaving {
+                // What is there of the lesser form may be all that is good.
+                world.backend.set_duty(id(0), Duty::Leaving);
+                assert!(world.backend.look_after(false).await.done_with.is_empty());
+            }
+            for _ in 0..2 {
+                let mended = world.backend.look_after(true).await;
+                assert_eq!(mended.unreadable, 0, "{rotten} {is_header}: {mended:?}");
+                if world.backend.is_done_with(id(0)) {
+                    world.backend.set_duty(id(0), Duty::Gone);
+                }
+                world.restart();
+                world.check_all(7).await;
+                world.backend.verify(None, u64::MAX).await;
+            }
             let again = world.backend.look_after(true).await;
-            assert_eq!((again.to_mend, safeties(&again)), (0, vec![2]), "{rotten}: {again:?}");
+            assert_eq!((again.to_mend, safeties(&again)), (0, vec![2]), "{rotten} {is_header}: {again:?}");
             world.check_all(7).await;
-        }
-    });
+        });
+    }
 }
 
 #[test]
@@ -479,6 +498,8 @@ fn what_has_rotted_is_found_by_reading_it_all_and_mended() {
         local(async {
             let world = world(9, preset);
             world.put_all(14).await;
+            assert!(world.backend.wants_survey(), "nobody knows what was begun before");
+            world.backend.look_after(true).await;
             let clean = world.backend.verify(None, u64::MAX).await;
             assert_eq!((clean.objects, clean.bad, clean.next), (14, 0, None));
             let all = world.fragments();
@@ -502,7 +523,7 @@ fn what_has_rotted_is_found_by_reading_it_all_and_mended() {
                 world.drives[*drive].inner().damage(fragment, Some(damaged));
                 bad += 1;
             }
-            assert!(!world.backend.wants_survey() || bad > 0);
+            assert!(!world.backend.wants_survey());
             // In parts.
             let (mut found, mut after, mut objects) = (0, None, 0);
             loop {
@@ -642,6 +663,190 @@ fn guests_come_first() {
     });
 }
 
+/// Known to be bad where it would stay: what leaves has the only good one.
+#[test]
+fn a_leaving_drive_is_needed_where_the_other_copy_is_bad() {
+    local(async {
+        let world = world(6, preset(&[policy(1, 0, 1, 9)]));
+        world.put_all(14).await;
+        world.backend.set_duty(id(0), Duty::Leaving);
+        let leaving: Vec<ObjectName> = world.drives[0].inner().names();
+        assert!(!leaving.is_empty());
+        // As a mending that was cut off would have left it, and then it rotted.
+        for fragment in &leaving {
+            let mut copy = world.drives[0].inner().bytes(fragment).expect("it is there").to_vec();
+            let last = copy.len() - 1;
+            copy[last] ^= 1;
+            for number in 1..6 {
+                world.drives[number].inner().damage(fragment, Some(copy.clone().into()));
+            }
+        }
+        world.backend.verify(None, u64::MAX).await;
+        assert!(world.backend.look_after(false).await.done_with.is_empty());
+        let mended = world.backend.look_after(true).await;
+        assert_eq!(mended.done_with, [id(0)], "{mended:?}");
+        world.backend.set_duty(id(0), Duty::Gone);
+        world.check_all(14).await;
+    });
+}
+
+/// It was read back well, and is lost before what it replaces is removed.
+#[test]
+fn what_stays_is_read_back_when_nobody_reads_any_more() {
+    local(async {
+        let mut world = world(3, preset(&[policy(1, 0, 1, 9)]));
+        world.put_all(28).await;
+        world.add(3);
+        let reader = world.backend.inner.removals.reader();
+        let lose = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert!(!world.drives[3].inner().names().is_empty(), "some have moved there");
+            world.lose(3);
+            drop(reader);
+        };
+        join(world.backend.look_after(true), lose).await;
+        world.check_all(28).await;
+    });
+}
+
+/// A drive that answers late removes what was put there since.
+#[test]
+fn nothing_is_put_where_something_is_still_being_removed() {
+    local(async {
+        let mut world = world(3, preset(&[policy(1, 0, 1, 9)]));
+        world.put_all(28).await;
+        world.add(3);
+        let hangs = Rc::new(Cell::new(true));
+        let still = Rc::clone(&hangs);
+        world.set_schedule(move |_, call| {
+            let still = Rc::clone(&still);
+            let wait = Box::pin(async move {
+                while still.get() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+            (call.operation == Operation::Delete).then_some(Fault::Delay(wait))
+        });
+        let moved = world.backend.look_after(true).await;
+        assert!(moved.unmended > 0, "{moved:?}");
+        // Back again, while what was there is still to be removed.
+        world.backend.set_duty(id(3), Duty::Leaving);
+        tokio::time::sleep(SUSPECT_MAX).await;
+        world.backend.look_after(true).await;
+        let is_gone = world.backend.is_done_with(id(3)) && world.backend.set_duty(id(3), Duty::Gone);
+        hangs.set(false);
+        tokio::time::sleep(SUSPECT_MAX).await;
+        world.check_all(28).await;
+        world.backend.look_after(true).await;
+        assert!(is_gone || world.backend.is_done_with(id(3)));
+        world.backend.set_duty(id(3), Duty::Gone);
+        world.check_all(28).await;
+    });
+}
+
+/// One read that fails is enough: nobody knows what would have been seen.
+#[test]
+fn a_survey_in_which_anything_failed_lets_no_drive_go() {
+    for at in 0.. {
+        let is_over = local(async {
+            let world = world(9, preset(&[policy(3, 2, 4, 3)]));
+            world.put_all(14).await;
+            world.lose(0);
+            world.backend.look_after(true).await;
+            assert!(world.backend.is_done_with(id(0)));
+            let calls = Rc::new(Cell::new(0));
+            let count = Rc::clone(&calls);
+            world.set_schedule(move |drive, _| {
+                count.set(count.get() + 1);
+                (drive == 0 || count.get() == at + 1).then_some(Fault::ErrorBefore)
+            });
+            let seen = world.backend.look_after(false).await;
+            if calls.get() <= at {
+                return true;
+            }
+            assert!(!world.backend.is_done_with(id(0)) && seen.done_with.is_empty(), "{at}: {seen:?}");
+            false
+        });
+        if is_over {
+            assert!(at > 20, "{at} calls");
+            break;
+        }
+    }
+}
+
+/// There is no room for the better policy: what was lost is made again under the present one.
+#[test]
+fn what_cannot_be_brought_up_is_mended_as_it_is() {
+    local(async {
+        let mut world = world(4, preset(&[policy(4, 2, 6, 9), policy(2, 1, 3, 9)]));
+        world.put_all(14).await;
+        for number in 4..7 {
+            world.add(number);
+        }
+        let is_full = |number: usize, call: &Call<'_>| number >= 5 && call.operation == Operation::Put;
+        world.set_schedule(move |number, call| is_full(number, call).then_some(Fault::NoSpace));
+        world.lose(1);
+        world.set_schedule(move |number, call| match number {
+            1 => Some(Fault::ErrorBefore),
+            _ => is_full(number, call).then_some(Fault::NoSpace),
+        });
+        let mended = world.backend.look_after(true).await;
+        assert!(mended.unmended > 0 && safeties(&mended)[0] == 1, "{mended:?}");
+        assert!(mended.reason.is_some());
+        world.check_all(14).await;
+    });
+}
+
+/// Whoever keeps asking for surveys would have nothing else to do.
+#[test]
+fn a_drive_that_lists_and_does_not_read_asks_for_no_survey() {
+    local(async {
+        let world = world(9, preset(&[policy(3, 2, 4, 3)]));
+        world.put_all(14).await;
+        world.drives[4].set_schedule(|call| (call.operation == Operation::Get).then_some(Fault::ErrorBefore));
+        for _ in 0..3 {
+            let seen = world.backend.look_after(true).await;
+            assert_eq!(seen.silent, [id(4)]);
+        }
+        assert!(!world.backend.wants_survey());
+        world.check_all(14).await;
+    });
+}
+
+/// A drive that is made of drives is a drive.
+#[test]
+fn a_site_is_lost_and_made_again() {
+    local(async {
+        let sites: Vec<World> = (0..4).map(|_| world(3, preset(&[policy(2, 1, 3, 3)]))).collect();
+        let drive = |(number, site): (usize, &World)| Drive {
+            id: id(number),
+            node: number.to_string(),
+            site: number.to_string(),
+            weight: 1,
+            backend: Rc::new(site.backend.clone()),
+            duty: Duty::Serving,
+        };
+        let all = |count: usize| sites.iter().enumerate().take(count).map(drive).collect::<Vec<_>>();
+        let whole =
+            CodedBackend::new(all(3), preset(&[policy(1, 1, 2, 1)]), Work::Here).expect("good drives");
+        for number in 0..14 {
+            whole.put(&name(&text(number)), vec![object(number)], Urgency::Normal).await.expect("put");
+        }
+        sites[1].set_schedule(|_, _| Some(Fault::ErrorBefore));
+        assert!(whole.set_duty(id(1), Duty::Lost));
+        let mended = whole.look_after(true).await;
+        assert_eq!((safeties(&mended), &mended.done_with[..]), (vec![1], &[id(1)][..]), "{mended:?}");
+        // Within a site a drive is lost, too: each looks after its own.
+        sites[0].lose(2);
+        let within = sites[0].backend.look_after(true).await;
+        assert_eq!((within.to_mend, within.unreadable), (0, 0), "{within:?}");
+        assert_eq!(safeties(&within)[0], 0, "two drives are left for three: {within:?}");
+        for number in 0..14 {
+            assert!(whole.get(&name(&text(number))).await == Ok(object(number)));
+        }
+    });
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put,
@@ -686,7 +891,7 @@ proptest! {
     fn a_life(policies in prop_oneof![Just(vec![policy(2, 2, 4, 9)]), Just(vec![policy(4, 2, 6, 9), policy(1, 2, 3, 9)])], steps in prop::collection::vec(step(), 1..60)) {
         local(async move {
             let mut world = world(5, preset(&policies));
-            let (mut objects, mut count): (BTreeSet<usize>, usize) = Default::default();
+            let (mut objects, mut deleted, mut count): (BTreeSet<usize>, BTreeSet<usize>, usize) = Default::default();
             // Fragments that may be missing of an object: two may be.
             let (mut trouble, mut is_silent): (usize, Option<usize>) = (0, None);
             for step in steps {
@@ -706,7 +911,9 @@ proptest! {
                     Step::Delete(which) if !objects.is_empty() => {
                         let number = *which.get(&objects.iter().copied().collect::<Vec<_>>());
                         // One that failed may have begun.
-                        let _deleted = world.backend.delete(&name(&text(number))).await;
+                        if world.backend.delete(&name(&text(number))).await.is_ok() {
+                            deleted.insert(number);
+                        }
                         objects.remove(&number);
                     }
                     Step::Lose(which) if trouble < 2 && serving.len() > 4 => {
@@ -789,7 +996,10 @@ proptest! {
                 for number in 0..count {
                     let read = world.get(&text(number)).await;
                     match read {
-                        Ok(read) => assert!(read == object(number), "other bytes"),
+                        Ok(read) => {
+                            assert!(read == object(number), "other bytes");
+                            assert!(!deleted.contains(&number), "{} came back", text(number));
+                        }
                         Err(error) => assert!(!objects.contains(&number), "{} ({trouble}): {error}", text(number)),
                     }
                 }
