@@ -168,6 +168,7 @@ impl Volumes {
                 Err(reason) => self.alarm(AlarmKind::BackendOffline, name.as_str(), Some((reason, None))),
             }
             in_trouble.extend(pool.drives_in_trouble());
+            in_trouble.extend(self.upkeep_alarms(&pool));
         }
         for (drive, reason) in &in_trouble {
             self.alarm(AlarmKind::Drive, drive.as_str(), Some((reason.clone(), None)));
@@ -275,8 +276,10 @@ async fn tick(volumes: Weak<Volumes>) {
         }
         volumes.drop_idle_attachments().await;
         volumes.look_for_alarms().await;
+        volumes.begin_upkeep();
         if count % TICKS_PER_RETRY == 0 {
             volumes.retry().await;
+            volumes.retry_upkeep().await;
         }
         if count % TICKS_PER_FINISH == 0 {
             volumes.begin_finishing_vpools(Duration::ZERO).await;

@@ -213,7 +213,7 @@ pub(super) fn cannot_use(path: &Path, error: &std::io::Error) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+    use ovs_backend::coded::{CodedBackend, Drive, Duty, Policy, Preset, Work};
     use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
     use ovs_volume::SystemChance;
     use serde_json::json;
@@ -227,9 +227,10 @@ mod tests {
             site: String::new(),
             weight: 1,
             backend: store.clone(),
+            duty: Duty::Serving,
         };
         let preset = Preset::new(vec![Policy::new(2, 2, 4, 9).unwrap()]).unwrap();
-        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), &[], preset, Work::Here).unwrap()
+        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), preset, Work::Here).unwrap()
     }
 
     fn fragments(drives: &[Rc<MemoryBackend>], version: u64) -> Vec<(&MemoryBackend, ObjectName)> {

@@ -78,6 +78,7 @@ impl Volumes {
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
             is_rebuilt: Cell::new(false),
+            is_inventory_due: Cell::new(false),
             unasked: RefCell::default(),
         });
         volumes.bring_up(is_first_start).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;

@@ -5,6 +5,7 @@
 
 use super::{
     Volumes,
+    composites::check_is_no_relic,
     idempotency::Terms,
     namespace::{Namespace, cannot_use, in_time, make_folder, put_config, put_newest_config},
     pools::{Pool, offline, to_on_full},
@@ -18,7 +19,7 @@ use ovs_api::{
 };
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{
-    BackendRecord, FORMAT, Labels, LayoutRecord, State, StoreRecord, Stored, VdiskRecord, VpoolRecord,
+    BackendRecord, FORMAT, Labels, LayoutRecord, Record, State, StoreRecord, Stored, VdiskRecord, VpoolRecord,
 };
 use ovs_units::{Name, VpoolCache, VpoolId};
 use std::{
@@ -70,6 +71,7 @@ impl Volumes {
                 let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
                 let set = self.backend_set().await?;
                 self.check_is_unused(&set, &stored.record).await?;
+                check_is_no_relic(&set, &stored.record)?;
                 self.check_all_can_be_read().await?;
                 self.check_is_allowed(name, &stored.record.store)?;
                 self.check_preset(request.preset.as_ref(), Some(&stored.record)).await?;
@@ -83,7 +85,7 @@ impl Volumes {
         };
         let preset = self.check_preset(request.preset.as_ref(), Some(&backend)).await?;
         let record = VpoolRecord {
-            format: BackendRecord::format_of(&backend.store),
+            format: BackendRecord::format_of(&backend.store).min(VpoolRecord::FORMAT_MAX),
             id,
             name: request.name,
             version: 1,
