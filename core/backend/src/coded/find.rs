@@ -149,15 +149,17 @@ impl Inner {
                 Err(_) => self.is_bad(name),
             }
         }
-        // Of those that can be read; several can where a put was tried again under another policy, and of these one that stands
-        // is still there when a drive is lost.
+        // Of those that can be read; several can where a put was tried again under another policy. Of these one that stands is
+        // still there when a drive is lost, and the one that is as it should be stays when the others go.
+        let aim = self.aim();
         let readable = puts.iter().filter_map(|(header, found)| {
             let numbers: BTreeSet<u8> = found.iter().map(|(number, _)| *number).collect();
             let needed = u32::from(header.geometry.data_stored(0));
             let is_readable = numbers.len() as u32 >= needed && except != Some(encode::layout(header));
             let stands =
                 placement::on_drives_of_their_own(found) as u32 >= needed + self.spare_of(&header.geometry);
-            is_readable.then_some((stands, numbers.len(), header))
+            let is_aimed = aim.is_some_and(|aim| aim.has_form_of(&header.geometry));
+            is_readable.then_some((stands, stands && is_aimed, numbers.len(), header))
         });
         if let Some((.., header)) = readable.max() {
             let object = self.known.borrow_mut().learn(Object::new(name, *header));
@@ -227,12 +229,18 @@ impl Inner {
 
     /// Which drives have fragments of the object: as they list them. Nobody waits for those that fail.
     pub(super) async fn look(&self, name: &ObjectName) -> Found {
+        let is_alone = self.drives().asked().all(|index| self.is_suspect(index));
+        self.look_on(name, is_alone).await
+    }
+
+    /// Which drives have fragments of the object; those that have failed lately are asked, too, or count as silent.
+    pub(super) async fn look_on(&self, name: &ObjectName, asks_suspects: bool) -> Found {
         let drives = self.drives();
-        let is_alone = drives.asked().all(|index| self.is_suspect(index));
-        let lists = join_all(drives.asked().map(async |index| match self.is_suspect(index) && !is_alone {
-            true => (index, Err(self.away(index, name))),
-            false => (index, self.fragments_on(index, name).await),
-        }));
+        let lists =
+            join_all(drives.asked().map(async |index| match self.is_suspect(index) && !asks_suspects {
+                true => (index, Err(self.away(index, name))),
+                false => (index, self.fragments_on(index, name).await),
+            }));
         let mut found = Found::default();
         for (index, listed) in lists.await {
             match listed {

@@ -184,3 +184,25 @@ pub(super) fn open(
         Err(reason) => Err(reason),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys of objects differ, so that equal nonces would do no harm; there are none all the same.
+    #[test]
+    fn nonces_of_a_million_objects_are_all_different() {
+        let key = Key::new(NonZeroU32::MIN, &[3; 32]);
+        let mut nonces: Vec<[u8; NONCE_BYTES]> = Vec::new();
+        for object in 0..1_000_000u128 {
+            // The same text in all of them, at two places of each; half of them are puts under names that others have.
+            let cipher = key.of_put(&(object / 2).to_le_bytes(), PutId(uuid::Uuid::from_u128(object)));
+            nonces.push(cipher.nonce(b"place", 0, b"text"));
+            nonces.push(cipher.nonce(b"place", 1, b"text"));
+        }
+        let count = nonces.len();
+        nonces.sort_unstable();
+        nonces.dedup();
+        assert_eq!((count, nonces.len()), (2_000_000, 2_000_000));
+    }
+}

@@ -121,7 +121,7 @@ impl Inner {
 
     /// What lies in one data fragment.
     async fn read(&self, object: &Rc<Object>, piece: Piece) -> Result<Bytes, BackendError> {
-        let plain = match self.read_fragment(object, &piece).await {
+        let plain = match self.read_soon(object, &piece).await {
             Ok(plain) => plain,
             Err(miss) => {
                 tracing::debug!(object = %object.name, chunk = piece.chunk, fragment = piece.fragment, ?miss, "read from parity");

@@ -40,7 +40,7 @@ pub(super) struct Object {
 }
 
 /// Which drives have which fragments.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Found {
     pub(super) fragments: BTreeMap<Place, Vec<usize>>,
     /// A drive that is made of drives has some of a fragment, and too little for it to be one.

@@ -7,8 +7,8 @@ use super::name::Place;
 use super::on_their_way::PutAtWork;
 use super::put::Put;
 use super::reconstruct::has_body;
-use super::survey::{found_of, fragments_of, numbers};
-use super::{Inner, name, parity, timed};
+use super::survey::{fragments_of, numbers, pairs};
+use super::{Inner, name, parity, placement, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -32,11 +32,7 @@ impl Inner {
         }
         let Some((mut object, mut found)) = self.as_it_lies(name).await? else { return Ok(false) };
         let mut is_changed = false;
-        let is_other = |object: &Object| {
-            self.aim().is_some_and(|aim| {
-                (aim.data, aim.parity) != (object.geometry().data, object.geometry().parity)
-            })
-        };
+        let is_other = |object: &Object| self.aim().is_some_and(|aim| !aim.has_form_of(object.geometry()));
         if is_other(&object) && found.silent.is_empty() {
             self.upkeep.paced(self.put_again(&object)).await?;
             let Some(again) = self.as_it_lies(name).await? else { return Ok(false) };
@@ -45,16 +41,16 @@ impl Inner {
         }
         let mut extra: Vec<(usize, Place)> = Vec::new();
         let is_suspicious = self.upkeep.suspicious.borrow().contains(name);
-        let mut is_whole = true;
+        let mut stands = true;
         for chunk in 0..object.geometry().chunks() {
             let work = self.mend_chunk(&object, chunk, &found, is_suspicious);
             let done = self.upkeep.paced(work).await?;
             is_changed |= done.is_changed;
-            is_whole &= done.is_whole;
+            stands &= done.stands;
             extra.extend(done.extra.into_iter().map(|(number, drive)| (drive, object.place(chunk, number))));
         }
         // What an earlier put has left, or one under another policy.
-        if is_whole && !is_other(&object) && found.silent.is_empty() {
+        if stands && !is_other(&object) && found.silent.is_empty() {
             let others = found.fragments.iter().filter(|(place, _)| place.layout != object.layout());
             extra.extend(others.flat_map(|(place, drives)| drives.iter().map(|drive| (*drive, *place))));
         }
@@ -66,18 +62,6 @@ impl Inner {
         self.upkeep.suspicious.borrow_mut().remove(name);
         self.known.borrow_mut().forget(name);
         Ok(is_changed)
-    }
-
-    /// What it is and where its fragments are; nothing where too little is there.
-    async fn as_it_lies(&self, name: &ObjectName) -> Result<Option<(Rc<Object>, Rc<Found>)>, BackendError> {
-        match self.find_among(name, self.look(name).await, None).await {
-            Ok(object) => {
-                let found = found_of(&object).unwrap_or_default();
-                Ok(Some((object, found)))
-            }
-            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// Under the policy that the drives satisfy now.
@@ -102,10 +86,7 @@ impl Inner {
         let mut there = fragments_of(object, chunk, found);
         let mut bad: BTreeSet<(u8, usize)> = BTreeSet::new();
         if reads_all {
-            let pairs: Vec<(u8, usize)> = there
-                .iter()
-                .flat_map(|(number, drives)| drives.iter().map(|drive| (*number, *drive)))
-                .collect();
+            let pairs = pairs(&there);
             let read =
                 join_all(pairs.iter().map(|(number, drive)| self.body(object, chunk, *number, *drive)));
             for (pair, body) in pairs.iter().zip(read.await) {
@@ -115,12 +96,11 @@ impl Inner {
                 }
             }
         }
-        let (mut is_changed, mut failure) = (false, None);
+        let (mut is_changed, mut failure, mut taken) = (false, None, BTreeSet::new());
         for _ in 0..ATTEMPTS {
-            let plan = self.plan_of(object, chunk, &there, &bad, &found.silent);
+            let plan = self.plan_of(object, chunk, &there, (&bad, &taken), &found.silent);
             if plan.makes.is_empty() {
-                let is_whole = numbers(object, chunk).all(|number| there.contains_key(&number));
-                return Ok(Mended { extra: plan.extra, is_changed, is_whole });
+                return Ok(self.mended(object, chunk, &there, plan.extra, is_changed));
             }
             let wanted: BTreeSet<u8> = plan.makes.iter().map(|(number, _)| *number).collect();
             let fragments = match self.make(object, chunk, &there, wanted).await? {
@@ -139,6 +119,7 @@ impl Inner {
                     (*number, *to, self.put_there(object, chunk, fragment, *to).await, fragment.bytes())
                 })
             }));
+            let mut is_all_put = true;
             for (number, to, put, bytes) in puts.await {
                 match put {
                     Ok(()) => {
@@ -148,20 +129,42 @@ impl Inner {
                         bad.remove(&(number, to));
                         there.entry(number).or_default().push(to);
                     }
-                    Err(error @ (BackendError::NoSpace { .. } | BackendError::Conflict { .. })) => {
+                    // Under its name there is another's.
+                    Err(error @ BackendError::Conflict { .. }) => {
+                        taken.insert(to);
+                        (failure, is_all_put) = (Some(error), false);
+                    }
+                    Err(error @ BackendError::NoSpace { .. }) => {
                         self.upkeep.full.borrow_mut().insert(to);
-                        failure = Some(error);
+                        (failure, is_all_put) = (Some(error), false);
                     }
                     Err(error) => {
                         self.fails(to, &error);
-                        failure = Some(error);
+                        (failure, is_all_put) = (Some(error), false);
                     }
                 }
+            }
+            if is_all_put {
+                return Ok(self.mended(object, chunk, &there, plan.extra, is_changed));
             }
         }
         let reason = "its fragments cannot be put where they should be".to_owned();
         let name = object.name.to_string();
         Err(failure.unwrap_or(BackendError::Retry { operation: "mend", object: name, reason }))
+    }
+
+    fn mended(
+        &self,
+        object: &Object,
+        chunk: u32,
+        there: &BTreeMap<u8, Vec<usize>>,
+        extra: Vec<(u8, usize)>,
+        is_changed: bool,
+    ) -> Mended {
+        let needed =
+            usize::from(object.geometry().data_stored(chunk)) + self.spare_of(object.geometry()) as usize;
+        let own = placement::on_drives_of_their_own(&pairs(there));
+        Mended { extra, is_changed, stands: own >= needed }
     }
 
     async fn put_there(
@@ -255,29 +258,34 @@ impl Inner {
         extra: &[(usize, Place)],
     ) -> Result<(), BackendError> {
         let going: BTreeSet<(usize, Place)> = extra.iter().copied().collect();
-        let found = self.look(&object.name).await;
+        let found = self.look_on(&object.name, true).await;
         let is_of_another = extra.iter().any(|(_, place)| place.layout != object.layout());
+        let not_good = |reason: String| {
+            self.is_bad(&object.name);
+            Err(BackendError::Retry { operation: "mend", object: object.name.to_string(), reason })
+        };
         for chunk in 0..object.geometry().chunks() {
+            let mut good: Vec<(u8, usize)> = Vec::new();
             for number in numbers(object, chunk) {
                 let place = object.place(chunk, number);
-                if !is_of_another && !going.iter().any(|(_, going)| *going == place) {
+                let is_going = going.iter().any(|(_, going)| *going == place);
+                if !is_of_another && !is_going {
                     continue;
                 }
                 let there = found.fragments.get(&place).into_iter().flatten();
-                let staying = there.filter(|drive| !going.contains(&(**drive, place)));
-                let mut is_good = false;
-                for drive in staying {
-                    is_good |= self.body(object, chunk, number, *drive).await.is_some();
+                let before = good.len();
+                for drive in there.filter(|drive| !going.contains(&(**drive, place))) {
+                    let is_good = self.body(object, chunk, number, *drive).await.is_some();
+                    good.extend(is_good.then_some((number, *drive)));
                 }
-                if !is_good {
-                    let reason = format!("fragment {chunk}.{number} is not good where it would stay");
-                    self.is_bad(&object.name);
-                    return Err(BackendError::Retry {
-                        operation: "mend",
-                        object: object.name.to_string(),
-                        reason,
-                    });
+                if is_going && good.len() == before {
+                    return not_good(format!("fragment {chunk}.{number} is not good where it would stay"));
                 }
+            }
+            let needed =
+                usize::from(object.geometry().data_stored(chunk)) + self.spare_of(object.geometry()) as usize;
+            if is_of_another && placement::on_drives_of_their_own(&good) < needed {
+                return not_good(format!("too few fragments of chunk {chunk} are good"));
             }
         }
         Ok(())
@@ -300,8 +308,8 @@ struct Mended {
     /// Fragments by number and drive.
     extra: Vec<(u8, usize)>,
     is_changed: bool,
-    /// All its fragments are there.
-    is_whole: bool,
+    /// As many fragments of it are there, on a drive each, as of any put that was acknowledged.
+    stands: bool,
 }
 
 enum Made {

@@ -21,6 +21,7 @@ mod encode;
 mod find;
 mod frames;
 mod get;
+mod hedge;
 mod known;
 mod lasting;
 mod list;
@@ -50,9 +51,10 @@ use crate::{Backend, BackendError, Capacity, ObjectInfo, ObjectName, Urgency};
 use bytes::Bytes;
 use drives::Drives;
 use futures_util::future::LocalBoxFuture;
+use hedge::Hedges;
 use known::Known;
 use on_their_way::OnTheirWay;
-use ovs_format::fragment::FRAGMENTS_MAX;
+use ovs_format::fragment::{FRAGMENTS_MAX, Geometry};
 use put::Put;
 use removals::Removals;
 use std::{
@@ -66,7 +68,6 @@ use std::{
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use upkeep::Keeping;
-use uuid::Uuid;
 
 /// A drive that takes longer for anything but a put has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -152,6 +153,11 @@ impl Policy {
     /// Fragments of a chunk.
     pub fn fragments(&self) -> u32 {
         u32::from(self.data) + u32::from(self.parity)
+    }
+
+    /// Is it what an object was put with?
+    fn has_form_of(&self, geometry: &Geometry) -> bool {
+        (self.data, self.parity) == (geometry.data, geometry.parity)
     }
 
     /// Of what was acknowledged so many fragments may be gone, and it is read all the same (c - k).
@@ -247,6 +253,8 @@ pub struct CodedStats {
     pub bad_fragments: u64,
     /// Reads that needed parity.
     pub reconstructed: u64,
+    /// Reads that parity answered sooner than a slow drive.
+    pub hedged: u64,
     /// Fragments that went to another drive than the one that they belong on.
     pub misplaced: u64,
     /// Fragments that no drive took, of puts that were acknowledged all the same.
@@ -272,6 +280,7 @@ struct Inner {
     suspects: RefCell<Vec<Option<(Instant, Duration)>>>,
     on_their_way: OnTheirWay,
     removals: Removals,
+    hedges: Hedges,
     upkeep: Keeping,
 }
 
@@ -301,6 +310,7 @@ impl CodedBackend {
             stats: Cell::default(),
             on_their_way: OnTheirWay::default(),
             removals: Removals::default(),
+            hedges: Hedges::default(),
             upkeep: Keeping::default(),
         };
         Ok(CodedBackend { inner: Rc::new(inner) })

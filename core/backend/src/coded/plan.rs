@@ -77,12 +77,13 @@ impl Places<'_> {
 pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
     let mut places = Places { chunk, of: BTreeMap::new(), taken: BTreeSet::new(), per_node: HashMap::new() };
     let copies = |number: u8| chunk.found.get(&number).map_or(&[][..], Vec::as_slice);
+    let ideal: BTreeSet<usize> = chunk.homes.iter().filter_map(|(_, home)| home.now).collect();
     // What lies well stays: first of which there are the fewest, where it belongs if it is there.
     let mut by_copies: Vec<&(u8, Home)> = chunk.homes.iter().collect();
     by_copies.sort_by_key(|(number, _)| copies(*number).len());
     for (number, home) in &by_copies {
         let free = copies(*number).iter().copied().filter(|drive| places.is_free(*drive));
-        if let Some(drive) = free.min_by_key(|drive| home.now != Some(*drive)) {
+        if let Some(drive) = free.min_by_key(|drive| (home.now != Some(*drive), !ideal.contains(drive))) {
             places.set(*number, drive);
         }
     }
@@ -112,7 +113,7 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         }
     }
     if plan.makes.is_empty() && chunk.silent.is_empty() {
-        rebalance(chunk, &mut places, &mut plan, may);
+        rebalance(&ideal, &mut places, &mut plan, may);
     }
     for (number, _) in chunk.homes {
         if copies(*number).iter().all(|drive| !chunk.drives[*drive].duty.takes()) {
@@ -133,8 +134,7 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
 }
 
 /// Fragments that are on drives where the chunk would have none, to those where it would: which number is on which does not matter.
-fn rebalance(chunk: &Chunk<'_>, places: &mut Places<'_>, plan: &mut Plan, may: impl Fn(usize) -> bool) {
-    let ideal: BTreeSet<usize> = chunk.homes.iter().filter_map(|(_, home)| home.now).collect();
+fn rebalance(ideal: &BTreeSet<usize>, places: &mut Places<'_>, plan: &mut Plan, may: impl Fn(usize) -> bool) {
     let elsewhere: Vec<(u8, usize)> = places.of.iter().map(|(number, drive)| (*number, *drive)).collect();
     for (number, from) in elsewhere.into_iter().filter(|(_, from)| !ideal.contains(from)) {
         places.release(from);

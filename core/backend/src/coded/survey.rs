@@ -177,16 +177,23 @@ impl Inner {
         }
         // It was listed while it was put or deleted, perhaps.
         let _over = timeout(PUTS_END, self.on_their_way.is_put(name)).await;
-        match self.find_among(name, self.look(name).await, None).await {
-            Ok(object) => {
-                let found = object.elsewhere.borrow().clone();
-                match found {
-                    Some(found) => self.condition(&object, &found).or_suspicious(is_suspicious),
-                    None => Condition::Unreadable,
-                }
-            }
-            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Condition::Absent,
+        match self.as_it_lies(name).await {
+            Ok(Some((object, found))) => self.condition(&object, &found).or_suspicious(is_suspicious),
+            Ok(None) => Condition::Absent,
             Err(_) => Condition::Unreadable,
+        }
+    }
+
+    /// What an object is, and where its fragments are by what drives list; nothing where too little is there for it to be one.
+    pub(super) async fn as_it_lies(
+        &self,
+        name: &ObjectName,
+    ) -> Result<Option<(Rc<Object>, Found)>, BackendError> {
+        let found = self.look_on(name, true).await;
+        match self.find_among(name, found.clone(), None).await {
+            Ok(object) => Ok(Some((object, found))),
+            Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -206,40 +213,36 @@ impl Inner {
         let geometry = object.geometry();
         let (mut safety, mut needed_on) = (u32::MAX, BTreeSet::new());
         let (mut is_to_mend, mut is_made_again) = (false, true);
-        let none = BTreeSet::new();
         for chunk in 0..geometry.chunks() {
             let stored = u32::from(geometry.data_stored(chunk));
             let there = fragments_of(object, chunk, found);
-            let pairs: Vec<(u8, usize)> = there
-                .iter()
-                .flat_map(|(number, drives)| drives.iter().map(|drive| (*number, *drive)))
-                .collect();
-            let own = placement::on_drives_of_their_own(&pairs) as u32;
+            let own = placement::on_drives_of_their_own(&pairs(&there)) as u32;
             if (there.len() as u32) < stored {
                 return Condition::Unreadable;
             }
             // Two fragments on a drive are lost with it.
             let spare = own.saturating_sub(stored);
             safety = safety.min(spare);
-            let plan = self.plan_of(object, chunk, &there, &none, &found.silent);
+            let plan =
+                self.plan_of(object, chunk, &there, (&BTreeSet::new(), &BTreeSet::new()), &found.silent);
             is_to_mend |= !plan.is_done();
             is_made_again &= plan.missing == 0 && spare >= self.spare_of(geometry);
             needed_on.extend(plan.needed_on);
         }
         let is_alone = found.fragments.keys().all(|place| place.layout == object.layout());
-        let is_as_aimed =
-            self.aim().is_none_or(|aim| (aim.data, aim.parity) == (geometry.data, geometry.parity));
+        let is_as_aimed = self.aim().is_none_or(|aim| aim.has_form_of(geometry));
         is_to_mend |= found.silent.is_empty() && !(is_alone && is_as_aimed);
         Condition::There { safety, is_to_mend, is_made_again, needed_on }
     }
 
-    /// What has to happen with a chunk of an object, where these fragments of it are good.
+    /// What has to happen with a chunk of an object, where these fragments of it are good, and others bad; nothing more of it is put on
+    /// drives where its place is taken.
     pub(super) fn plan_of(
         &self,
         object: &Object,
         chunk: u32,
         found: &BTreeMap<u8, Vec<usize>>,
-        bad: &BTreeSet<(u8, usize)>,
+        (bad, taken): (&BTreeSet<(u8, usize)>, &BTreeSet<usize>),
         silent: &BTreeSet<usize>,
     ) -> Plan {
         let (drives, homes) = self.homes(object, chunk);
@@ -250,7 +253,7 @@ impl Inner {
         let geometry = object.geometry();
         let per_node = self.policy_of(geometry.data, geometry.parity).per_node;
         let full = self.upkeep.full.borrow();
-        let may = |index: usize| !self.is_suspect(index) && !full.contains(&index);
+        let may = |index: usize| !self.is_suspect(index) && !full.contains(&index) && !taken.contains(&index);
         plan::plan(
             &Chunk { drives: &drives, order: &order, homes: &homes, per_node, found, bad, silent },
             may,
@@ -289,7 +292,7 @@ pub(super) fn fragments_of(object: &Object, chunk: u32, found: &Found) -> BTreeM
     there.collect()
 }
 
-/// For who asks by the object as it is known.
-pub(super) fn found_of(object: &Rc<Object>) -> Option<Rc<Found>> {
-    object.elsewhere.borrow().clone()
+/// The same, one by one.
+pub(super) fn pairs(found: &BTreeMap<u8, Vec<usize>>) -> Vec<(u8, usize)> {
+    found.iter().flat_map(|(number, drives)| drives.iter().map(|drive| (*number, *drive))).collect()
 }

@@ -7,7 +7,9 @@ use ovs_format::fragment::{HEADER_BYTES, Header, NONCE_BYTES};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::LocalSet;
+use uuid::Uuid;
 
+mod life;
 mod trouble;
 mod unfinished;
 
@@ -301,6 +303,18 @@ proptest! {
                 }
             }
             assert!(world.get("v/b/1").await == Ok(second));
+            // All of it is found by reading everything, and made good where parity allows.
+            world.backend.verify(None, u64::MAX).await;
+            let mended = world.backend.look_after(true).await;
+            if repairable {
+                assert_eq!(mended.safety.keys().copied().collect::<Vec<_>>(), [u32::from(m)], "{touched:?}: {mended:?}");
+                assert_eq!(world.backend.verify(None, u64::MAX).await.bad, 0, "{touched:?}");
+            }
+            world.forget();
+            match world.get("v/a/1").await {
+                Ok(read) => assert!(read == first, "other bytes were served"),
+                Err(error) => assert!(!repairable, "{touched:?}: {error}"),
+            }
         });
     }
 }

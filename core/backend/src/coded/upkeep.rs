@@ -139,9 +139,9 @@ impl CodedBackend {
             let mut progress = inner.upkeep.progress.borrow_mut();
             *progress = Upkeep { last: progress.last.take(), last_at: progress.last_at, ..Upkeep::default() };
         }
+        inner.upkeep.full.borrow_mut().clear();
         let mut total = Outcome::default();
         for round in 1.. {
-            inner.upkeep.full.borrow_mut().clear();
             inner.upkeep.wants_survey.set(false);
             inner.upkeep.progress.borrow_mut().phase = Phase::Looking;
             let (began, generation) = (Instant::now(), inner.drives().generation);

@@ -87,3 +87,49 @@ fn drives_that_list_and_do_not_read_are_waited_for() {
         }
     });
 }
+
+/// A drive that takes seconds costs nobody seconds, and one of which nobody knows how long it takes is still asked.
+#[test]
+fn a_slow_drive_is_not_waited_for() {
+    local(async {
+        let mut world = world(9, preset(&[policy(3, 2, 4, 3)]));
+        let expected = bytes(9, 300_000);
+        for number in 0..40 {
+            world.put_whole(&format!("v/s/{number}"), &expected).await;
+        }
+        world.forget();
+        let slow = |world: &World, drives: std::ops::Range<usize>| {
+            world.set_schedule(move |drive, _| {
+                let wait = if drives.contains(&drive) { 5000 } else { 5 };
+                Some(Fault::Delay(Box::pin(tokio::time::sleep(Duration::from_millis(wait)))))
+            });
+        };
+        slow(&world, 4..5);
+        let mut longest = Duration::ZERO;
+        for number in 0..40 {
+            // What is known already is read in ranges; to find out what an object is takes all that may tell.
+            world.backend.get_range(&name(&format!("v/s/{number}")), 0, 9).await.expect("found");
+            let began = Instant::now();
+            let read = world.backend.get_range(&name(&format!("v/s/{number}")), 0, 300_000).await;
+            assert!(read.expect("a range") == expected);
+            longest = longest.max(began.elapsed());
+        }
+        assert!(longest < Duration::from_millis(600), "{longest:?}");
+        let hedged = world.backend.stats().hedged;
+        assert!(hedged > 10, "{hedged} reads were answered by others");
+        // Where all are slow, most are asked once.
+        slow(&world, 0..9);
+        let before = world.backend.stats();
+        let calls = |world: &World| world.drives.iter().map(|drive| drive.calls()).sum::<u64>();
+        let (calls_before, began) = (calls(&world), Instant::now());
+        for _ in 0..10 {
+            for number in 0..40 {
+                let read = world.backend.get_range(&name(&format!("v/s/{number}")), 7, 40).await;
+                assert!(read.expect("a range") == expected[7..47]);
+            }
+        }
+        let asked = calls(&world) - calls_before;
+        assert!(asked < 400 + 60 * 6, "{asked} calls for 400 reads ({:?})", began.elapsed());
+        assert!(world.backend.stats().hedged - before.hedged < 60);
+    });
+}
