@@ -6,6 +6,7 @@ mod backends;
 mod cache;
 mod crash;
 mod drives;
+mod layouts;
 mod opening;
 mod presets;
 mod recovery;
