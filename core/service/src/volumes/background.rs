@@ -90,6 +90,7 @@ impl Volumes {
     pub fn begin_background(self: &Rc<Self>) {
         tokio::task::spawn_local(open_all(Rc::downgrade(self)));
         tokio::task::spawn_local(tick(Rc::downgrade(self)));
+        self.begin_renewing_layouts();
     }
 
     /// One round of trying again.
@@ -109,6 +110,7 @@ impl Volumes {
                 }
             }
         }
+        self.begin_renewing_layouts();
         let unsettled: Vec<VdiskId> =
             self.slots.borrow().iter().filter(|(_, slot)| !slot.is_settled()).map(|(id, _)| *id).collect();
         for id in unsettled {

@@ -545,7 +545,7 @@ impl Volumes {
         // As long as a layout says that it is a drive, a recovery looks for it.
         let pools = self.all_pools();
         let pool = pools.iter().find(|pool| pool.record().namespace == namespace);
-        if pool.is_some_and(|pool| self.is_layout_due(pool.record().id)) {
+        if pool.is_some_and(|pool| self.layouts_due.borrow().contains_key(&pool.record().id)) {
             return Ok(());
         }
         let is_known = set.backend(drive).is_ok();

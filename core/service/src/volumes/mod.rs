@@ -61,6 +61,7 @@ use crate::{events::Events, sockets::VdiskSockets, tasks::Tasks};
 use attachments::Attachments;
 use drive::Drive;
 use inventory::Inventory;
+use layout::Due;
 use locks::Locks;
 use ovs_api::{Event, EventId, EventKind, Paths, Timestamp};
 use ovs_cluster::catalogue::{Catalogue, VdiskRecord};
@@ -156,6 +157,8 @@ pub struct Volumes {
     is_inventory_due: Cell<bool>,
     /// vPools whose backends could not be asked what is missing here.
     unasked: RefCell<BTreeSet<VpoolId>>,
+    /// vPools of which not every drive is known to have the newest layout.
+    layouts_due: RefCell<BTreeMap<VpoolId, Due>>,
 }
 
 impl Volumes {

@@ -3,7 +3,7 @@
 //! ```text
 //!  vpool-<uuid>/                          the vPool's own folder or prefix (namespace), a backend of its own
 //!  vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
-//!  vpool-<uuid>/pool/layout-<1>           on each drive of a composite: all drives and presets (`layout.rs`)
+//!  vpool-<uuid>/pool/layout-<number>      on each drive of a composite: all drives and presets (`layout.rs`)
 //!  vpool-<uuid>/pool/drive-<uuid>         and which of the drives it is
 //! ```
 

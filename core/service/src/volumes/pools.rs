@@ -152,6 +152,7 @@ impl Volumes {
         *pool.drives.borrow_mut() = drives;
         *pool.composites.borrow_mut() = composites;
         pool.set_problem(None);
+        self.layouts_due.borrow_mut().entry(id).or_default();
         self.pools.borrow_mut().insert(id, pool.clone());
     }
 
@@ -159,6 +160,7 @@ impl Volumes {
     pub(super) fn keep_pool_offline(&self, pool: &Rc<Pool>, reason: String) {
         tracing::error!(vpool = %pool.record().name, %reason, "a vPool cannot be used");
         pool.set_problem(Some(reason));
+        self.layouts_due.borrow_mut().entry(pool.record().id).or_default();
         self.pools.borrow_mut().insert(pool.record().id, pool.clone());
     }
 

@@ -14,7 +14,7 @@ use super::{
     Volumes,
     composite::{Composite, Member},
     drive::{Drive, Leaf, Location, RemoteLeaf, cannot_open},
-    layout::put_layout,
+    layout::put_first_layout,
     namespace::Namespace,
     presets::open_preset,
     problem::{from_backend, not_found},
@@ -380,17 +380,21 @@ impl Volumes {
         check_all_are_there(&away(set, &drives, |drive| async move { drive.check().await }).await)
     }
 
-    /// Writes down on every drive what the vPool is made of. A directory alone has no need of it.
-    pub(super) async fn store_layout(&self, opened: &Opened, layout: &LayoutRecord) -> Result<(), Problem> {
+    /// Writes down on every drive of a vPool that begins what it is made of. A directory alone has no need of it.
+    pub(super) async fn store_first_layout(
+        &self,
+        opened: &Opened,
+        layout: &LayoutRecord,
+    ) -> Result<(), Problem> {
         let is_dir = |record: &BackendRecord| record.folder().is_some();
         if layout.backends.iter().any(|record| record.uuid == layout.backend && is_dir(record)) {
             return Ok(());
         }
         if opened.drives.is_empty() {
-            return put_layout(&*opened.store, layout).await;
+            return put_first_layout(&*opened.store, layout).await;
         }
         for drive in opened.drives.values() {
-            put_layout(&**drive, layout).await?;
+            put_first_layout(&**drive, layout).await?;
         }
         Ok(())
     }
@@ -434,7 +438,7 @@ impl Volumes {
     }
 
     /// What a vPool's part of a backend is made of in the end; each is opened once, whoever asks.
-    fn drives_of(
+    pub(super) fn drives_of(
         &self,
         set: &BackendSet,
         root: Uuid,

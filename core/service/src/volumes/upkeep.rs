@@ -326,14 +326,3 @@ fn leaves(pool: &Pool, uuid: Uuid) -> Vec<Rc<Drive>> {
         (None, None) => Vec::new(),
     }
 }
-
-// STANDIN: until numbered layouts are there.
-impl Volumes {
-    pub(super) async fn renew_layout(&self, _root: Uuid) -> Result<Vec<Name>, Problem> {
-        Ok(Vec::new())
-    }
-
-    pub(super) fn is_layout_due(&self, _vpool: ovs_units::VpoolId) -> bool {
-        false
-    }
-}

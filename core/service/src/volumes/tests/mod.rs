@@ -7,6 +7,7 @@ mod cache;
 mod composites;
 mod crash;
 mod drives;
+mod layouts;
 mod opening;
 mod presets;
 mod recovery;
