@@ -14,7 +14,7 @@ use super::{
     drive::Drive,
 };
 use futures_util::future::{join_all, select};
-use ovs_api::{BackendUpkeep, Problem, SafetyShare, Timestamp, UpkeepPhase};
+use ovs_api::{BackendUpkeep, Problem, ProblemKind, SafetyShare, Timestamp, UpkeepPhase};
 use ovs_backend::coded::{Duty, Phase};
 use ovs_units::Name;
 use std::{
@@ -123,11 +123,12 @@ impl Volumes {
     /// Whether a composite is to be looked at now, and if so whether what is found is mended.
     fn is_due(&self, pool: &Pool, composite: &Composite) -> Option<bool> {
         let (now, mends) = (self.clock.now(), pool.backend().is_some());
-        let Some(looked) = composite.looked() else { return Some(mends) };
+        // First of all, also before the first pass: that one would be cut off for it again and again.
         let grace = self.settings.repair_grace;
         if grace.is_some_and(|grace| composite.verdict(grace, now) == Verdict::Look) {
             return Some(false);
         }
+        let Some(looked) = composite.looked() else { return Some(mends) };
         let (rested, lasted) = (now.saturating_sub(looked.ended), looked.ended.saturating_sub(looked.began));
         let has_rested = |least: Duration| rested >= least.max(lasted);
         let is_going = composite.members().values().any(|member| member.duty != Duty::Serving);
@@ -167,9 +168,10 @@ impl Volumes {
         }
         let grace = self.settings.repair_grace.unwrap_or_default();
         let why = format!("silent for {grace:?}: what was there is made again on the others");
-        if self.give_up(uuid, generation, &drives, &why).await? {
-            tracing::warn!(composite = %composite.name, ?drives, ?grace, "drives were silent for too long and are given up as lost");
+        if !self.give_up(uuid, generation, &drives, &why).await? {
+            return Err(Problem::new(ProblemKind::Conflict, "the drives have changed meanwhile"));
         }
+        tracing::warn!(composite = %composite.name, ?drives, ?grace, "drives were silent for too long and are given up as lost");
         Ok(())
     }
 
