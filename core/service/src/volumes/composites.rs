@@ -506,51 +506,40 @@ impl Volumes {
         .map(drop)
     }
 
-    /// Removes what vPools have on drives that have left, beside everything else.
-    pub(super) fn begin_emptying_departed(self: &Rc<Self>) {
-        let volumes = self.clone();
-        tokio::task::spawn_local(async move {
-            if let Err(problem) = volumes.empty_departed().await {
-                tracing::warn!(%problem, "drives that have left are not emptied yet");
+    /// Removes what vPools have on drives that have left, beside everything else: a store may take hours for it, and a directory that
+    /// hangs for ever.
+    pub(super) async fn begin_emptying_departed(self: &Rc<Self>) -> Result<(), Problem> {
+        for composite in self.all_backends().await? {
+            for gone in composite.departed() {
+                let Some(namespace) = gone.left_behind.clone() else { continue };
+                let (volumes, composite, drive) = (self.clone(), composite.uuid, gone.uuid);
+                let Some(turn) = self.locks.try_lock(format!("departed/{drive}")) else { continue };
+                tokio::task::spawn_local(async move {
+                    if let Err(problem) = volumes.empty_one(composite, drive, &namespace).await {
+                        tracing::debug!(%drive, %problem, "what a vPool has on a drive that has left is still there");
+                    }
+                    drop(turn);
+                });
             }
-        });
-    }
-
-    pub(super) async fn empty_departed(&self) -> Result<(), Problem> {
-        let Some(_turn) = self.locks.try_lock("departed") else { return Ok(()) };
-        let set = self.backend_set().await?;
-        let emptying = set.by_name().into_iter().flat_map(|composite| {
-            let left = composite.departed().iter();
-            left.filter_map(|gone| Some((composite.uuid, gone.uuid, gone.left_behind.clone()?)))
-        });
-        let emptying: Vec<_> = emptying.map(|(composite, drive, namespace)| {
-            let set = &set;
-            async move {
-                if let Err(problem) = self.empty_one(set, composite, drive, &namespace).await {
-                    tracing::warn!(%drive, %problem, "what a vPool has on a drive that has left is still there");
-                }
-            }
-        }).collect();
-        join_all(emptying).await;
+        }
         Ok(())
     }
 
-    async fn empty_one(
-        &self,
-        set: &BackendSet,
-        composite: Uuid,
-        drive: Uuid,
-        namespace: &str,
-    ) -> Result<(), Problem> {
+    async fn empty_one(&self, composite: Uuid, drive: Uuid, namespace: &str) -> Result<(), Problem> {
         // As long as a layout says that it is a drive, a recovery looks for it.
         let pools = self.all_pools();
         let pool = pools.iter().find(|pool| pool.record().namespace == namespace);
         if pool.is_some_and(|pool| self.layouts_due.borrow().contains_key(&pool.record().id)) {
             return Ok(());
         }
-        let is_known = set.backend(drive).is_ok();
-        if is_known {
-            let parts = self.parts_left(set, drive, namespace)?;
+        let set = self.backend_set().await?;
+        let record = set.backend(composite)?;
+        let is_left = |gone: &DepartedRecord| gone.uuid == drive && gone.left_behind.is_some();
+        if !record.departed().iter().any(is_left) {
+            return Ok(());
+        }
+        if set.backend(drive).is_ok() {
+            let parts = self.parts_left(&set, drive, namespace)?;
             for removed in join_all(parts.iter().map(|part| part.remove())).await {
                 removed?;
             }

@@ -292,10 +292,17 @@ impl Volumes {
         if self.is_inventory_due.get() {
             self.keep_inventory().await;
         }
-        self.begin_emptying_departed();
-        if let Err(problem) = self.finish_unused_drives().await {
-            tracing::debug!(%problem, "drives of composites without a vPool are not let go yet");
-        }
+        let Some(turn) = self.locks.try_lock("departed") else { return };
+        let volumes = self.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(problem) = volumes.finish_unused_drives().await {
+                tracing::debug!(%problem, "drives of composites without a vPool are not let go yet");
+            }
+            if let Err(problem) = volumes.begin_emptying_departed().await {
+                tracing::warn!(%problem, "drives that have left are not emptied yet");
+            }
+            drop(turn);
+        });
     }
 }
 
