@@ -119,6 +119,13 @@ macro_rules! for_each_operation {
                 /// Forgets a backend that no vPool and no other backend uses; what is on it stays.
                 delete_backend: DELETE "/v1/backends/{backend}" path(backend: Name) -> NoContent,
                     may [NotFound, InUse, PreconditionFailed];
+                /// Makes a backend that nobody uses a drive of a composite, or a drive that is leaving serve again.
+                add_drive: POST "/v1/backends/{backend}/drives" path(backend: Name) body(AddDrive) -> Backend,
+                    may [NotFound, InUse, Conflict, Offline, Damaged, NoSpace, PreconditionFailed];
+                /// Takes a drive out of a composite: what is on it moves to the others first, or is made again where it is lost.
+                /// A task `backend.drive.remove`, over when it is none any more; cancelling that ends the wait alone.
+                remove_drive: DELETE "/v1/backends/{backend}/drives/{drive}" path(backend: Name, drive: Name)
+                    query(RemoveDriveQuery) -> Accepted<Task>, may [NotFound, Conflict, Offline, Damaged, PreconditionFailed];
 
                 /// Makes a preset.
                 create_preset: POST "/v1/presets" body(CreatePreset) -> Created<Preset>, may [Exists, Conflict];

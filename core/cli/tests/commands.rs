@@ -308,6 +308,17 @@ fn every_verb_asks_for_what_it_says() {
             }}),
         ),
         (&["backend", "delete", "b"], "DELETE /v1/backends/b", json!(null)),
+        (&["backend", "drive", "add", "all", "d"], "POST /v1/backends/all/drives", json!({"drive": "d"})),
+        (
+            &["backend", "drive", "remove", "all", "d", "--no-wait"],
+            "DELETE /v1/backends/all/drives/d",
+            json!(null),
+        ),
+        (
+            &["backend", "drive", "remove", "all", "d", "--lost", "--accept-loss"],
+            "DELETE /v1/backends/all/drives/d?lost=true&accept_loss=true",
+            json!(null),
+        ),
         (
             &["preset", "create", "q", "--policy", "4,2,5,1"],
             "POST /v1/presets",

@@ -16,6 +16,9 @@ const CONFIG_BYTES_MAX: u64 = 256 << 10;
 /// With less every write of a large vDisk would load pages of its map.
 const MAPS_BYTES_MIN: u64 = 4 << 20;
 
+/// More often it would be nothing but that.
+const SURVEY_EVERY_MIN: Duration = Duration::from_secs(1);
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,6 +32,8 @@ pub struct Config {
     pub destage: DestageConfig,
     /// Giving back what nobody needs.
     pub scrub: ScrubConfig,
+    /// Drives of composites that fail.
+    pub repair: RepairConfig,
     /// The read cache; none when it is left out.
     pub cache: Option<CacheConfig>,
     /// NBD sockets.
@@ -62,6 +67,7 @@ impl Default for Config {
             buffer: BufferConfig::default(),
             destage: DestageConfig::default(),
             scrub: ScrubConfig::default(),
+            repair: RepairConfig::default(),
             cache: None,
             nbd: NbdConfig::default(),
             rpc: RpcConfig::default(),
@@ -135,6 +141,25 @@ pub struct ScrubConfig {
 impl Default for ScrubConfig {
     fn default() -> Self {
         ScrubConfig { automatic: true, every: Duration::from_secs(10), min_size: 64 << 20 }
+    }
+}
+
+/// What becomes of drives of composites that fail.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// A drive that is silent for so long without a break is given up, and what was on it made again on the others; `off`: never by
+    /// itself.
+    #[serde(deserialize_with = "duration_or_off")]
+    pub grace: Option<Duration>,
+    /// So often all drives are looked at although nothing calls for it.
+    #[serde(deserialize_with = "duration")]
+    pub survey_every: Duration,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        RepairConfig { grace: Some(Duration::from_secs(15 * 60)), survey_every: Duration::from_secs(3600) }
     }
 }
 
@@ -326,6 +351,9 @@ impl Config {
         if let Some(cache) = &self.cache {
             cache.check()?;
         }
+        if self.repair.survey_every < SURVEY_EVERY_MIN {
+            bail!("repair.survey_every is {:?}; at least 1s is needed", self.repair.survey_every);
+        }
         if self.scrub.every.is_zero() {
             bail!("scrub.every is 0; it has to be some time");
         }
@@ -406,6 +434,30 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     match Option::<String>::deserialize(deserializer)? {
         Some(text) => parse_duration(&text).map(Some).map_err(serde::de::Error::custom),
         None => Ok(None),
+    }
+}
+
+/// `off`, `false` and 0 say: never.
+fn duration_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Truth(bool),
+        Number(u64),
+        Text(String),
+    }
+    let refused = |given: String| {
+        Err(serde::de::Error::custom(format!("{given} is no time and not off: write 15min, 500ms or off")))
+    };
+    match Given::deserialize(deserializer)? {
+        Given::Truth(false) | Given::Number(0) => Ok(None),
+        Given::Truth(true) => refused("true".into()),
+        Given::Number(number) => refused(number.to_string()),
+        Given::Text(text) if text == "off" => Ok(None),
+        Given::Text(text) => match parse_duration(&text) {
+            Ok(duration) => Ok(Some(duration).filter(|duration| !duration.is_zero())),
+            Err(reason) => refused(format!("{text:?} ({reason})")),
+        },
     }
 }
 
@@ -495,6 +547,19 @@ mod tests {
             "rpc:\n  listen: [\"0.0.0.0:8443\"]\n  tls: {certificate: /c, key: /k}\n  tokens_file: /t\n",
         )
         .unwrap();
+    }
+
+    #[test]
+    fn repair_is_turned_off_by_a_word_or_by_nothing() {
+        let grace = |text: &str| Config::parse(&format!("repair: {{grace: {text}}}")).unwrap().repair.grace;
+        assert_eq!(Config::default().repair.grace, Some(Duration::from_secs(900)));
+        assert_eq!(grace("20min"), Some(Duration::from_secs(1200)));
+        for off in ["off", "0", "0s", "false"] {
+            assert_eq!(grace(off), None, "{off}");
+        }
+        refused("repair: {grace: 15}", "write 15min");
+        refused("repair: {grace: soon}", "write 15min");
+        refused("repair: {survey_every: 0s}", "repair.survey_every");
     }
 
     #[test]

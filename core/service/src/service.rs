@@ -175,6 +175,8 @@ async fn bring_up(
         socket_mode: config.nbd.vdisk_socket_mode,
         nbd_authority: nbd.authority,
         has_cache_ssd: config.cache.is_some_and(|cache| cache.ssd.is_some()),
+        repair_grace: config.repair.grace,
+        survey_every: config.repair.survey_every,
         allows_coded_backends: config.experimental.coded_backends,
         io_uring: config.io_uring,
     };

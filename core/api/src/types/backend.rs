@@ -65,6 +65,9 @@ pub struct Backend {
     /// Of a composite: what that comes to while all drives work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<BackendPlan>,
+    /// Of a composite that a vPool is on: how safe what is stored is now, and what is being made good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upkeep: Option<BackendUpkeep>,
     /// Of a composite: what of it cannot be read, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -101,12 +104,105 @@ pub struct BackendDrive {
     pub site: String,
     /// Its share beside the others'.
     pub weight: u32,
+    /// What it is for.
+    #[serde(default)]
+    pub duty: DriveDuty,
     /// Why the vPool cannot use it now, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// All its space; missing where there is no such notion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
+}
+
+/// What a drive is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveDuty {
+    /// It takes fragments and is read.
+    #[default]
+    Serving,
+    /// It is read and takes nothing new; what is on it moves to the others, then it goes.
+    Leaving,
+    /// What was on it is gone and is made again on the others; it is never asked, also when it comes back. Then it goes.
+    Lost,
+}
+
+/// What a composite's upkeep is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpkeepPhase {
+    /// Nothing.
+    Idle,
+    /// It looks what is on the drives.
+    Looking,
+    /// It makes good what is not as it should be.
+    Mending,
+}
+
+/// What is stored on a composite now, as far as it was looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendUpkeep {
+    /// What is being done.
+    pub phase: UpkeepPhase,
+    /// Objects, when it was last looked at.
+    pub objects: u64,
+    /// What their fragments took then.
+    pub bytes: u64,
+    /// How many more drives may be lost, whichever they are, before the first of these objects cannot be read: the least safe
+    /// first. Empty before it was looked at. What cannot be read now is not in it.
+    pub safety: Vec<SafetyShare>,
+    /// Objects that may have been acknowledged, and could not be read then.
+    pub unreadable: u64,
+    /// Objects that are still to be made good, in the pass that goes on.
+    pub to_mend: u64,
+    /// Objects that were made good in it.
+    pub mended: u64,
+    /// How long that takes about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<u64>,
+    /// When it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surveyed_at: Option<Timestamp>,
+    /// Drives that did not answer then, or do not now.
+    #[serde(default)]
+    pub silent: Vec<Name>,
+    /// What is in the way of more safety, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Objects that survive as many further losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SafetyShare {
+    /// So many more drives may be lost.
+    pub losses: u32,
+    /// Objects of which that is so.
+    pub objects: u64,
+    /// What their fragments take.
+    pub bytes: u64,
+    /// Their share of all objects that can be read, rounded down.
+    pub percent: u32,
+}
+
+/// A backend that becomes a drive of a composite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddDrive {
+    /// A backend that nobody uses, or a drive that is leaving: it serves again.
+    pub drive: Name,
+}
+
+/// How a drive goes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveDriveQuery {
+    /// What is on it is gone, or given up: it is made again on the others, and the drive is never asked for anything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
+    /// Also when objects cannot be read without it: they are given up with it. With `lost` alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_loss: bool,
 }
 
 /// What a composite of these drives under this preset comes to while all of them work.
@@ -340,6 +436,17 @@ impl Request for CreateBackend {
             Some(weight) if !(1..=1_000_000).contains(&weight) => {
                 Err(Problem::field("weight", weight, "1 to 1000000"))
             }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Request for AddDrive {}
+
+impl Request for RemoveDriveQuery {
+    fn check(&self) -> Result<(), Problem> {
+        match (self.lost, self.accept_loss) {
+            (false, true) => Err(Problem::field("accept_loss", "true", "with lost alone")),
             _ => Ok(()),
         }
     }

@@ -81,6 +81,8 @@ event_kinds! {
     AttachmentDeleted = "attachment.deleted",
     /// A backend came.
     BackendCreated = "backend.created",
+    /// A drive of a composite came, went, or is for something else now.
+    BackendChanged = "backend.changed",
     /// A backend went.
     BackendDeleted = "backend.deleted",
     /// A task's state changed.

@@ -27,7 +27,8 @@ pub use attachment::{
     Attachment, AttachmentMode, AttachmentQuery, CreateAttachment, DeleteAttachmentQuery, Door,
 };
 pub use backend::{
-    Backend, BackendDrive, BackendKind, BackendPlan, CreateBackend, PolicyPlan, ProbeResult, RemoteStore,
+    AddDrive, Backend, BackendDrive, BackendKind, BackendPlan, BackendUpkeep, CreateBackend, DriveDuty,
+    PolicyPlan, ProbeResult, RemoteStore, RemoveDriveQuery, SafetyShare, UpkeepPhase,
 };
 pub use cache::{CacheSpace, VdiskCachePatch, VdiskCacheStats, VpoolCachePatch};
 pub use device::{Device, DeviceList, PutDevice};

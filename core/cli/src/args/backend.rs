@@ -16,7 +16,7 @@ pub enum BackendCommand {
     Create(Box<CreateBackendArgs>),
     /// List the backends
     List,
-    /// Show a backend: its drives, what can be lost, what a store did when it was tried
+    /// Show a backend: its drives and what they are for, how safe what is stored is, what can be lost
     Show {
         /// The backend
         name: Name,
@@ -25,6 +25,40 @@ pub enum BackendCommand {
     Delete {
         /// The backend
         name: Name,
+    },
+    /// Add and remove drives of a composite
+    #[command(subcommand)]
+    Drive(DriveCommand),
+}
+
+/// `ovs backend drive ...`
+#[derive(Debug, Subcommand)]
+pub enum DriveCommand {
+    /// Make a backend a drive of a composite: it takes its share of what is there; or have one that is leaving serve again
+    Add {
+        /// The composite
+        composite: Name,
+        /// A backend that nobody uses
+        drive: Name,
+    },
+    /// Take a drive out of a composite, when what is on it is on the others
+    ///
+    /// A drive that works is emptied first, and free afterwards. One that does not come back is removed with --lost: what was on it
+    /// is made again on the others, and it is never asked for anything any more.
+    Remove {
+        /// The composite
+        composite: Name,
+        /// One of its drives
+        drive: Name,
+        /// What is on it is gone, or given up
+        #[arg(long)]
+        lost: bool,
+        /// Also when objects cannot be read without it: they are given up with it
+        #[arg(long, requires = "lost")]
+        accept_loss: bool,
+        /// Begin, and print the task
+        #[arg(long)]
+        no_wait: bool,
     },
 }
 

@@ -11,8 +11,8 @@ pub mod target;
 mod vdisk;
 
 pub use backend::{
-    BackendCommand, BackendKindArg, CompressionArg, CreateBackendArgs, CreatePresetArgs, EncryptionArg,
-    PresetCommand, RemoteArgs,
+    BackendCommand, BackendKindArg, CompressionArg, CreateBackendArgs, CreatePresetArgs, DriveCommand,
+    EncryptionArg, PresetCommand, RemoteArgs,
 };
 pub use cache::{CacheDedupArg, CacheModeArg, VdiskCacheArgs, VpoolCacheArgs};
 pub use limits::LimitArgs;

@@ -2,14 +2,17 @@
 
 mod view;
 
-use super::{Context, every, vpool, word};
+use super::{Context, every, task, vpool, word};
 use crate::{
-    args::{BackendCommand, BackendKindArg, CreateBackendArgs, CreatePresetArgs, PresetCommand, RemoteArgs},
+    args::{
+        BackendCommand, BackendKindArg, CreateBackendArgs, CreatePresetArgs, DriveCommand, PresetCommand,
+        RemoteArgs,
+    },
     failure::Failure,
 };
 use ovs_api::{
-    BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, ProblemKind, RemoteStore,
-    SecretReference,
+    AddDrive, BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, ProblemKind, RemoteStore,
+    RemoveDriveQuery, SecretReference,
 };
 use std::path::Path;
 use view::{plan_view, preset_table, preset_view, table, view};
@@ -30,6 +33,23 @@ pub(super) async fn run(context: &Context, command: BackendCommand) -> Result<()
         BackendCommand::Delete { name } => {
             client.delete_backend(&name).await?;
             context.output.gone(format!("{name} is forgotten; what is on it stays"))
+        }
+        BackendCommand::Drive(command) => drive(context, command).await,
+    }
+}
+
+async fn drive(context: &Context, command: DriveCommand) -> Result<(), Failure> {
+    match command {
+        DriveCommand::Add { composite, drive } => {
+            let request = AddDrive { drive: drive.clone() };
+            let changed = context.client.add_drive(&composite, &request).await?;
+            context.output.done(&changed, format!("{drive} is a drive of {composite}"))
+        }
+        DriveCommand::Remove { composite, drive, lost, accept_loss, no_wait } => {
+            let query = RemoveDriveQuery { lost, accept_loss };
+            let begun = context.client.remove_drive(&composite, &drive, &query).await?;
+            let line = format!("{drive} is no drive of {composite} any more");
+            task::finish(context, begun.0, no_wait, &line).await
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What the registry keeps of backends and presets, and what each drive of a vPool keeps of them: the layout.
 //!
 //! A plain directory is of format 1, as every backend was once; everything else is of format 2, so that a program that knows
-//! directories alone refuses it instead of taking it for one.
+//! directories alone refuses it instead of taking it for one. A composite whose drives do not all serve is of format 3: a program
+//! that takes every drive for one that serves would believe what a lost one says when it comes back.
 
 use super::{Record, record::check_counter};
 use ovs_units::{Name, VpoolId};
@@ -13,7 +14,7 @@ use uuid::Uuid;
 /// Where objects live.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackendRecord {
-    /// 1 or 2, see [`BackendRecord::format_of`].
+    /// 1 to 3, see [`BackendRecord::format_of`].
     pub format: u32,
     /// Its UUID. As a drive it is known by it for ever: where fragments are follows from it.
     pub uuid: Uuid,
@@ -59,7 +60,53 @@ pub enum StoreRecord {
         drives: Vec<Uuid>,
         /// How objects are spread over them.
         preset: Uuid,
+        /// Of these drives, those that do not serve.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        duties: BTreeMap<Uuid, DutyRecord>,
+        /// Those that are drives no more. Where fragments are follows from them for ever.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        departed: Vec<DepartedRecord>,
     },
+}
+
+/// What a drive is for that does not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DutyRecord {
+    /// It is read and takes nothing new; it goes when nothing on it is needed any more.
+    Leaving,
+    /// What was on it is gone, whatever it has when it comes back.
+    Lost,
+    /// The same; and what cannot be made again of it is given up with it.
+    GivenUp,
+}
+
+impl DutyRecord {
+    /// Is it never asked for anything?
+    pub fn is_lost(self) -> bool {
+        matches!(self, DutyRecord::Lost | DutyRecord::GivenUp)
+    }
+}
+
+/// A backend that was a drive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DepartedRecord {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its node, as a drive.
+    pub node: String,
+    /// Its site, as a drive.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub site: String,
+    /// Its weight, as a drive.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
+    /// What a vPool has on it is not removed yet: this part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_behind: Option<String>,
+    /// It was lost: what is on it is old, and is never to be seen again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_lost: bool,
 }
 
 /// Where credentials are: `file:PATH` or `env:NAME`.
@@ -108,7 +155,7 @@ impl Labels {
 
 impl Record for BackendRecord {
     const KIND: &'static str = "backend";
-    const FORMAT_MAX: u32 = 2;
+    const FORMAT_MAX: u32 = Self::FORMAT_OF_DUTIES;
 
     fn uuid(&self) -> Uuid {
         self.uuid
@@ -131,10 +178,20 @@ impl Record for BackendRecord {
         if self.labels.weight == 0 {
             return Err("weight cannot be 0".into());
         }
-        if let StoreRecord::Composite { drives, .. } = &self.store
-            && (drives.is_empty() || drives.contains(&self.uuid))
-        {
+        let StoreRecord::Composite { drives, duties, departed, .. } = &self.store else { return Ok(()) };
+        if drives.is_empty() || drives.contains(&self.uuid) {
             return Err("it has no drives, or is one of its own".into());
+        }
+        if let Some(stranger) = duties.keys().find(|uuid| !drives.contains(uuid)) {
+            return Err(format!("{stranger} has a duty and is no drive"));
+        }
+        for (number, gone) in departed.iter().enumerate() {
+            if drives.contains(&gone.uuid) || departed[..number].iter().any(|other| other.uuid == gone.uuid) {
+                return Err(format!("drive {} is there twice", gone.uuid));
+            }
+            if gone.weight == 0 {
+                return Err("weight cannot be 0".into());
+            }
         }
         Ok(())
     }
@@ -152,10 +209,16 @@ impl BackendRecord {
     /// The format of a composite and of what it is made of: programs that know directories alone refuse it.
     pub const FORMAT_OF_PARTS: u32 = 2;
 
+    /// The format of a composite with drives that do not serve, or are no more.
+    pub const FORMAT_OF_DUTIES: u32 = 3;
+
     /// The format of a record about such a store, which is part of nothing yet.
     pub fn format_of(store: &StoreRecord) -> u32 {
         match store {
             StoreRecord::Dir { .. } => 1,
+            StoreRecord::Composite { duties, departed, .. } if !duties.is_empty() || !departed.is_empty() => {
+                Self::FORMAT_OF_DUTIES
+            }
             StoreRecord::Remote { .. } | StoreRecord::Composite { .. } => Self::FORMAT_OF_PARTS,
         }
     }
@@ -172,6 +235,27 @@ impl BackendRecord {
     pub fn drives(&self) -> &[Uuid] {
         match &self.store {
             StoreRecord::Composite { drives, .. } => drives,
+            StoreRecord::Dir { .. } | StoreRecord::Remote { .. } => &[],
+        }
+    }
+
+    /// What one of its drives is for, unless it serves.
+    pub fn duty(&self, drive: Uuid) -> Option<DutyRecord> {
+        match &self.store {
+            StoreRecord::Composite { duties, .. } => duties.get(&drive).copied(),
+            StoreRecord::Dir { .. } | StoreRecord::Remote { .. } => None,
+        }
+    }
+
+    /// Those of its drives that are asked for anything.
+    pub fn drives_asked(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.drives().iter().copied().filter(|uuid| !self.duty(*uuid).is_some_and(DutyRecord::is_lost))
+    }
+
+    /// The backends that were drives of it.
+    pub fn departed(&self) -> &[DepartedRecord] {
+        match &self.store {
+            StoreRecord::Composite { departed, .. } => departed,
             StoreRecord::Dir { .. } | StoreRecord::Remote { .. } => &[],
         }
     }
@@ -390,7 +474,7 @@ mod tests {
         assert_eq!(BackendRecord::format_of(&record.store), 2);
         assert_eq!(serde_json::to_value(&record).unwrap(), stored);
         for (member, bad, expected) in [
-            ("format", json!(3), "format 3 is not known"),
+            ("format", json!(4), "format 4 is not known"),
             ("kind", json!("tape"), "tape"),
             ("drives", json!([]), "no drives"),
             ("drives", json!([Uuid::nil()]), "one of its own"),
@@ -401,6 +485,41 @@ mod tests {
             let refused = read(&record).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_composite_with_drives_that_do_not_serve_is_of_a_format_of_its_own() {
+        let [a, b, gone] = [1, 2, 3].map(Uuid::from_u128);
+        let mut stored = json!({
+            "format": 3, "uuid": Uuid::nil(), "name": "all", "version": 4, "kind": "composite", "drives": [a, b],
+            "preset": Uuid::from_u128(9), "duties": {b.to_string(): "leaving"},
+            "departed": [{"uuid": gone, "node": "n", "was_lost": true}], "created_ms": 7, "request": null,
+        });
+        let record = read(&stored).unwrap();
+        assert_eq!((record.duty(a), record.duty(b)), (None, Some(DutyRecord::Leaving)));
+        assert_eq!((record.departed()[0].uuid, record.departed()[0].weight), (gone, 1));
+        assert_eq!(BackendRecord::format_of(&record.store), 3);
+        assert_eq!(serde_json::to_value(&record).unwrap(), stored);
+        let departed = |uuids: &[Uuid]| {
+            json!(uuids.iter().map(|uuid| json!({"uuid": uuid, "node": "n"})).collect::<Vec<_>>())
+        };
+        for (member, bad, expected) in [
+            ("duties", json!({gone.to_string(): "lost"}), "no drive"),
+            ("duties", json!({a.to_string(): "resting"}), "resting"),
+            ("departed", departed(&[b]), "twice"),
+            ("departed", departed(&[gone, gone]), "twice"),
+            ("departed", json!([{"uuid": gone, "node": "n", "weight": 0}]), "weight"),
+        ] {
+            let mut record = stored.clone();
+            record[member] = bad;
+            let refused = read(&record).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+        stored["duties"] = json!({a.to_string(): "lost"});
+        assert_eq!(read(&stored).unwrap().drives_asked().collect::<Vec<_>>(), [b]);
+        let StoreRecord::Composite { drives, preset, .. } = record.store else { panic!("it is one") };
+        let whole = StoreRecord::Composite { drives, preset, duties: BTreeMap::new(), departed: Vec::new() };
+        assert_eq!(BackendRecord::format_of(&whole), 2, "once all serve, as ever");
     }
 
     #[test]

@@ -18,8 +18,8 @@ mod backend;
 mod record;
 
 pub use backend::{
-    BackendRecord, CompressionRecord, CredentialsRecord, Labels, LayoutRecord, PolicyRecord, PresetRecord,
-    StoreRecord, WrappedKey,
+    BackendRecord, CompressionRecord, CredentialsRecord, DepartedRecord, DutyRecord, Labels, LayoutRecord,
+    PolicyRecord, PresetRecord, StoreRecord, WrappedKey,
 };
 pub use record::{
     AttachmentRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord, OnFullPolicy, Pending, SnapshotRecord,

@@ -173,6 +173,29 @@ impl Core {
             .map(|()| NoContent)
     }
 
+    /// Makes a backend a drive of a composite.
+    pub async fn add_drive(
+        &self,
+        backend: Name,
+        body: AddDrive,
+        context: &RequestContext,
+    ) -> Result<Backend, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.add_drive(backend, body, terms).await }).await
+    }
+
+    /// Takes a drive out of a composite.
+    pub async fn remove_drive(
+        &self,
+        backend: Name,
+        drive: Name,
+        query: RemoveDriveQuery,
+        context: &RequestContext,
+    ) -> Result<Accepted<Task>, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.remove_drive(backend, drive, query, terms).await }).await
+    }
+
     /// Makes a preset.
     pub async fn create_preset(
         &self,

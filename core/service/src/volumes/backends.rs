@@ -5,6 +5,7 @@
 
 use super::{
     Volumes,
+    composites::check_is_no_relic,
     idempotency::Terms,
     namespace::{cannot_use, folder_space, look, make_folder, mark, real_path},
     plan::{PlannedDrive, plan, why_unsatisfied},
@@ -124,6 +125,7 @@ impl Volumes {
         for name in &request.of {
             let drive = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
             self.check_is_unused(&set, &drive.record).await?;
+            check_is_no_relic(&set, &drive.record)?;
             set.parts(drive.record.uuid)?;
             if set.nesting(drive.record.uuid).is_none_or(|nesting| nesting >= NESTING_MAX) {
                 let allowed = format!("at most {NESTING_MAX} composites in one another");
@@ -139,12 +141,14 @@ impl Volumes {
             let detail = format!("preset: no policy of {preset_name} is satisfied: {}", reasons.join("; "));
             return Err(Problem::new(ProblemKind::Conflict, detail));
         }
-        Ok((StoreRecord::Composite { drives: uuids, preset: stored.record.uuid }, drives, plan))
+        let (duties, departed) = (BTreeMap::new(), Vec::new());
+        let store = StoreRecord::Composite { drives: uuids, preset: stored.record.uuid, duties, departed };
+        Ok((store, drives, plan))
     }
 
     /// Where fragments are follows from the nodes of drives: from now on it does not matter what this host is called. Their
     /// directories are marked.
-    async fn begin_as_drives(&self, drives: Vec<Stored<BackendRecord>>) -> Result<(), Problem> {
+    pub(super) async fn begin_as_drives(&self, drives: Vec<Stored<BackendRecord>>) -> Result<(), Problem> {
         for drive in drives {
             let Some(folder) = drive.record.folder() else { continue };
             let root = Path::new(folder);
@@ -152,7 +156,7 @@ impl Volumes {
             let mut record = drive.record.clone();
             record.labels.node.get_or_insert_with(|| self.settings.host_name.clone());
             // A program that knows directories alone would take it for one that nobody uses.
-            record.format = BackendRecord::FORMAT_OF_PARTS;
+            record.format = record.format.max(BackendRecord::FORMAT_OF_PARTS);
             if record == drive.record {
                 continue;
             }
@@ -230,14 +234,15 @@ impl Volumes {
                 let device = format!("at one address ({})", decode_store(store)?.endpoint());
                 Ok(Room { devices: BTreeSet::from([device]), ..Room::default() })
             }
-            StoreRecord::Composite { drives, preset } => {
+            StoreRecord::Composite { preset, .. } => {
                 let mut devices = BTreeSet::new();
-                for part in set.parts(drive.uuid)? {
+                for part in set.parts_asked(drive.uuid)? {
                     if part.drives().is_empty() {
                         devices.extend(Box::pin(self.room(set, part)).await?.devices);
                     }
                 }
-                let plan = self.plan_of(set, drives, set.preset(*preset)?).await?;
+                let serving = set.serving(drive);
+                let plan = self.plan_of(set, &serving, set.preset(*preset)?).await?;
                 Ok(Room {
                     bytes: plan.usable_bytes,
                     raw_bytes: plan.raw_bytes,

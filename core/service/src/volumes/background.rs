@@ -90,6 +90,7 @@ impl Volumes {
     pub fn begin_background(self: &Rc<Self>) {
         tokio::task::spawn_local(open_all(Rc::downgrade(self)));
         tokio::task::spawn_local(tick(Rc::downgrade(self)));
+        self.begin_renewing_layouts();
     }
 
     /// One round of trying again.
@@ -109,6 +110,7 @@ impl Volumes {
                 }
             }
         }
+        self.begin_renewing_layouts();
         let unsettled: Vec<VdiskId> =
             self.slots.borrow().iter().filter(|(_, slot)| !slot.is_settled()).map(|(id, _)| *id).collect();
         for id in unsettled {
@@ -168,6 +170,7 @@ impl Volumes {
                 Err(reason) => self.alarm(AlarmKind::BackendOffline, name.as_str(), Some((reason, None))),
             }
             in_trouble.extend(pool.drives_in_trouble());
+            in_trouble.extend(self.upkeep_alarms(&pool));
         }
         for (drive, reason) in &in_trouble {
             self.alarm(AlarmKind::Drive, drive.as_str(), Some((reason.clone(), None)));
@@ -275,8 +278,10 @@ async fn tick(volumes: Weak<Volumes>) {
         }
         volumes.drop_idle_attachments().await;
         volumes.look_for_alarms().await;
+        volumes.begin_upkeep();
         if count % TICKS_PER_RETRY == 0 {
             volumes.retry().await;
+            volumes.retry_upkeep().await;
         }
         if count % TICKS_PER_FINISH == 0 {
             volumes.begin_finishing_vpools(Duration::ZERO).await;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  a directory ─▶ vpool-<uuid>/pool/config-…: the vPool was on that alone
-//!              ─▶ vpool-<uuid>/pool/layout-…: it is a drive of others: they are opened, and tell the vPool's record together
+//!              ─▶ vpool-<uuid>/pool/layout-…: it is a drive of others: which of them has the newest layout?
+//!                                             the drives that this one names are opened, and tell the vPool's record together
 //! ```
 //!
 //! Nothing is stored before the vPool's record has been read. What is known here has to be as the directory says, and free: a
@@ -11,11 +12,13 @@
 use super::{
     Pool, Volumes,
     backends::labels_of,
-    layout::{drives_at, get_layout},
-    namespace::{Namespace, get_config, put_newest_config, real_path},
-    problem::{exists, from_backend, from_catalogue, not_found},
+    drive::Drive,
+    layout::{Layout, drives_at, newest_layout},
+    namespace::{Namespace, get_config, in_time, put_newest_config, real_path},
+    problem::{exists, from_backend, from_catalogue},
     stores::{BackendSet, Opened},
 };
+use futures_util::future::join_all;
 use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
 use ovs_backend::{DirBackend, DirOptions};
 use ovs_cluster::catalogue::{FORMAT, LayoutRecord, Record, State, StoreRecord, VpoolRecord};
@@ -31,15 +34,15 @@ use uuid::Uuid;
 enum Told {
     /// Its record.
     Config(Box<VpoolRecord>),
-    /// What its record is to be read with, and which of the drives this one is.
-    Layout(LayoutRecord, Uuid),
+    /// What its record is to be read with, as this drive knows it, and which of the drives this one is.
+    Layout(Box<Layout>, Uuid),
 }
 
 impl Told {
     fn vpool(&self) -> (VpoolId, &Name) {
         match self {
             Told::Config(config) => (config.id, &config.name),
-            Told::Layout(layout, _) => (layout.vpool, &layout.name),
+            Told::Layout(layout, _) => (layout.record.vpool, &layout.record.name),
         }
     }
 }
@@ -66,9 +69,11 @@ impl Volumes {
         let (namespace, told) = self.find_namespace(&path, &request.name).await?;
         let layout = match told {
             Told::Config(config) => self.layout_of_directory(&request, &path, *config).await?,
-            Told::Layout(layout, drive) => {
-                check_is_its_place(&*self.clock, &layout, drive, &path).await?;
-                layout
+            Told::Layout(told, drive) => {
+                let newest = self.newest_of_all_drives(*told, &namespace).await;
+                let newest = newest.inspect_err(|_| self.forget_drives(&namespace))?;
+                check_is_its_place(&*self.clock, &newest, drive, &path).await?;
+                newest
             }
         };
         let taken = self.take_in_layout(&layout, &namespace, request.name).await;
@@ -81,6 +86,39 @@ impl Volumes {
         self.write_inventory().await?;
         self.publish_vpool(EventKind::VpoolCreated, &pool);
         Ok(Accepted(self.begin_recovery(pool)?))
+    }
+
+    /// A drive that was away for long, or is none any more, has an old layout: those that it names are asked for a newer one, and
+    /// those that that names. What does not answer is not waited for.
+    async fn newest_of_all_drives(&self, told: Layout, namespace: &str) -> Result<LayoutRecord, Problem> {
+        let (mut newest, mut asked) = (told, Vec::new());
+        loop {
+            let LayoutRecord { vpool, backend, backends, presets, .. } = newest.record.clone();
+            let set = BackendSet::new(backends, presets, &self.settings.host_name);
+            let root = set.backend(backend)?;
+            self.check_is_allowed(&root.name, &root.store)?;
+            let mut drives = self.drives_of(&set, backend, namespace)?;
+            for part in set.parts(backend)? {
+                let place = (part.uuid, part.store.clone());
+                if asked.contains(&place) {
+                    drives.remove(&part.uuid);
+                } else {
+                    asked.push(place);
+                }
+            }
+            let ask = |drive: &Rc<Drive>| {
+                let drive = drive.clone();
+                async move { in_time(&*self.clock, newest_layout(&*drive)).await?.ok()? }
+            };
+            let found = join_all(drives.values().map(ask)).await;
+            // Where a drive is may be another place in the newer one.
+            self.forget_drives(namespace);
+            let is_newer = |found: &Layout| found.record.vpool == vpool && found.number > newest.number;
+            match found.into_iter().flatten().filter(is_newer).max_by_key(|found| found.number) {
+                Some(newer) => newest = newer,
+                None => return Ok(newest.record),
+            }
+        }
     }
 
     /// Opens what a layout describes, reads the vPool's record in there, and makes known what is not.
@@ -247,8 +285,15 @@ async fn check_is_its_place(
     drive: Uuid,
     path: &str,
 ) -> Result<(), Problem> {
-    let record = layout.backends.iter().find(|record| record.uuid == drive);
-    let record = record.ok_or_else(|| not_found("drive", drive))?;
+    let Some(record) = layout.backends.iter().find(|record| record.uuid == drive) else {
+        let folders: Vec<&str> = layout.backends.iter().filter_map(|record| record.folder()).collect();
+        let detail = format!(
+            "path: {path} has a drive that is none of vPool {} any more: recover it from {}",
+            layout.name,
+            if folders.is_empty() { "one that is".to_owned() } else { folders.join(" or ") }
+        );
+        return Err(conflict(detail));
+    };
     let folder = record.folder().unwrap_or_default();
     if real_path(clock, Path::new(folder)).await? == real_path(clock, Path::new(path)).await? {
         return Ok(());
@@ -268,7 +313,8 @@ async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
         return Ok(Some(Told::Config(Box::new(config))));
     }
     let drive = drives_at(&store).await.map_err(from_backend)?.into_iter().next();
-    Ok(get_layout(&store).await?.zip(drive).map(|(layout, drive)| Told::Layout(layout, drive)))
+    let layout = newest_layout(&store).await.map_err(from_backend)?;
+    Ok(layout.zip(drive).map(|(layout, drive)| Told::Layout(Box::new(layout), drive)))
 }
 
 /// Folders that vPools have in a backend's, and which vPools.

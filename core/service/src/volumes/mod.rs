@@ -17,6 +17,8 @@ pub mod attach;
 pub mod attachments;
 mod backends;
 mod background;
+mod composite;
+mod composites;
 mod create;
 mod drive;
 mod idempotency;
@@ -43,6 +45,7 @@ mod start;
 mod status;
 mod stores;
 mod trash;
+mod upkeep;
 mod vdisks;
 mod vpools;
 
@@ -58,6 +61,7 @@ use crate::{events::Events, sockets::VdiskSockets, tasks::Tasks};
 use attachments::Attachments;
 use drive::Drive;
 use inventory::Inventory;
+use layout::Due;
 use locks::Locks;
 use ovs_api::{Event, EventId, EventKind, Paths, Timestamp};
 use ovs_cluster::catalogue::{Catalogue, VdiskRecord};
@@ -114,6 +118,10 @@ pub struct Settings {
     pub nbd_authority: Option<String>,
     /// The read cache is to have an SSD.
     pub has_cache_ssd: bool,
+    /// A drive that is silent for so long is given up; none: never by itself.
+    pub repair_grace: Option<Duration>,
+    /// All drives are looked at so often.
+    pub survey_every: Duration,
     /// vPools may be on composites and object stores, whose data may be lost as yet.
     pub allows_coded_backends: bool,
     /// Small reads of what is not in memory go to the kernel by io_uring, where it has that. Not for a runtime whose time is paused.
@@ -145,8 +153,12 @@ pub struct Volumes {
     is_stopping: Cell<bool>,
     /// The registry was rebuilt in this life, or is still being: it lacks attachments, and maybe vDisks.
     is_rebuilt: Cell<bool>,
+    /// `vpools.json` lacks something that the registry has.
+    is_inventory_due: Cell<bool>,
     /// vPools whose backends could not be asked what is missing here.
     unasked: RefCell<BTreeSet<VpoolId>>,
+    /// vPools of which not every drive is known to have the newest layout.
+    layouts_due: RefCell<BTreeMap<VpoolId, Due>>,
 }
 
 impl Volumes {

@@ -3,7 +3,7 @@
 //! ```text
 //!  vpool-<uuid>/                          the vPool's own folder or prefix (namespace), a backend of its own
 //!  vpool-<uuid>/pool/config-<version>     its record, write-once: the highest version counts
-//!  vpool-<uuid>/pool/layout-<1>           on each drive of a composite: all drives and presets (`layout.rs`)
+//!  vpool-<uuid>/pool/layout-<number>      on each drive of a composite: all drives and presets (`layout.rs`)
 //!  vpool-<uuid>/pool/drive-<uuid>         and which of the drives it is
 //! ```
 
@@ -213,7 +213,7 @@ pub(super) fn cannot_use(path: &Path, error: &std::io::Error) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+    use ovs_backend::coded::{CodedBackend, Drive, Duty, Policy, Preset, Work};
     use ovs_backend::{FaultyBackend, MemoryBackend, Operation};
     use ovs_volume::SystemChance;
     use serde_json::json;
@@ -227,9 +227,10 @@ mod tests {
             site: String::new(),
             weight: 1,
             backend: store.clone(),
+            duty: Duty::Serving,
         };
         let preset = Preset::new(vec![Policy::new(2, 2, 4, 9).unwrap()]).unwrap();
-        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), &[], preset, Work::Here).unwrap()
+        CodedBackend::new(drives.iter().enumerate().map(drive).collect(), preset, Work::Here).unwrap()
     }
 
     fn fragments(drives: &[Rc<MemoryBackend>], version: u64) -> Vec<(&MemoryBackend, ObjectName)> {

@@ -2,6 +2,7 @@
 
 use super::stores::Place;
 use ovs_api::{BackendPlan, Policy, PolicyPlan};
+use ovs_units::format_size;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A drive, as far as this goes.
@@ -73,6 +74,34 @@ pub(super) fn why_unsatisfied(plan: &BackendPlan, of: &PolicyPlan) -> String {
         if nodes == 1 { "node" } else { "nodes" },
         of.fragment_count,
     )
+}
+
+/// Why what is stored does not find room on the drives of a plan, if so: all of it within what they can use, and what moves within
+/// what is free on them.
+pub(super) fn shortage(
+    stored_bytes: u64,
+    moving_bytes: u64,
+    free_bytes: Option<u64>,
+    plan: &BackendPlan,
+) -> Option<String> {
+    let used = plan.policies.iter().find(|of| of.is_satisfied)?;
+    let room = plan.usable_bytes.map(|usable| {
+        (u128::from(usable) * u128::from(used.stored_percent) / 100).min(u128::from(u64::MAX)) as u64
+    });
+    match (room, free_bytes) {
+        (Some(room), _) if stored_bytes > room => Some(format!(
+            "{} of fragments are stored, and the others can use {} under policy {}",
+            format_size(stored_bytes),
+            format_size(room),
+            used.policy
+        )),
+        (_, Some(free)) if moving_bytes > free => Some(format!(
+            "about {} of fragments are on it, and {} are free on the others",
+            format_size(moving_bytes),
+            format_size(free)
+        )),
+        _ => None,
+    }
 }
 
 fn plan_policy(drives: &[PlannedDrive], policy: Policy) -> PolicyPlan {
@@ -287,6 +316,26 @@ mod tests {
     fn check_room(described: &[(&str, &str, u64)], (k, m, c, x): (u8, u8, u8, u8), usable_gib: u64) {
         let plan = plan(&drives(described), &[policy(k, m, c, x)]);
         assert_eq!(plan.usable_bytes, Some(usable_gib * GIB), "{described:?}");
+    }
+
+    #[test]
+    fn what_is_stored_has_to_fit_on_the_others() {
+        let plan = plan(&drives(&[("a", "", 10), ("b", "", 10), ("c", "", 10)]), &[policy(2, 1, 3, 1)]);
+        let check = |stored: u64, moving: u64, free: Option<u64>, expected: Option<&str>| {
+            let reason = shortage(stored * GIB, moving * GIB, free.map(|free| free * GIB), &plan);
+            assert_eq!(reason.is_some(), expected.is_some(), "{reason:?}");
+            let expected = expected.unwrap_or_default();
+            assert!(reason.is_none_or(|reason| reason.contains(expected)));
+        };
+        check(30, 5, Some(5), None);
+        check(
+            31,
+            5,
+            Some(9),
+            Some("31GiB of fragments are stored, and the others can use 30GiB under policy 2,1,3,1"),
+        );
+        check(20, 6, Some(5), Some("about 6GiB of fragments are on it, and 5GiB are free"));
+        check(20, 6, None, None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     Volumes,
+    composite::Composite,
     drive::Drive,
     namespace::Namespace,
     problem::{from_catalogue, not_found},
@@ -23,6 +24,7 @@ pub struct Pool {
     record: RefCell<VpoolRecord>,
     backend: RefCell<Option<Rc<dyn Backend>>>,
     drives: RefCell<BTreeMap<Uuid, Rc<Drive>>>,
+    composites: RefCell<BTreeMap<Uuid, Rc<Composite>>>,
     problem: RefCell<Option<String>>,
     is_recovering: Cell<bool>,
 }
@@ -33,6 +35,7 @@ impl Pool {
             record: RefCell::new(record),
             backend: RefCell::new(None),
             drives: RefCell::default(),
+            composites: RefCell::default(),
             problem: RefCell::new(None),
             is_recovering: Cell::new(false),
         }
@@ -50,6 +53,41 @@ impl Pool {
     /// Where its objects are, if that could be opened.
     pub fn backend(&self) -> Option<Rc<dyn Backend>> {
         self.backend.borrow().clone()
+    }
+
+    /// What its backend is made of in the end.
+    pub(super) fn part(&self, uuid: Uuid) -> Option<Rc<Drive>> {
+        self.drives.borrow().get(&uuid).cloned()
+    }
+
+    /// A composite that its backend is, or is made of.
+    pub(super) fn composite(&self, uuid: Uuid) -> Option<Rc<Composite>> {
+        self.composites.borrow().get(&uuid).cloned()
+    }
+
+    pub(super) fn composites(&self) -> Vec<(Uuid, Rc<Composite>)> {
+        self.composites.borrow().iter().map(|(uuid, open)| (*uuid, open.clone())).collect()
+    }
+
+    pub(super) fn add_parts(
+        &self,
+        drives: BTreeMap<Uuid, Rc<Drive>>,
+        composites: BTreeMap<Uuid, Rc<Composite>>,
+    ) {
+        self.drives.borrow_mut().extend(drives);
+        self.composites.borrow_mut().extend(composites);
+    }
+
+    pub(super) fn forget_part(&self, uuid: Uuid) {
+        self.drives.borrow_mut().remove(&uuid);
+        self.composites.borrow_mut().remove(&uuid);
+    }
+
+    /// It cannot be used, as long as drives are away; they are looked at meanwhile.
+    pub(super) fn keep_parts(&self, opened: Opened) {
+        if self.backend().is_none() && self.composites.borrow().is_empty() {
+            self.add_parts(opened.drives, opened.composites);
+        }
     }
 
     /// The drives that did not answer when they were last asked, and why.
@@ -106,13 +144,15 @@ impl Volumes {
 
     /// Takes a vPool into use.
     pub(super) fn attach_pool(&self, pool: &Rc<Pool>, opened: Opened) {
-        let Opened { store, drives } = opened;
+        let Opened { store, drives, composites } = opened;
         let id = pool.record.borrow().id;
         self.engine.set_vpool_cache(id, pool.record.borrow().cache);
         self.engine.attach_backend(id, store.clone());
         *pool.backend.borrow_mut() = Some(store);
         *pool.drives.borrow_mut() = drives;
+        *pool.composites.borrow_mut() = composites;
         pool.set_problem(None);
+        self.layouts_due.borrow_mut().entry(id).or_default();
         self.pools.borrow_mut().insert(id, pool.clone());
     }
 
@@ -120,13 +160,22 @@ impl Volumes {
     pub(super) fn keep_pool_offline(&self, pool: &Rc<Pool>, reason: String) {
         tracing::error!(vpool = %pool.record().name, %reason, "a vPool cannot be used");
         pool.set_problem(Some(reason));
+        self.layouts_due.borrow_mut().entry(pool.record().id).or_default();
         self.pools.borrow_mut().insert(pool.record().id, pool.clone());
     }
 
     /// Opens the backend of a vPool.
-    pub(super) async fn open_pool_backend(&self, record: &VpoolRecord) -> Result<Opened, Problem> {
-        let set = self.backend_set().await?;
-        self.open_store(&set, record.backend, &record.namespace, Namespace::Existing).await
+    pub(super) async fn open_pool_backend(&self, pool: &Pool) -> Result<Opened, Problem> {
+        let (record, set) = (pool.record(), self.backend_set().await?);
+        let opened =
+            self.open_what_is_there(&set, record.backend, &record.namespace, Namespace::Existing).await?;
+        match opened {
+            (opened, None) => Ok(opened),
+            (opened, Some(why_not)) => {
+                pool.keep_parts(opened);
+                Err(why_not)
+            }
+        }
     }
 
     pub(super) fn publish_vpool(&self, kind: EventKind, pool: &Pool) {

@@ -91,7 +91,7 @@ impl Volumes {
             if known.record.state != State::Ready {
                 return Err(not_found("vPool", &record.name));
             }
-            let opened = self.open_pool_backend(&record).await?;
+            let opened = self.open_pool_backend(pool).await?;
             if record.version == 0 {
                 let config = self.config_of(&*opened.store, record.id, &record.name).await?;
                 let VpoolRecord { backend, namespace, .. } = record;

@@ -8,8 +8,10 @@ use super::{
     stores::{BackendSet, Place},
 };
 use futures_util::future::join_all;
-use ovs_api::{Backend as ApiBackend, BackendDrive, BackendKind, ListQuery, Page, Problem, Timestamp};
-use ovs_cluster::catalogue::{BackendRecord, StoreRecord};
+use ovs_api::{
+    Backend as ApiBackend, BackendDrive, BackendKind, DriveDuty, ListQuery, Page, Problem, Timestamp,
+};
+use ovs_cluster::catalogue::{BackendRecord, DutyRecord, StoreRecord};
 use ovs_units::Name;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -73,15 +75,16 @@ impl Volumes {
             drives: Vec::new(),
             preset: None,
             plan: None,
+            upkeep: self.show_upkeep(record.uuid),
             problem: None,
             probe,
             total_bytes: space.map(|space| space.0),
             free_bytes: space.map(|space| space.1),
             created_at: Timestamp::from_unix_ms(record.created_ms),
         };
-        if let StoreRecord::Composite { drives, preset } = &record.store {
+        if let StoreRecord::Composite { drives, preset, .. } = &record.store {
             let mut problems = Vec::new();
-            for drive in join_all(drives.iter().map(|drive| self.show_drive(set, *drive))).await {
+            for drive in join_all(drives.iter().map(|drive| self.show_drive(set, record, *drive))).await {
                 match drive {
                     Ok(drive) => shown.drives.push(drive),
                     Err(problem) => problems.push(problem.detail),
@@ -90,7 +93,7 @@ impl Volumes {
             match set.preset(*preset) {
                 Ok(preset) => {
                     shown.preset = Some(preset.name.clone());
-                    shown.plan = self.plan_of(set, drives, preset).await.ok();
+                    shown.plan = self.plan_of(set, &set.serving(record), preset).await.ok();
                 }
                 Err(problem) => problems.push(problem.detail),
             }
@@ -99,8 +102,21 @@ impl Volumes {
         Ok(shown)
     }
 
-    async fn show_drive(&self, set: &BackendSet, uuid: Uuid) -> Result<BackendDrive, Problem> {
-        let (drive, parts) = (set.backend(uuid)?, set.parts(uuid)?);
+    async fn show_drive(
+        &self,
+        set: &BackendSet,
+        composite: &BackendRecord,
+        uuid: Uuid,
+    ) -> Result<BackendDrive, Problem> {
+        let (drive, mut parts) = (set.backend(uuid)?, set.parts_asked(uuid)?);
+        let duty = match composite.duty(uuid) {
+            None => DriveDuty::Serving,
+            Some(DutyRecord::Leaving) => DriveDuty::Leaving,
+            Some(DutyRecord::Lost | DutyRecord::GivenUp) => {
+                parts.clear();
+                DriveDuty::Lost
+            }
+        };
         let leaves: Vec<&BackendRecord> = parts.into_iter().filter(|part| part.drives().is_empty()).collect();
         let asked = join_all(leaves.iter().map(|leaf| self.ask_leaf(leaf))).await;
         let (mut total_bytes, mut problems) = (None, Vec::new());
@@ -119,6 +135,7 @@ impl Volumes {
             node,
             site,
             weight: drive.labels.weight,
+            duty,
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
             total_bytes,
         })

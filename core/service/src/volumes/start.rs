@@ -78,7 +78,9 @@ impl Volumes {
             events_reserved: Cell::new(first_event + EVENTS_RESERVED),
             is_stopping: Cell::new(false),
             is_rebuilt: Cell::new(false),
+            is_inventory_due: Cell::new(false),
             unasked: RefCell::default(),
+            layouts_due: RefCell::default(),
         });
         volumes.bring_up(is_first_start).await.map_err(|problem| anyhow::anyhow!(problem.detail))?;
         Ok(volumes)

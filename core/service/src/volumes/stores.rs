@@ -7,12 +7,14 @@
 //! ```
 //!
 //! A namespace (`vpool-<uuid>`) is a vPool's own. Drives of a composite may be away (`drive.rs`): it is opened when so many are
-//! there that nothing has to wait for the others. Each of its drives has the vPool's layout (`layout.rs`).
+//! there that nothing has to wait for the others. Those that are lost are not opened: nobody asks them (`composites.rs`). Each of
+//! its drives has the vPool's layout (`layout.rs`).
 
 use super::{
     Volumes,
-    drive::{Drive, Leaf, Location, RemoteLeaf},
-    layout::put_layout,
+    composite::{Composite, Member},
+    drive::{Drive, Leaf, Location, RemoteLeaf, cannot_open},
+    layout::put_first_layout,
     namespace::Namespace,
     presets::open_preset,
     problem::{from_backend, not_found},
@@ -23,11 +25,12 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{
     Backend, BackendError,
-    coded::{self, CodedBackend, Work},
+    coded::{self, CodedBackend, Duty, Work},
 };
-use ovs_cluster::catalogue::{BackendRecord, LayoutRecord, PresetRecord, StoreRecord};
+use ovs_cluster::catalogue::{BackendRecord, DutyRecord, LayoutRecord, PresetRecord, StoreRecord};
 use ovs_units::Name;
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     rc::Rc,
@@ -55,6 +58,7 @@ pub(super) struct Place {
 pub(super) struct BackendSet {
     backends: BTreeMap<Uuid, BackendRecord>,
     presets: BTreeMap<Uuid, PresetRecord>,
+    host: String,
     /// How deep composites are in one another (0: it is none) and where they are. What is made of itself, of what is not there,
     /// or in too many others is not among these.
     sound: BTreeMap<Uuid, (usize, Place)>,
@@ -70,6 +74,7 @@ impl BackendSet {
         let mut set = BackendSet {
             backends: backends.into_iter().map(|record| (record.uuid, record)).collect(),
             presets: presets.into_iter().map(|record| (record.uuid, record)).collect(),
+            host: host.to_owned(),
             sound: BTreeMap::new(),
         };
         // Each pass is about what is made of that of the passes before.
@@ -84,6 +89,13 @@ impl BackendSet {
             set.sound.extend(next);
         }
         set
+    }
+
+    /// The same with one record that says something else.
+    pub(super) fn with(&self, changed: BackendRecord) -> BackendSet {
+        let mut backends = self.backends.clone();
+        backends.insert(changed.uuid, changed);
+        BackendSet::new(backends.into_values(), self.presets.values().cloned(), &self.host)
     }
 
     pub(super) fn backend(&self, uuid: Uuid) -> Result<&BackendRecord, Problem> {
@@ -104,6 +116,37 @@ impl BackendSet {
     /// The composite that has it as a drive.
     pub(super) fn composite_of(&self, uuid: Uuid) -> Option<&BackendRecord> {
         self.backends.values().find(|record| record.drives().contains(&uuid))
+    }
+
+    /// What it is a part of in the end: itself, if of nothing.
+    pub(super) fn root(&self, uuid: Uuid) -> Uuid {
+        let mut root = uuid;
+        // What is made of itself is no root, and not followed for ever.
+        for _ in 0..=NESTING_MAX {
+            match self.composite_of(root) {
+                Some(composite) => root = composite.uuid,
+                None => break,
+            }
+        }
+        root
+    }
+
+    /// The drives of a composite that take fragments.
+    pub(super) fn serving(&self, record: &BackendRecord) -> Vec<Uuid> {
+        record.drives().iter().copied().filter(|drive| record.duty(*drive).is_none()).collect()
+    }
+
+    /// A backend and all that it is made of that is asked for anything: not what is lost.
+    pub(super) fn parts_asked(&self, root: Uuid) -> Result<Vec<&BackendRecord>, Problem> {
+        let mut asked = BTreeSet::from([root]);
+        let mut parts = self.parts(root)?;
+        // What is made of others comes before them.
+        parts.retain(|part| {
+            let is_asked = asked.contains(&part.uuid);
+            asked.extend(part.drives_asked().filter(|_| is_asked));
+            is_asked
+        });
+        Ok(parts)
     }
 
     /// A backend and all that it is made of. A record that says it were made of itself, of one thing twice, or in too many
@@ -156,7 +199,7 @@ impl BackendSet {
             sites.extend(drive.sites.iter().cloned());
         }
         // One that spans several is on them, and not on one of its own name besides.
-        if drives.is_empty() || node.is_some() {
+        if drives.is_empty() || node.as_deref().is_some_and(|node| node != record.name.as_str()) {
             nodes.insert(node.clone().unwrap_or_else(|| record.name.to_string()));
         }
         if drives.is_empty() || site.is_some() {
@@ -191,6 +234,8 @@ pub(super) struct Opened {
     pub(super) store: Rc<dyn Backend>,
     /// What it is made of in the end, where it is a composite.
     pub(super) drives: BTreeMap<Uuid, Rc<Drive>>,
+    /// The composites among what it is made of, itself included.
+    pub(super) composites: BTreeMap<Uuid, Rc<Composite>>,
 }
 
 impl Volumes {
@@ -208,16 +253,29 @@ impl Volumes {
         namespace: &str,
         expected: Namespace,
     ) -> Result<Opened, Problem> {
+        let (opened, why_not) = self.open_what_is_there(set, root, namespace, expected).await?;
+        why_not.map_or(Ok(opened), Err)
+    }
+
+    /// The same where it does not matter how much of it is there; and why guests could not use it, if so.
+    pub(super) async fn open_what_is_there(
+        &self,
+        set: &BackendSet,
+        root: Uuid,
+        namespace: &str,
+        expected: Namespace,
+    ) -> Result<(Opened, Option<Problem>), Problem> {
         let record = set.backend(root)?;
         self.check_is_allowed(&record.name, &record.store)?;
         let drives = self.drives_of(set, root, namespace)?;
         if let Some(only) = drives.get(&root) {
             let store = only.open(expected).await.map_err(from_backend)?;
+            let composites = BTreeMap::new();
             if record.folder().is_some() {
-                return Ok(Opened { store, drives: BTreeMap::new() });
+                return Ok((Opened { store, drives: BTreeMap::new(), composites }, None));
             }
             // A store's credentials may be others one day.
-            return Ok(Opened { store: only.clone(), drives });
+            return Ok((Opened { store: only.clone(), drives, composites }, None));
         }
         let away = away(set, &drives, |drive| async move { drive.open(expected).await.map(drop) }).await;
         for reason in away.values() {
@@ -226,15 +284,70 @@ impl Volumes {
         if expected == Namespace::New {
             check_all_are_there(&away)?;
         }
-        let building = Building { set, drives: &drives, away: &away, secrets: self.secrets() };
+        let building = Building::new(set, &drives, &away, self.secrets());
         let (store, is_there) = building.composite(record).await?;
-        if !is_there {
+        let why_not = (!is_there).then(|| {
             let reasons: Vec<&str> = away.values().map(String::as_str).collect();
             let detail =
                 format!("too many drives of backend {} are away: {}", record.name, reasons.join("; "));
-            return Err(Problem::new(ProblemKind::Unavailable, detail));
+            Problem::new(ProblemKind::Unavailable, detail)
+        });
+        let composites = building.composites.into_inner();
+        Ok((Opened { store, drives, composites }, why_not))
+    }
+
+    /// Opens what a backend is made of that is to be a drive of a composite, for a vPool that is on that. With nothing of this vPool
+    /// on it but what was begun and not finished.
+    pub(super) async fn begin_drive(
+        &self,
+        set: &BackendSet,
+        root: Uuid,
+        drive: Uuid,
+        namespace: &str,
+    ) -> Result<Opened, Problem> {
+        let leaves: BTreeSet<Uuid> = set.parts_asked(drive)?.iter().map(|part| part.uuid).collect();
+        let mut drives = self.drives_of(set, root, namespace)?;
+        drives.retain(|uuid, _| leaves.contains(uuid));
+        let begin = |drive: Rc<Drive>| async move {
+            drive.open(Namespace::New).await?;
+            check_is_empty(&*drive).await
+        };
+        let begun = async {
+            let away = away(set, &drives, begin).await;
+            if let Some(reason) = away.values().next() {
+                let detail = format!("drive: a vPool cannot begin there: {reason}");
+                return Err(Problem::new(ProblemKind::Conflict, detail));
+            }
+            let building = Building::new(set, &drives, &away, self.secrets());
+            let (store, _) = building.composite(set.backend(drive)?).await?;
+            Ok((store, building.composites.into_inner()))
+        };
+        match begun.await {
+            Ok((store, composites)) => Ok(Opened { store, drives, composites }),
+            Err(problem) => {
+                for leaf in leaves {
+                    self.forget_drive(leaf, namespace);
+                }
+                Err(problem)
+            }
         }
-        Ok(Opened { store, drives })
+    }
+
+    /// A vPool's own part of a backend that is no drive of it any more.
+    pub(super) fn parts_left(
+        &self,
+        set: &BackendSet,
+        drive: Uuid,
+        namespace: &str,
+    ) -> Result<Vec<Drive>, Problem> {
+        let mut left = Vec::new();
+        for part in set.parts_asked(drive)? {
+            if let Some(location) = self.location(part, namespace)? {
+                let leaf = Leaf { drive: Some(part.uuid), location };
+                left.push(Drive::new(part.name.clone(), leaf, self.clock.clone()));
+            }
+        }
+        Ok(left)
     }
 
     /// Before a vPool begins there: all of it answers. Nothing changes.
@@ -267,17 +380,21 @@ impl Volumes {
         check_all_are_there(&away(set, &drives, |drive| async move { drive.check().await }).await)
     }
 
-    /// Writes down on every drive what the vPool is made of. A directory alone has no need of it.
-    pub(super) async fn store_layout(&self, opened: &Opened, layout: &LayoutRecord) -> Result<(), Problem> {
+    /// Writes down on every drive of a vPool that begins what it is made of. A directory alone has no need of it.
+    pub(super) async fn store_first_layout(
+        &self,
+        opened: &Opened,
+        layout: &LayoutRecord,
+    ) -> Result<(), Problem> {
         let is_dir = |record: &BackendRecord| record.folder().is_some();
         if layout.backends.iter().any(|record| record.uuid == layout.backend && is_dir(record)) {
             return Ok(());
         }
         if opened.drives.is_empty() {
-            return put_layout(&*opened.store, layout).await;
+            return put_first_layout(&*opened.store, layout).await;
         }
         for drive in opened.drives.values() {
-            put_layout(&**drive, layout).await?;
+            put_first_layout(&**drive, layout).await?;
         }
         Ok(())
     }
@@ -295,6 +412,11 @@ impl Volumes {
         }
         self.forget_drives(namespace);
         Ok(())
+    }
+
+    /// The same for one of its drives.
+    pub(super) fn forget_drive(&self, drive: Uuid, namespace: &str) {
+        self.drives.borrow_mut().remove(&(drive, namespace.to_owned()));
     }
 
     /// Nothing rests on what was opened there any more.
@@ -316,14 +438,14 @@ impl Volumes {
     }
 
     /// What a vPool's part of a backend is made of in the end; each is opened once, whoever asks.
-    fn drives_of(
+    pub(super) fn drives_of(
         &self,
         set: &BackendSet,
         root: Uuid,
         namespace: &str,
     ) -> Result<BTreeMap<Uuid, Rc<Drive>>, Problem> {
         let mut drives = BTreeMap::new();
-        for part in set.parts(root)? {
+        for part in set.parts_asked(root)? {
             let key = (part.uuid, namespace.to_owned());
             let known = self.drives.borrow().get(&key).cloned();
             let drive = match known {
@@ -386,8 +508,29 @@ fn check_all_are_there(away: &BTreeMap<Uuid, String>) -> Result<(), Problem> {
     Err(Problem::new(ProblemKind::Unavailable, detail))
 }
 
+/// What a drive is for, in the words of who codes.
+pub(super) fn duty_of(recorded: Option<DutyRecord>) -> Duty {
+    match recorded {
+        None => Duty::Serving,
+        Some(DutyRecord::Leaving) => Duty::Leaving,
+        Some(DutyRecord::Lost | DutyRecord::GivenUp) => Duty::Lost,
+    }
+}
+
 /// A backend, and whether so many of its drives are there that nothing waits for the others.
 type Built = (Rc<dyn Backend>, bool);
+
+/// A place that becomes a drive has nothing of the vPool yet. What an earlier one has left there would be taken for what is stored.
+async fn check_is_empty(drive: &Drive) -> Result<(), BackendError> {
+    let found = drive.list("", None, 1000).await?;
+    match found.iter().find(|info| !info.name.as_str().starts_with("pool/")) {
+        Some(old) => Err(cannot_open(format!(
+            "it has objects of this vPool from an earlier time ({}): empty it",
+            old.name
+        ))),
+        None => Ok(()),
+    }
+}
 
 /// What composites are put together of.
 struct Building<'a> {
@@ -395,32 +538,53 @@ struct Building<'a> {
     drives: &'a BTreeMap<Uuid, Rc<Drive>>,
     away: &'a BTreeMap<Uuid, String>,
     secrets: Secrets,
+    composites: RefCell<BTreeMap<Uuid, Rc<Composite>>>,
 }
 
 impl<'a> Building<'a> {
-    fn composite(&'a self, record: &'a BackendRecord) -> LocalBoxFuture<'a, Result<Built, Problem>> {
+    fn new(
+        set: &'a BackendSet,
+        drives: &'a BTreeMap<Uuid, Rc<Drive>>,
+        away: &'a BTreeMap<Uuid, String>,
+        secrets: Secrets,
+    ) -> Building<'a> {
+        Building { set, drives, away, secrets, composites: RefCell::default() }
+    }
+
+    fn composite<'b>(&'b self, record: &'b BackendRecord) -> LocalBoxFuture<'b, Result<Built, Problem>> {
         Box::pin(async move {
-            let StoreRecord::Composite { drives: uuids, preset } = &record.store else {
+            let StoreRecord::Composite { drives: uuids, preset, departed, .. } = &record.store else {
                 let drive = self.drives.get(&record.uuid).ok_or_else(|| not_found("backend", record.uuid))?;
                 return Ok((drive.clone() as Rc<dyn Backend>, !self.away.contains_key(&record.uuid)));
             };
-            let (mut drives, mut silent) = (Vec::new(), 0);
+            let (mut drives, mut members, mut silent) = (Vec::new(), BTreeMap::new(), 0);
             for uuid in uuids {
                 let drive = self.set.backend(*uuid)?;
+                let place = self.set.place(*uuid);
+                let (node, site, weight) = (place.node.clone(), place.site.clone(), drive.labels.weight);
+                let duty = duty_of(record.duty(*uuid));
+                members.insert(*uuid, Member { name: drive.name.clone(), place, duty });
+                if duty == Duty::Lost {
+                    drives.push(coded::Drive::departed(*uuid, node, site, weight, duty));
+                    continue;
+                }
                 let (backend, is_there) = self.composite(drive).await?;
                 silent += u32::from(!is_there);
-                let Place { node, site, .. } = self.set.place(*uuid);
-                let (weight, duty) = (drive.labels.weight, coded::Duty::Serving);
                 drives.push(coded::Drive { id: *uuid, node, site, weight, backend, duty });
             }
+            for gone in departed {
+                let (node, site) = (gone.node.clone(), gone.site.clone());
+                drives.push(coded::Drive::departed(gone.uuid, node, site, gone.weight, Duty::Gone));
+            }
             let preset = self.set.preset(*preset)?;
-            let silent_max =
-                preset.policies.iter().map(|p| u32::from(p.c.saturating_sub(p.k))).min().unwrap_or(0);
             let opened = open_preset(preset, &self.secrets).await?;
             let backend = CodedBackend::new(drives, opened, Work::OnThreads).map_err(|error| {
                 Problem::new(ProblemKind::Conflict, format!("backend {}: {error}", record.name))
             })?;
-            Ok((Rc::new(backend) as Rc<dyn Backend>, silent <= silent_max))
+            let composite = Composite::new(record.name.clone(), backend.clone(), members, preset);
+            let is_there = silent <= composite.silent_max();
+            self.composites.borrow_mut().insert(record.uuid, Rc::new(composite));
+            Ok((Rc::new(backend) as Rc<dyn Backend>, is_there))
         })
     }
 }

@@ -5,7 +5,9 @@
 
 use super::{
     Volumes,
+    composites::check_is_no_relic,
     idempotency::Terms,
+    layout::{layout_lock, layout_of},
     namespace::{Namespace, cannot_use, in_time, make_folder, put_config, put_newest_config},
     pools::{Pool, offline, to_on_full},
     presets::PRESET,
@@ -18,7 +20,7 @@ use ovs_api::{
 };
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{
-    BackendRecord, FORMAT, Labels, LayoutRecord, State, StoreRecord, Stored, VdiskRecord, VpoolRecord,
+    BackendRecord, Labels, Record, State, StoreRecord, Stored, VdiskRecord, VpoolRecord,
 };
 use ovs_units::{Name, VpoolCache, VpoolId};
 use std::{
@@ -70,6 +72,7 @@ impl Volumes {
                 let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
                 let set = self.backend_set().await?;
                 self.check_is_unused(&set, &stored.record).await?;
+                check_is_no_relic(&set, &stored.record)?;
                 self.check_all_can_be_read().await?;
                 self.check_is_allowed(name, &stored.record.store)?;
                 self.check_preset(request.preset.as_ref(), Some(&stored.record)).await?;
@@ -83,7 +86,7 @@ impl Volumes {
         };
         let preset = self.check_preset(request.preset.as_ref(), Some(&backend)).await?;
         let record = VpoolRecord {
-            format: BackendRecord::format_of(&backend.store),
+            format: BackendRecord::format_of(&backend.store).min(VpoolRecord::FORMAT_MAX),
             id,
             name: request.name,
             version: 1,
@@ -114,15 +117,7 @@ impl Volumes {
         let set = self.backend_set().await?;
         let made = async {
             let opened = self.open_store(&set, backend.uuid, &ready.namespace, Namespace::New).await?;
-            let layout = LayoutRecord {
-                format: FORMAT,
-                vpool: id,
-                name: ready.name.clone(),
-                backend: backend.uuid,
-                backends: Vec::new(),
-                presets: Vec::new(),
-            };
-            self.store_layout(&opened, &set.layout(backend.uuid, layout)?).await?;
+            self.store_first_layout(&opened, &set.layout(backend.uuid, layout_of(&ready))?).await?;
             put_config(&*opened.store, &ready).await?;
             Ok::<_, Problem>(opened)
         };
@@ -136,6 +131,8 @@ impl Volumes {
         let stored = self.catalogue.update(&prepared, ready).await.map_err(from_catalogue)?;
         let pool = Rc::new(Pool::new(stored.record));
         self.attach_pool(&pool, opened);
+        // Its first layout is on every drive.
+        self.layouts_due.borrow_mut().remove(&id);
         self.write_inventory().await?;
         self.remember(&terms, &asked, id.0).await?;
         self.publish_vpool(EventKind::VpoolCreated, &pool);
@@ -345,6 +342,7 @@ impl Volumes {
         }
         let locked = self.locks.lock("backends").await;
         let creating = self.locks.lock(format!("vpool/{id}")).await;
+        let renewing = self.locks.lock(layout_lock(id)).await;
         let stored = self.catalogue.get::<VpoolRecord>(id.0).await.map_err(from_catalogue)?;
         terms.check_revision(stored.record.version)?;
         self.check_is_all_there(&pool, query.discard_unread)?;
@@ -365,7 +363,7 @@ impl Volumes {
         let stored = self.catalogue.update(&stored, deleting).await.map_err(from_catalogue)?;
         self.pools.borrow_mut().remove(&id);
         // A store may take hours for it, and a directory that hangs for ever: nothing else waits for that.
-        drop((creating, locked));
+        drop((renewing, creating, locked));
         if let Some(store) = pool.backend() {
             in_time(&*self.clock, self.wait_until_empty(&*store)).await;
         }

@@ -108,3 +108,16 @@ fn what_may_be_a_secret_is_not_shown() {
     let refused = refusal(&remote("gcs", &json!({"user": "env:HUNTER2"}))).expect("gcs has no user");
     assert!(!refused.contains("HUNTER2"), "{refused}");
 }
+
+#[test]
+fn a_loss_is_accepted_of_what_is_lost_alone() {
+    let check = |lost: bool, accept_loss: bool| RemoveDriveQuery { lost, accept_loss }.check();
+    assert!(check(false, false).is_ok() && check(true, false).is_ok() && check(true, true).is_ok());
+    assert!(check(false, true).unwrap_err().detail.contains("accept_loss"));
+    assert_eq!(serde_json::to_value(RemoveDriveQuery::default()).unwrap(), json!({}));
+    let drive: BackendDrive = serde_json::from_value(json!({
+        "uuid": Uuid::nil(), "name": "d", "type": "dir", "node": "n", "site": "", "weight": 1,
+    }))
+    .unwrap();
+    assert_eq!(drive.duty, DriveDuty::Serving, "as an older service has it");
+}

@@ -2,9 +2,11 @@
 
 use crate::{
     commands::word,
-    output::{Align, Fields, Output, Table, size, time, yes_no},
+    output::{Align, Fields, Output, Table, duration, size, time, yes_no},
 };
-use ovs_api::{Backend, BackendPlan, Policy, Preset, ProbeResult};
+use ovs_api::{
+    Backend, BackendPlan, BackendUpkeep, DriveDuty, Policy, Preset, ProbeResult, SafetyShare, UpkeepPhase,
+};
 
 pub(super) fn table(backends: &[Backend]) -> Table {
     let columns = [
@@ -41,10 +43,20 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
     let drives = backend.drives.iter().map(|drive| {
         let site = if drive.site.is_empty() { String::new() } else { format!(", site {}", drive.site) };
         let room = drive.total_bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
-        let state = drive.problem.as_ref().map_or_else(String::new, |problem| format!(": AWAY: {problem}"));
+        let state = match (drive.duty, &drive.problem) {
+            (DriveDuty::Lost, problem) => {
+                format!(
+                    ": LOST{}",
+                    problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"))
+                )
+            }
+            (_, Some(problem)) => format!(": AWAY: {problem}"),
+            (_, None) => String::new(),
+        };
         format!(
-            "{} ({}, node {}{site}, weight {}{room}){state}",
+            "{} ({}, {}, node {}{site}, weight {}{room}){state}",
             drive.name,
+            word(drive.duty),
             word(drive.kind),
             drive.node,
             drive.weight
@@ -62,6 +74,18 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
         .with_some("vPool", backend.vpool.as_ref())
         .with_some("drive of", backend.drive_of.as_ref())
         .with_each("drives", drives)
+        .with_each("safety", backend.upkeep.iter().flat_map(safety_lines))
+        .with_some("upkeep", backend.upkeep.as_ref().map(upkeep_line))
+        .with_some("upkeep waits", backend.upkeep.as_ref().and_then(|upkeep| upkeep.problem.as_ref()))
+        .with_some("silent", backend.upkeep.as_ref().map(silent).filter(|names| !names.is_empty()))
+        .with_some(
+            "looked at",
+            backend
+                .upkeep
+                .as_ref()
+                .and_then(|upkeep| upkeep.surveyed_at.as_ref())
+                .map(|at| time(at, &output.zone)),
+        )
         .with_some("preset", backend.preset.as_ref())
         .with_some("unreadable", backend.problem.as_ref())
         .with_each("tried", backend.probe.iter().flat_map(probe_lines))
@@ -72,6 +96,40 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
         Some(plan) => format!("{fields}\n{}", plan_view(plan)),
         None => fields.to_string(),
     }
+}
+
+/// How many more losses what is stored survives.
+fn safety_lines(upkeep: &BackendUpkeep) -> Vec<String> {
+    let line = |share: &SafetyShare| {
+        let SafetyShare { losses, objects, bytes, percent } = share;
+        let more = if *losses == 1 { "1 more loss".to_owned() } else { format!("{losses} more losses") };
+        format!("{percent}% survive {more} ({objects} objects, {})", size(*bytes))
+    };
+    let mut lines: Vec<String> = upkeep.safety.iter().map(line).collect();
+    if upkeep.unreadable > 0 {
+        lines.insert(0, format!("{} objects CANNOT BE READ NOW", upkeep.unreadable));
+    }
+    lines
+}
+
+fn upkeep_line(upkeep: &BackendUpkeep) -> String {
+    let remaining = upkeep
+        .remaining_seconds
+        .map(|seconds| format!(", about {} left", duration(seconds)))
+        .unwrap_or_default();
+    let doing = match upkeep.phase {
+        UpkeepPhase::Idle => "idle",
+        UpkeepPhase::Looking => "looking what is on the drives",
+        UpkeepPhase::Mending => "mending",
+    };
+    match (upkeep.phase, upkeep.to_mend) {
+        (UpkeepPhase::Idle | UpkeepPhase::Looking, 0) => format!("{doing}{remaining}"),
+        (_, to_mend) => format!("{doing}: {} objects done, {to_mend} to go{remaining}", upkeep.mended),
+    }
+}
+
+fn silent(upkeep: &BackendUpkeep) -> String {
+    upkeep.silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn probe_lines(probe: &ProbeResult) -> Vec<String> {
@@ -204,6 +262,46 @@ hosts    h1
 node     h1
 free     1GiB
 created  2026-11-20 10:00:00
+";
+        assert_eq!(view(&backend, &Output::for_test()), expected);
+    }
+
+    #[test]
+    fn a_composite_says_how_safe_it_is_and_what_is_mended() {
+        let drive = |name: &str, duty: &str, problem: Option<&str>| {
+            serde_json::json!({
+                "uuid": uuid::Uuid::nil(), "name": name, "type": "dir", "node": "n", "site": "", "weight": 1, "duty": duty,
+                "problem": problem,
+            })
+        };
+        let backend: Backend = serde_json::from_value(serde_json::json!({
+            "uuid": uuid::Uuid::nil(), "name": "all", "revision": 3, "type": "composite", "nodes": ["h1"],
+            "drives": [drive("a", "serving", None), drive("b", "leaving", Some("gone")), drive("c", "lost", None)],
+            "upkeep": {
+                "phase": "mending", "objects": 10, "bytes": 3145728, "unreadable": 1, "to_mend": 3, "mended": 4,
+                "safety": [{"losses": 0, "objects": 3, "bytes": 1048576, "percent": 33},
+                           {"losses": 1, "objects": 6, "bytes": 2097152, "percent": 66}],
+                "remaining_seconds": 125, "surveyed_at": "2026-11-20T10:01:00Z", "silent": ["b"], "problem": "no room",
+            },
+            "created_at": "2026-11-20T10:00:00Z",
+        }))
+        .unwrap();
+        let expected = "\
+backend       all
+UUID          00000000-0000-0000-0000-000000000000
+type          composite
+hosts         h1
+drives        a (serving, dir, node n, weight 1)
+              b (leaving, dir, node n, weight 1): AWAY: gone
+              c (lost, dir, node n, weight 1): LOST
+safety        1 objects CANNOT BE READ NOW
+              33% survive 0 more losses (3 objects, 1MiB)
+              66% survive 1 more loss (6 objects, 2MiB)
+upkeep        mending: 4 objects done, 3 to go, about 2m 5s left
+upkeep waits  no room
+silent        b
+looked at     2026-11-20 10:01:00
+created       2026-11-20 10:00:00
 ";
         assert_eq!(view(&backend, &Output::for_test()), expected);
     }

@@ -58,6 +58,7 @@ fn sample_body(operation: &str) -> &'static str {
         "create_snapshot" => r#"{"name": "s"}"#,
         "create_attachment" => r#"{"vdisk": "p:x", "client": "c", "door": "fuse", "mode": "shared"}"#,
         "create_backend" | "plan_backend" => r#"{"name": "b", "type": "dir", "path": "/b"}"#,
+        "add_drive" => r#"{"drive": "d"}"#,
         "create_preset" => {
             r#"{"name": "p", "compression": "none", "encryption": "none", "fragment_size_bytes": 4194304,
                 "policies": [{"k": 1, "m": 0, "c": 1, "x": 1}]}"#
@@ -101,6 +102,20 @@ fn parameters_arrive_as_types() {
         &[("body", "size_bytes: Some(5)")],
     );
     check("POST", "/v1/trash/p:x/restore", "", "", &[("body", "name: None")]);
+    check(
+        "POST",
+        "/v1/backends/all/drives",
+        "if-match: 7\r\nidempotency-key: k\r\n",
+        r#"{"drive":"d"}"#,
+        &[("backend", "all"), ("body", r#"drive: Name("d")"#), ("context", "if_match: Some(7)")],
+    );
+    check(
+        "DELETE",
+        "/v1/backends/all/drives/d?lost=true&accept_loss=true",
+        "if-match: 7\r\n",
+        "",
+        &[("drive", "d"), ("query", "lost: true, accept_loss: true"), ("context", "if_match: Some(7)")],
+    );
 }
 
 #[test]

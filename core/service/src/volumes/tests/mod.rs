@@ -4,8 +4,10 @@
 mod attachments;
 mod backends;
 mod cache;
+mod composites;
 mod crash;
 mod drives;
+mod layouts;
 mod opening;
 mod presets;
 mod recovery;
@@ -38,6 +40,7 @@ pub(super) struct World {
     wall_ms: Rc<Cell<u64>>,
     gates: Rc<Gates>,
     allows_coded_backends: Cell<bool>,
+    repair_grace: Cell<Option<Duration>>,
     host_name: Cell<&'static str>,
 }
 
@@ -52,6 +55,7 @@ impl World {
             wall_ms,
             gates: Rc::default(),
             allows_coded_backends: Cell::new(true),
+            repair_grace: Cell::new(None),
             host_name: Cell::new("here"),
         }
     }
@@ -154,6 +158,8 @@ impl World {
             socket_mode: 0o660,
             nbd_authority: None,
             has_cache_ssd: false,
+            repair_grace: self.repair_grace.get(),
+            survey_every: Duration::from_secs(3600),
             allows_coded_backends: self.allows_coded_backends.get(),
             io_uring: false,
         };
