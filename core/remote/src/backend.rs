@@ -113,7 +113,8 @@ impl RemoteBackend {
             return Err(OpenError { store: store.kind_name().to_owned(), reason: reason.to_owned() });
         }
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
-        let http = Http::new(is_tls, options.patience, options.up_bytes_per_s, options.down_bytes_per_s);
+        let (up, down) = (options.up_bytes_per_s, options.down_bytes_per_s);
+        let http = Http::new(store.protocol(), is_tls, options.patience, up, down);
         let operators = Operators::new(store.clone(), credentials, http.map_err(error)?).map_err(error)?;
         let shared = Shared {
             address: store.address(),
@@ -239,25 +240,7 @@ impl Shared {
     }
 
     pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
-        self.persist(|operator| {
-            let (path, bytes) = (path.clone(), bytes.clone());
-            async move {
-                match operator.stat(&path).await.map_err(Failure::from) {
-                    Ok(found) if found.content_length() != bytes.len() as u64 => Err(Failure::Conflict),
-                    Ok(_) => match operator.read(&path).await.map_err(Failure::from) {
-                        Ok(found) if found.to_bytes() == bytes.to_bytes() => Ok(()),
-                        Ok(_) => Err(Failure::Conflict),
-                        Err(Failure::Absent) => Err(Failure::Busy("it is there, and is not".to_owned())),
-                        Err(failure) => Err(failure),
-                    },
-                    Err(Failure::Absent) => {
-                        operator.write(&path, bytes).await.map(drop).map_err(Failure::from)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
-        })
-        .await
+        self.persist(|operator| put_once(operator, path.clone(), bytes.clone())).await
     }
 
     /// For the probe: once, and whether it succeeded; `false` is a store that says it was there.
@@ -354,6 +337,32 @@ impl Shared {
             Err(Failure::Absent) => Ok(()),
             done => done,
         }
+    }
+}
+
+/// Looks, and writes what is not there.
+async fn put_once(operator: Operator, path: String, bytes: Buffer) -> Result<(), Failure> {
+    match operator.stat(&path).await.map_err(Failure::from) {
+        Ok(_) => return compare(&operator, &path, bytes).await,
+        Err(Failure::Absent) => {}
+        // A HEAD has no text that could say whose it is.
+        Err(Failure::Unmarked) => match operator.read_with(&path).range(0..1).await.map_err(Failure::from) {
+            Err(Failure::Absent) => {}
+            Ok(_) | Err(Failure::Ended(_)) => return compare(&operator, &path, bytes).await,
+            Err(failure) => return Err(failure),
+        },
+        Err(failure) => return Err(failure),
+    }
+    operator.write(&path, bytes).await.map(drop).map_err(Failure::from)
+}
+
+/// A conflict stops whoever is told of it: so it is one of bytes, and not of a length.
+async fn compare(operator: &Operator, path: &str, bytes: Buffer) -> Result<(), Failure> {
+    match operator.read(path).await.map_err(Failure::from) {
+        Ok(found) if found.to_bytes() == bytes.to_bytes() => Ok(()),
+        Ok(_) => Err(Failure::Conflict),
+        Err(Failure::Absent) => Err(Failure::Busy("it is there, and is not".to_owned())),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -11,6 +11,8 @@ use std::error::Error as _;
 pub(crate) enum Failure {
     /// No such object; or no such bucket, which not every store tells apart.
     Absent,
+    /// Said to be absent, perhaps not by the store.
+    Unmarked,
     /// The object ends before the range does; its bytes up to there.
     Ended(Bytes),
     /// It exists, and was to be made.
@@ -35,13 +37,13 @@ impl From<HttpError> for Failure {
         let code = match error {
             HttpError::Status { code, .. } => code,
             HttpError::Ended(bytes) => return Failure::Ended(bytes),
+            HttpError::Unmarked => return Failure::Unmarked,
             HttpError::Connection(_) | HttpError::Stalled | HttpError::Wrong(_) => {
                 return Failure::Busy(text);
             }
         };
         match code {
             401 => Failure::Expired(text),
-            416 => Failure::Ended(Bytes::new()),
             507 => Failure::Full(text),
             // Ceph: QuotaExceeded; Swift: "Upload exceeds quota."
             403 | 413 if text.to_ascii_lowercase().contains("quota") => Failure::Full(text),
@@ -91,6 +93,7 @@ impl Failure {
             Failure::Full(reason) => {
                 BackendError::NoSpace { operation, object, reason: format!("{address}: {reason}") }
             }
+            Failure::Unmarked => retry(object, "HTTP 404, and not of the store"),
             Failure::Exists => retry(object, "it exists, and did not a moment before"),
             Failure::Unsupported => retry(object, "no such request"),
             Failure::Ended(_) => retry(object, "no such range"),

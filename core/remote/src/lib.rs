@@ -3,6 +3,7 @@
 //! ```text
 //!  RemoteStore, Credentials ─▶ RemoteBackend ─▶ attempts (backend.rs) ─▶ operator (operators.rs; Swift's token: swift.rs)
 //!                                                                     ─▶ OpenDAL ─▶ http.rs, paced and watched ─▶ the store
+//!                                                                                ◀─ answer.rs: its own, whole? ◀─
 //! ```
 //!
 //! Invariants
@@ -13,6 +14,7 @@
 //! Not here: reading configuration (a reference to a secret is resolved by [`SecretReference`], when its owner asks), and
 //! which stores make a backend.
 
+mod answer;
 mod backend;
 mod failure;
 mod http;

@@ -1,5 +1,6 @@
 //! What a store is: its kind, its address, the place in it that is ours.
 
+use crate::answer::Protocol;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -101,6 +102,15 @@ impl RemoteStore {
             RemoteKind::Swift { .. } => "swift",
             RemoteKind::Gcs { .. } => "gcs",
             RemoteKind::Azblob { .. } => "azblob",
+        }
+    }
+
+    pub(crate) fn protocol(&self) -> Protocol {
+        match self.kind {
+            RemoteKind::S3 { .. } => Protocol::S3,
+            RemoteKind::Swift { .. } => Protocol::Swift,
+            RemoteKind::Gcs { .. } => Protocol::Gcs,
+            RemoteKind::Azblob { .. } => Protocol::Azblob,
         }
     }
 

@@ -76,6 +76,80 @@ async fn the_suite_passes_over_s3_and_swift() {
     assert_eq!(outside, 0);
 }
 
+/// A proxy's page says nothing about an object: neither that it is not there, nor where it ends, nor what is in it.
+#[tokio::test]
+async fn what_is_not_the_stores_own_answer_tells_nothing() {
+    let page = |code| Fault::Status(code, "<html>Not here</html>".to_owned());
+    let nothing = Fault::Status(200, String::new());
+    for is_swift in [false, true] {
+        let server = Server::start().await;
+        let (backend, object) = (open(if is_swift { swift(&server) } else { s3(&server) }), name("a"));
+        put(&backend, "a", bytes(1000)).await.unwrap();
+        for wrong in [page(404), page(416), page(200), nothing.clone()] {
+            fault(&server, "GET", wrong.clone(), usize::MAX);
+            retry_of(Instant::now(), backend.get_range(&object, 500, 1000).await);
+            retry_of(Instant::now(), backend.get_range(&object, 1000, 1).await);
+        }
+        for wrong in [page(404), page(200), nothing.clone()] {
+            fault(&server, "GET", wrong.clone(), usize::MAX);
+            retry_of(Instant::now(), backend.get(&object).await);
+        }
+        fault(&server, "DELETE", page(404), usize::MAX);
+        retry_of(Instant::now(), backend.delete(&object).await);
+        // Not overwritten, and no conflict: neither says what there is.
+        for wrong in [page(404), page(200), nothing.clone()] {
+            fault(&server, "HEAD", wrong.clone(), 1);
+            put(&backend, "a", bytes(1000)).await.unwrap();
+        }
+        assert_eq!(server.count("PUT"), 1);
+        server.decide(|_| None);
+        assert_eq!(backend.get_range(&object, 1000, 1).await.unwrap(), Bytes::new());
+        assert_eq!(backend.get_range(&object, 500, 1000).await.unwrap(), bytes(1000)[500..]);
+    }
+}
+
+/// No such bucket is no such object to those who look at the status alone.
+#[tokio::test]
+async fn an_object_is_not_absent_where_its_bucket_is() {
+    let server = Server::start().await;
+    for kind in [s3(&server), swift(&server)] {
+        let text = "<Error><Code>NoSuchBucket</Code></Error>";
+        server.decide(move |asked| {
+            (!asked.key.starts_with("/auth")).then(|| Fault::Status(404, text.to_owned()))
+        });
+        let error = retry_of(Instant::now(), open(kind).get(&name("a")).await);
+        assert!(error.contains("NoSuchBucket"), "{error}");
+    }
+}
+
+/// Some of S3's kind have no request ids, and a HEAD has nothing else to say whose it is: then a GET does.
+#[tokio::test]
+async fn a_store_without_request_ids_is_asked_once_more() {
+    let server = Server::start().await;
+    server.has_request_ids.store(false, Ordering::SeqCst);
+    conformance::check_backend(&open(s3(&server)), conformance::Rules::OBJECTS).await;
+    // A HEAD that lies about an object overwrites nothing.
+    let (backend, body) = (open(s3(&server)), Bytes::from_static(b"the first"));
+    put(&backend, "a", body.clone()).await.unwrap();
+    let puts = server.count("PUT");
+    for other in [Bytes::new(), Bytes::from_static(b"the other")] {
+        fault(&server, "HEAD", Fault::Status(404, String::new()), usize::MAX);
+        assert_eq!(put(&backend, "a", other).await, Err(BackendError::Conflict { object: "a".to_owned() }));
+    }
+    put(&backend, "a", body).await.unwrap();
+    assert_eq!(server.count("PUT"), puts);
+}
+
+/// Whoever is told of a conflict stops.
+#[tokio::test]
+async fn a_length_alone_is_no_conflict() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    fault(&server, "HEAD", Fault::Header(200, "x-amz-request-id", "tx1".to_owned()), 1);
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(backend.get(&name("a")).await.unwrap(), bytes(1000));
+}
+
 /// A put of somebody who is gone.
 #[tokio::test]
 async fn what_is_absent_may_come_yet() {

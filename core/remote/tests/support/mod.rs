@@ -1,11 +1,12 @@
 //! A store that plays S3 and Swift, in memory and badly: each request may be answered as the test says.
 
+use md5::{Digest, Md5};
 use std::{
     collections::BTreeMap,
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +25,7 @@ pub struct Asked {
     pub method: String,
     /// The object's key; empty for a listing and for authentication.
     pub key: String,
+    pub is_swift: bool,
     /// `""`, or what follows `?`.
     pub query: String,
     pub headers: BTreeMap<String, String>,
@@ -33,8 +35,10 @@ pub struct Asked {
 /// How a request is answered.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// This, and nothing has happened.
+    /// This, and nothing has happened; the store's marks are not on it.
     Status(u16, String),
+    /// This and this header, the same otherwise.
+    Header(u16, &'static str, String),
     /// This, though it has happened.
     StatusAfter(u16),
     /// Nothing, ever.
@@ -68,6 +72,8 @@ pub struct Server {
     /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
+    /// S3: not all have them.
+    pub has_request_ids: AtomicBool,
     /// Who finds that an object is not there makes it when another has found the same.
     pub is_racy: bool,
     /// How many have found that.
@@ -92,6 +98,7 @@ impl Server {
             under_way_max: AtomicUsize::new(0),
             delay: Mutex::default(),
             has_conditions,
+            has_request_ids: AtomicBool::new(true),
             is_racy,
             found_nothing: watch::Sender::default(),
         });
@@ -142,9 +149,26 @@ impl Server {
                 write(stream, *code, &[], text.as_bytes(), text.len(), asked.method == "HEAD").await?;
                 return Ok(true);
             }
+            Some(Fault::Header(code, name, value)) => {
+                write(stream, *code, &[((*name).to_owned(), value.clone())], b"", 0, true).await?;
+                return Ok(true);
+            }
             _ => {}
         }
-        let (code, headers, body) = self.work(&asked, fault.as_ref()).await;
+        let (code, mut headers, mut body) = self.work(&asked, fault.as_ref()).await;
+        if asked.is_swift {
+            headers.push(("x-trans-id".to_owned(), "tx1".to_owned()));
+        } else if self.has_request_ids.load(Ordering::SeqCst) {
+            headers.push(("x-amz-request-id".to_owned(), "tx1".to_owned()));
+        }
+        let error = match code {
+            404 => "NoSuchKey",
+            416 => "InvalidRange",
+            _ => "",
+        };
+        if !asked.is_swift && !error.is_empty() && asked.method != "HEAD" {
+            body = format!("<?xml version=\"1.0\"?><Error><Code>{error}</Code></Error>").into_bytes();
+        }
         let length = match fault {
             Some(Fault::Drop) => return Ok(false),
             Some(Fault::StatusAfter(code)) => {
@@ -200,8 +224,8 @@ impl Server {
         match (asked.method.as_str(), asked.key.as_str()) {
             ("GET", "") => (200, Vec::new(), self.listing(&asked.query)),
             ("HEAD", key) => {
-                let length = self.objects.lock().unwrap().get(key).map(Vec::len);
-                length.map_or(empty(404), |length| (200, Vec::new(), vec![0; length]))
+                let object = self.objects.lock().unwrap().get(key).cloned();
+                object.map_or(empty(404), |object| (200, vec![etag(asked, &object)], object))
             }
             ("PUT", key) => {
                 let is_conditional = self.has_conditions && asked.headers.contains_key("if-none-match");
@@ -239,7 +263,8 @@ impl Server {
         fault: Option<&Fault>,
     ) -> (u16, Vec<(String, String)>, Vec<u8>) {
         let range = asked.headers.get("range").filter(|_| !matches!(fault, Some(Fault::IgnoreRange)));
-        let Some(range) = range else { return (200, Vec::new(), object) };
+        let tag = etag(asked, &object);
+        let Some(range) = range else { return (200, vec![tag], object) };
         let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let mut first: usize = first.parse().unwrap();
         let last = last.parse().unwrap_or(usize::MAX).min(object.len().saturating_sub(1));
@@ -250,7 +275,7 @@ impl Server {
             return (416, Vec::new(), Vec::new());
         }
         let told = format!("bytes {first}-{last}/{}", object.len());
-        (206, vec![("content-range".to_owned(), told)], object[first..=last].to_vec())
+        (206, vec![("content-range".to_owned(), told), tag], object[first..=last].to_vec())
     }
 
     fn storage(&self) -> String {
@@ -301,6 +326,16 @@ impl Server {
     }
 }
 
+/// S3 has it in quotes.
+fn etag(asked: &Asked, bytes: &[u8]) -> (String, String) {
+    let quote = if asked.is_swift { "" } else { "\"" };
+    ("etag".to_owned(), format!("{quote}{}{quote}", md5(bytes)))
+}
+
+pub fn md5(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 async fn write(
     stream: &mut BufReader<TcpStream>,
     code: u16,
@@ -344,5 +379,13 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<As
     let in_bucket = [format!("/{BUCKET}"), format!("/v1/AUTH_test/{BUCKET}")];
     let key = in_bucket.iter().find_map(|bucket| path.strip_prefix(bucket.as_str()));
     let key = key.map_or(path, |key| key.trim_start_matches('/'));
-    Ok(Some(Asked { method: method.to_owned(), key: key.to_owned(), query: query.to_owned(), headers, body }))
+    let is_swift = path.starts_with("/v1/");
+    Ok(Some(Asked {
+        is_swift,
+        method: method.to_owned(),
+        key: key.to_owned(),
+        query: query.to_owned(),
+        headers,
+        body,
+    }))
 }
