@@ -85,7 +85,7 @@ fn is_marked(protocol: Protocol, headers: &HeaderMap) -> bool {
 }
 
 /// S3's errors are XML: `<Error><Code>…</Code>…`.
-fn has_code(body: &[u8], code: &str) -> bool {
+pub(crate) fn has_code(body: &[u8], code: &str) -> bool {
     contains(&body[..body.len().min(ERROR_BYTES_MAX)], &format!("<Code>{code}</Code>"))
 }
 

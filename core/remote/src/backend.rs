@@ -250,7 +250,7 @@ impl Shared {
             return Err(Failure::Unsupported);
         }
         match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
-            Ok(_) => Ok(true),
+            Ok(_) | Err(Failure::Unconfirmed) => Ok(true),
             Err(Failure::Exists) => Ok(false),
             Err(failure) => Err(failure),
         }
@@ -353,7 +353,16 @@ async fn put_once(operator: Operator, path: String, bytes: Buffer) -> Result<(),
         },
         Err(failure) => return Err(failure),
     }
-    operator.write(&path, bytes).await.map(drop).map_err(Failure::from)
+    match operator.write(&path, bytes.clone()).await.map_err(Failure::from) {
+        Err(Failure::Unconfirmed) => match compare(&operator, &path, bytes).await {
+            // Whoever tries again is told of the conflict that it is by then.
+            Err(Failure::Conflict) => {
+                Err(Failure::Refused("it keeps other bytes than it was sent".to_owned()))
+            }
+            done => done,
+        },
+        done => done.map(drop),
+    }
 }
 
 /// A conflict stops whoever is told of it: so it is one of bytes, and not of a length.

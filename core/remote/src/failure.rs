@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Absent,
     /// Said to be absent, perhaps not by the store.
     Unmarked,
+    /// It was put, and the store does not say that it has these bytes.
+    Unconfirmed,
     /// The object ends before the range does; its bytes up to there.
     Ended(Bytes),
     /// It exists, and was to be made.
@@ -38,6 +40,7 @@ impl From<HttpError> for Failure {
             HttpError::Status { code, .. } => code,
             HttpError::Ended(bytes) => return Failure::Ended(bytes),
             HttpError::Unmarked => return Failure::Unmarked,
+            HttpError::Unconfirmed => return Failure::Unconfirmed,
             HttpError::Connection(_) | HttpError::Stalled | HttpError::Wrong(_) => {
                 return Failure::Busy(text);
             }
@@ -47,7 +50,9 @@ impl From<HttpError> for Failure {
             507 => Failure::Full(text),
             // Ceph: QuotaExceeded; Swift: "Upload exceeds quota."
             403 | 413 if text.to_ascii_lowercase().contains("quota") => Failure::Full(text),
-            408 | 425 | 429 | 500 | 502..=504 => Failure::Busy(text),
+            // The bytes came to it changed: S3 says the first, Swift the second.
+            400 if text.contains("BadDigest") => Failure::Busy(text),
+            408 | 422 | 425 | 429 | 500 | 502..=504 => Failure::Busy(text),
             _ => Failure::Refused(text),
         }
     }
@@ -94,6 +99,7 @@ impl Failure {
                 BackendError::NoSpace { operation, object, reason: format!("{address}: {reason}") }
             }
             Failure::Unmarked => retry(object, "HTTP 404, and not of the store"),
+            Failure::Unconfirmed => retry(object, "it is not said that what was sent is stored"),
             Failure::Exists => retry(object, "it exists, and did not a moment before"),
             Failure::Unsupported => retry(object, "no such request"),
             Failure::Ended(_) => retry(object, "no such range"),

@@ -14,9 +14,10 @@
 
 use crate::{
     answer::{
-        ERROR_BYTES_MAX, Protocol, Told, check_framing, check_listing, check_origin, check_range, plain_text,
-        wrong,
+        ERROR_BYTES_MAX, Protocol, Told, check_framing, check_listing, check_origin, check_range, has_code,
+        plain_text, wrong,
     },
+    checksum::Checksum,
     pace::{Pace, Progress, Stalled},
 };
 use bytes::Bytes;
@@ -57,6 +58,9 @@ pub(crate) enum HttpError {
     /// A HEAD's 404 that may be anybody's.
     #[error("HTTP 404, perhaps not of the store")]
     Unmarked,
+    /// It was put, and the store does not say that these are the bytes.
+    #[error("it is not said that what was sent is stored")]
+    Unconfirmed,
     /// The object ends within the range; its bytes up to there. To OpenDAL a read that is short is an error, so they are one.
     #[error("the object ends after {} bytes of the range", .0.len())]
     Ended(Bytes),
@@ -108,6 +112,14 @@ impl Http {
         let (head, body) = request.into_parts();
         let url = reqwest::Url::parse(&head.uri.to_string()).map_err(|_| wrong("a URL that is none"))?;
         let mut sent = self.client.request(head.method.clone(), url).headers(head.headers.clone());
+        let operation = head.extensions.get::<Operation>().copied();
+        let checksum = match operation {
+            Some(Operation::Write) => Some(Checksum::of(&head.headers, &body).await),
+            _ => None,
+        };
+        if let (Some(checksum), Protocol::Swift) = (&checksum, self.protocol) {
+            sent = sent.header(header::ETAG, &checksum.hex);
+        }
         if !body.is_empty() {
             let body = PacedBody {
                 rest: body,
@@ -124,11 +136,14 @@ impl Http {
             check_framing(&headers)?;
         }
         let body = self.body(answer, &progress, status.is_success()).await?;
-        if means_the_same_everywhere(status) {
+        if means_the_same_everywhere(status) || has_code(&body, "BadDigest") && !status.is_success() {
             return Err(HttpError::Status { code: status.as_u16(), text: plain_text(&body) });
         }
-        if let Some(operation) = head.extensions.get::<Operation>() {
-            check_origin(self.protocol, *operation, status, &headers, &body)?;
+        if let Some(operation) = operation {
+            check_origin(self.protocol, operation, status, &headers, &body)?;
+        }
+        if status.is_success() && checksum.is_some_and(|checksum| !checksum.is_told(&headers, &body)) {
+            return Err(HttpError::Unconfirmed);
         }
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
             check_range(head.headers.get(header::RANGE), status, &headers, 0)?;
@@ -222,7 +237,7 @@ fn describe(error: reqwest::Error) -> String {
 
 /// The others (above all 404, 409, 412) have a meaning that depends on store and request: OpenDAL's.
 fn means_the_same_everywhere(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status.as_u16(), 401 | 403 | 408 | 413 | 425 | 429)
+    status.is_server_error() || matches!(status.as_u16(), 401 | 403 | 408 | 413 | 422 | 425 | 429)
 }
 
 /// A request's body in pieces, none before its time.

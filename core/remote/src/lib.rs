@@ -16,6 +16,7 @@
 
 mod answer;
 mod backend;
+mod checksum;
 mod failure;
 mod http;
 mod operators;

@@ -76,36 +76,40 @@ async fn the_suite_passes_over_s3_and_swift() {
     assert_eq!(outside, 0);
 }
 
+async fn check_foreign(is_swift: bool, wrong: Fault) {
+    let server = Server::start().await;
+    let kind = if is_swift { swift(&server) } else { s3(&server) };
+    let impatient = RemoteOptions { retry: Duration::from_millis(300), ..options() };
+    let (backend, object) = (open_with(kind, SECRET, impatient), name("a"));
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    let is_of_a_range = matches!(wrong, Fault::Status(416, _));
+    fault(&server, "GET", wrong.clone(), usize::MAX);
+    retry_of(Instant::now(), backend.get_range(&object, 500, 1000).await);
+    retry_of(Instant::now(), backend.get_range(&object, 1000, 1).await);
+    if is_of_a_range {
+        return;
+    }
+    retry_of(Instant::now(), backend.get(&object).await);
+    // Not overwritten, and no conflict.
+    fault(&server, "HEAD", wrong.clone(), 1);
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(server.count("PUT"), 1);
+    if matches!(wrong, Fault::Status(404, _)) || is_swift {
+        fault(&server, "DELETE", wrong, usize::MAX);
+        retry_of(Instant::now(), backend.delete(&object).await);
+    }
+    server.decide(|_| None);
+    assert_eq!(backend.get_range(&object, 1000, 1).await.unwrap(), Bytes::new());
+    assert_eq!(backend.get_range(&object, 500, 1000).await.unwrap(), bytes(1000)[500..]);
+}
+
 /// A proxy's page says nothing about an object: neither that it is not there, nor where it ends, nor what is in it.
 #[tokio::test]
 async fn what_is_not_the_stores_own_answer_tells_nothing() {
     let page = |code| Fault::Status(code, "<html>Not here</html>".to_owned());
-    let nothing = Fault::Status(200, String::new());
-    for is_swift in [false, true] {
-        let server = Server::start().await;
-        let (backend, object) = (open(if is_swift { swift(&server) } else { s3(&server) }), name("a"));
-        put(&backend, "a", bytes(1000)).await.unwrap();
-        for wrong in [page(404), page(416), page(200), nothing.clone()] {
-            fault(&server, "GET", wrong.clone(), usize::MAX);
-            retry_of(Instant::now(), backend.get_range(&object, 500, 1000).await);
-            retry_of(Instant::now(), backend.get_range(&object, 1000, 1).await);
-        }
-        for wrong in [page(404), page(200), nothing.clone()] {
-            fault(&server, "GET", wrong.clone(), usize::MAX);
-            retry_of(Instant::now(), backend.get(&object).await);
-        }
-        fault(&server, "DELETE", page(404), usize::MAX);
-        retry_of(Instant::now(), backend.delete(&object).await);
-        // Not overwritten, and no conflict: neither says what there is.
-        for wrong in [page(404), page(200), nothing.clone()] {
-            fault(&server, "HEAD", wrong.clone(), 1);
-            put(&backend, "a", bytes(1000)).await.unwrap();
-        }
-        assert_eq!(server.count("PUT"), 1);
-        server.decide(|_| None);
-        assert_eq!(backend.get_range(&object, 1000, 1).await.unwrap(), Bytes::new());
-        assert_eq!(backend.get_range(&object, 500, 1000).await.unwrap(), bytes(1000)[500..]);
-    }
+    let cases = [page(404), page(416), page(200), Fault::Status(200, String::new())];
+    let cases = cases.into_iter().flat_map(|wrong| [false, true].map(|swift| (swift, wrong.clone())));
+    join_all(cases.map(|(is_swift, wrong)| check_foreign(is_swift, wrong))).await;
 }
 
 /// No such bucket is no such object to those who look at the status alone.
@@ -148,6 +152,42 @@ async fn a_length_alone_is_no_conflict() {
     fault(&server, "HEAD", Fault::Header(200, "x-amz-request-id", "tx1".to_owned()), 1);
     put(&backend, "a", bytes(1000)).await.unwrap();
     assert_eq!(backend.get(&name("a")).await.unwrap(), bytes(1000));
+}
+
+/// What was changed on its way is refused by the store, and what it has changed itself is not acknowledged.
+#[tokio::test]
+async fn what_is_stored_is_what_was_sent() {
+    for is_swift in [false, true] {
+        let server = Server::start().await;
+        let (backend, body) = (open(if is_swift { swift(&server) } else { s3(&server) }), bytes(100_000));
+        fault(&server, "PUT", Fault::Garble, 1);
+        put(&backend, "a", body.clone()).await.unwrap();
+        assert_eq!((server.bad_digests.load(Ordering::SeqCst), server.count("PUT")), (1, 2));
+        assert_eq!(backend.get(&name("a")).await.unwrap(), body);
+        fault(&server, "PUT", Fault::Rot, 1);
+        let error = retry_of(Instant::now(), put(&backend, "b", body.clone()).await);
+        assert!(error.contains("other bytes"), "{error}");
+        assert_eq!(
+            put(&backend, "b", body.clone()).await,
+            Err(BackendError::Conflict { object: "b".to_owned() })
+        );
+        // Somebody else's "done", twice.
+        fault(&server, "PUT", Fault::Status(200, String::new()), 2);
+        put(&backend, "c", body.clone()).await.unwrap();
+        assert_eq!(backend.get(&name("c")).await.unwrap(), body);
+    }
+}
+
+/// An ETag is an MD5 at most stores, but no promise: where it is another one, what was put is read.
+#[tokio::test]
+async fn a_store_with_etags_of_its_own_is_asked_for_what_was_put() {
+    let server = Server::start().await;
+    let backend = open(s3(&server));
+    put(&backend, "a", bytes(1000)).await.unwrap();
+    assert_eq!(server.count("GET"), 0);
+    server.has_md5.store(false, Ordering::SeqCst);
+    put(&backend, "b", bytes(1000)).await.unwrap();
+    assert_eq!((server.count("PUT"), server.count("GET")), (2, 1));
 }
 
 /// A put of somebody who is gone.

@@ -45,6 +45,10 @@ pub enum Fault {
     Hang,
     /// It has happened, and the connection ends.
     Drop,
+    /// A bit of what is put changes on its way to the store.
+    Garble,
+    /// A bit of what is put changes in the store, which knows of it and of nothing else.
+    Rot,
     /// Half of the body, and the connection ends.
     Truncate,
     /// Half of the body, and nothing more.
@@ -72,8 +76,12 @@ pub struct Server {
     /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
+    /// Puts whose bytes were not those of the checksum sent with them.
+    pub bad_digests: AtomicUsize,
     /// S3: not all have them.
     pub has_request_ids: AtomicBool,
+    /// S3: not all have the MD5 as their ETag.
+    pub has_md5: AtomicBool,
     /// Who finds that an object is not there makes it when another has found the same.
     pub is_racy: bool,
     /// How many have found that.
@@ -98,7 +106,9 @@ impl Server {
             under_way_max: AtomicUsize::new(0),
             delay: Mutex::default(),
             has_conditions,
+            bad_digests: AtomicUsize::new(0),
             has_request_ids: AtomicBool::new(true),
+            has_md5: AtomicBool::new(true),
             is_racy,
             found_nothing: watch::Sender::default(),
         });
@@ -142,6 +152,10 @@ impl Server {
     /// Whether the connection goes on.
     async fn answer(&self, stream: &mut BufReader<TcpStream>, asked: Asked) -> io::Result<bool> {
         let fault = (self.decide.lock().unwrap())(&asked);
+        let mut asked = asked;
+        if matches!(fault, Some(Fault::Garble)) {
+            asked.body[0] ^= 1;
+        }
         self.log.lock().unwrap().push(asked.clone());
         match &fault {
             Some(Fault::Hang) => std::future::pending().await,
@@ -225,9 +239,22 @@ impl Server {
             ("GET", "") => (200, Vec::new(), self.listing(&asked.query)),
             ("HEAD", key) => {
                 let object = self.objects.lock().unwrap().get(key).cloned();
-                object.map_or(empty(404), |object| (200, vec![etag(asked, &object)], object))
+                object.map_or(empty(404), |object| (200, vec![self.etag(asked, &object)], object))
             }
             ("PUT", key) => {
+                let mut body = asked.body.clone();
+                let is_sent = match asked.is_swift {
+                    true => asked.headers.get("etag") == Some(&hex(Md5::digest(&body))),
+                    false => asked.headers.get("content-md5") == Some(&base64(Md5::digest(&body))),
+                };
+                if !is_sent {
+                    self.bad_digests.fetch_add(1, Ordering::SeqCst);
+                    let text = "<Error><Code>BadDigest</Code></Error>";
+                    return (if asked.is_swift { 422 } else { 400 }, Vec::new(), text.into());
+                }
+                if matches!(fault, Some(Fault::Rot)) {
+                    body[0] ^= 1;
+                }
                 let is_conditional = self.has_conditions && asked.headers.contains_key("if-none-match");
                 if is_conditional && self.objects.lock().unwrap().contains_key(key) {
                     return empty(412);
@@ -240,8 +267,9 @@ impl Server {
                 if is_conditional && !self.is_racy && objects.contains_key(key) {
                     return empty(412);
                 }
-                objects.insert(key.to_owned(), asked.body.clone());
-                empty(201)
+                let tag = self.etag(asked, &body);
+                objects.insert(key.to_owned(), body);
+                (201, vec![tag], Vec::new())
             }
             ("DELETE", key) => {
                 self.objects.lock().unwrap().remove(key);
@@ -263,7 +291,7 @@ impl Server {
         fault: Option<&Fault>,
     ) -> (u16, Vec<(String, String)>, Vec<u8>) {
         let range = asked.headers.get("range").filter(|_| !matches!(fault, Some(Fault::IgnoreRange)));
-        let tag = etag(asked, &object);
+        let tag = self.etag(asked, &object);
         let Some(range) = range else { return (200, vec![tag], object) };
         let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let mut first: usize = first.parse().unwrap();
@@ -276,6 +304,15 @@ impl Server {
         }
         let told = format!("bytes {first}-{last}/{}", object.len());
         (206, vec![("content-range".to_owned(), told), tag], object[first..=last].to_vec())
+    }
+
+    /// S3 has it in quotes.
+    fn etag(&self, asked: &Asked, bytes: &[u8]) -> (String, String) {
+        let md5 = match self.has_md5.load(Ordering::SeqCst) {
+            true => hex(Md5::digest(bytes)),
+            false => hex(Md5::digest(Md5::digest(bytes))),
+        };
+        ("etag".to_owned(), if asked.is_swift { md5 } else { format!("\"{md5}\"") })
     }
 
     fn storage(&self) -> String {
@@ -326,14 +363,20 @@ impl Server {
     }
 }
 
-/// S3 has it in quotes.
-fn etag(asked: &Asked, bytes: &[u8]) -> (String, String) {
-    let quote = if asked.is_swift { "" } else { "\"" };
-    ("etag".to_owned(), format!("{quote}{}{quote}", md5(bytes)))
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    let bits: String = bytes.as_ref().iter().map(|byte| format!("{byte:08b}")).collect();
+    let digits = bits.as_bytes().chunks(6).map(|six| {
+        let six = format!("{:0<6}", std::str::from_utf8(six).unwrap());
+        let digit = usize::from_str_radix(&six, 2).unwrap();
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[digit] as char
+    });
+    let text: String = digits.collect();
+    let length = text.len().next_multiple_of(4);
+    format!("{text:=<length$}")
 }
 
-pub fn md5(bytes: &[u8]) -> String {
-    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn write(
