@@ -1,8 +1,8 @@
 //! The adapter: [`Backend`]'s rules over an operator, and what is tried again.
 //!
 //! ```text
-//!  engine thread: a call ──▶ task on the runtime: attempt ─▶ busy: again, later, until RETRY is over ─▶ Retry
-//!                 ◀── its JoinHandle                     └▶ token expired: another one, once ─▶ attempt
+//!  engine thread: a call ──▶ task on the runtime: an operation (operation.rs) of attempts ─▶ OpenDAL
+//!                 ◀── its JoinHandle
 //! ```
 //!
 //! Invariants
@@ -25,26 +25,20 @@ use std::{
     time::Duration,
 };
 use thiserror::Error;
-use tokio::{
-    runtime::Handle,
-    sync::Semaphore,
-    task::JoinHandle,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle};
 
 /// What one page of a listing has at most; S3 has no more.
 const PAGE_OBJECTS_MAX: usize = 1000;
 /// Ranges that go as far as this are asked for without an end: stores differ in what they make of more than 2^63.
 const RANGE_END_MAX: u64 = 1 << 62;
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
 /// How a store is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
     /// No attempt begins so long after the operation did.
     pub retry: Duration,
-    /// A request ends when nothing of it has moved for so long. `retry` and this bound an operation.
+    /// A request ends when nothing of it has moved for so long. An operation ends after `retry` and this, whatever it is at, or later by what
+    /// its bytes take at 16 KiB/s, its names at 100 a second, and by what our own pace has held back.
     pub patience: Duration,
     /// At most so many operations are under way; the others wait.
     pub operations_max: usize,
@@ -86,11 +80,11 @@ pub struct RemoteBackend {
 
 /// What tasks have of it.
 pub(crate) struct Shared {
-    address: String,
+    pub(crate) address: String,
     prefix: String,
-    operators: Operators,
-    options: RemoteOptions,
-    operations: Semaphore,
+    pub(crate) operators: Operators,
+    pub(crate) options: RemoteOptions,
+    pub(crate) operations: Semaphore,
     chance: AtomicU64,
 }
 
@@ -174,58 +168,6 @@ fn is_plain_url(url: &str) -> bool {
 }
 
 impl Shared {
-    /// `attempt` until it does not come back `Busy`, or the time is over.
-    pub(crate) async fn persist<T, F: Future<Output = Result<T, Failure>>>(
-        &self,
-        mut attempt: impl FnMut(Operator) -> F,
-    ) -> Result<T, Failure> {
-        let deadline = Instant::now() + self.options.retry;
-        let mut renewals = 0;
-        for attempts in 0u32.. {
-            let outcome = match self.begin(deadline).await {
-                Ok((_permit, current)) => match attempt(current.operator).await {
-                    Err(Failure::Expired(_))
-                        if renewals < 2 && self.operators.expire(current.number).await =>
-                    {
-                        renewals += 1;
-                        continue;
-                    }
-                    outcome => outcome,
-                },
-                Err(failure) => Err(failure),
-            };
-            let Err(Failure::Busy(reason)) = outcome else { return outcome };
-            let wait = self.backoff(attempts);
-            if Instant::now() + wait >= deadline {
-                return Err(Failure::Busy(reason));
-            }
-            tracing::debug!(store = self.address, attempts, "the store does not answer; trying again");
-            sleep(wait).await;
-        }
-        unreachable!("attempts do not end")
-    }
-
-    /// A turn, and a token if there has to be one.
-    async fn begin(
-        &self,
-        deadline: Instant,
-    ) -> Result<(tokio::sync::SemaphorePermit<'_>, crate::operators::Numbered), Failure> {
-        let begun = timeout_at(deadline, async {
-            let permit =
-                self.operations.acquire().await.map_err(|_| Failure::Refused("closed".to_owned()))?;
-            Ok((permit, self.operators.current().await?))
-        });
-        begun
-            .await
-            .unwrap_or_else(|_| Err(Failure::Busy("no turn in time: too much is under way".to_owned())))
-    }
-
-    /// Twice as long each time, of which between half and all is waited.
-    fn backoff(&self, attempts: u32) -> Duration {
-        let all = BACKOFF_MIN.saturating_mul(1 << attempts.min(10)).min(BACKOFF_MAX);
-        all.mul_f64(0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
-    }
-
     /// SplitMix64.
     pub(crate) fn random(&self) -> u64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -240,38 +182,44 @@ impl Shared {
     }
 
     pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
-        self.persist(|operator| put_once(operator, path.clone(), bytes.clone())).await
+        self.operate(async |allowed| {
+            self.persist(allowed, |operator| put_once(operator, path.clone(), bytes.clone())).await
+        })
+        .await
     }
 
     /// For the probe: once, and whether it succeeded; `false` is a store that says it was there.
     pub(crate) async fn put_if_absent(&self, path: String, bytes: Bytes) -> Result<bool, Failure> {
-        let operator = self.operators.current().await?.operator;
-        if !operator.info().capability().write_with_if_not_exists {
-            return Err(Failure::Unsupported);
-        }
-        match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
-            Ok(_) | Err(Failure::Unconfirmed) => Ok(true),
-            Err(Failure::Exists) => Ok(false),
-            Err(failure) => Err(failure),
-        }
+        self.operate(async |allowed| {
+            let operator = self.operators.current().await?.operator;
+            if !operator.info().capability().write_with_if_not_exists {
+                return Err(Failure::Unsupported);
+            }
+            let operator = self.operators.during(operator, allowed.clone());
+            match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
+                Ok(_) | Err(Failure::Unconfirmed) => Ok(true),
+                Err(Failure::Exists) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
     }
 
     pub(crate) async fn read(&self, path: String, range: Option<(u64, u64)>) -> Result<Bytes, Failure> {
-        let read = self
-            .persist(|operator| {
-                let path = path.clone();
-                async move {
-                    let bytes = match range {
-                        None => operator.read(&path).await,
-                        Some((first, end)) if end >= RANGE_END_MAX => {
-                            operator.read_with(&path).range(first..).await
-                        }
-                        Some((first, end)) => operator.read_with(&path).range(first..end).await,
-                    };
-                    Ok(bytes.map_err(Failure::from)?.to_bytes())
-                }
-            })
-            .await;
+        let attempt = |operator: Operator| {
+            let path = path.clone();
+            async move {
+                let bytes = match range {
+                    None => operator.read(&path).await,
+                    Some((first, end)) if end >= RANGE_END_MAX => {
+                        operator.read_with(&path).range(first..).await
+                    }
+                    Some((first, end)) => operator.read_with(&path).range(first..end).await,
+                };
+                Ok(bytes.map_err(Failure::from)?.to_bytes())
+            }
+        };
+        let read = self.operate(async |allowed| self.persist(allowed, attempt).await).await;
         match (read, range) {
             (Err(Failure::Ended(bytes)), Some(_)) => Ok(bytes),
             (read, _) => read,
@@ -285,18 +233,23 @@ impl Shared {
         after: Option<ObjectName>,
         limit: usize,
     ) -> Result<Vec<ObjectInfo>, Failure> {
-        let mut found: Vec<ObjectInfo> = Vec::new();
-        let mut after = after;
-        loop {
-            let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
-            let page = self.persist(|operator| self.page(operator, prefix, after.as_ref(), wanted)).await?;
-            let is_last = page.len() < wanted;
-            found.extend(page);
-            if is_last || found.len() >= limit {
-                return Ok(found);
+        self.operate(async |allowed| {
+            let mut found: Vec<ObjectInfo> = Vec::new();
+            let mut after = after;
+            loop {
+                let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
+                let attempt = |operator| self.page(operator, prefix, after.as_ref(), wanted);
+                let page = self.persist(allowed, attempt).await?;
+                let is_last = page.len() < wanted;
+                allowed.found(page.len());
+                found.extend(page);
+                if is_last || found.len() >= limit {
+                    return Ok(found);
+                }
+                after = found.last().map(|info| info.name.clone());
             }
-            after = found.last().map(|info| info.name.clone());
-        }
+        })
+        .await
     }
 
     /// At most `wanted` (not 0) objects; fewer are the last.
@@ -313,15 +266,18 @@ impl Shared {
         }
         let mut entries = operator.lister_options(&format!("{}/{prefix}", self.prefix), asked).await?;
         let mut page: Vec<ObjectInfo> = Vec::new();
+        let mut last = String::new();
         while page.len() < wanted {
             let Some(entry) = entries.try_next().await? else { break };
+            // Also where none of it is ours: a page that comes again would do so for ever.
+            if entry.path() <= last.as_str() {
+                return Err(Failure::Refused("a listing that is not sorted, or does not get on".to_owned()));
+            }
+            entry.path().clone_into(&mut last);
             let name = entry.path().strip_prefix(&self.prefix).and_then(|path| path.strip_prefix('/'));
             let Some(name) = name.and_then(|name| ObjectName::new(name).ok()) else { continue };
             if !name.as_str().starts_with(prefix) || after.is_some_and(|after| name <= *after) {
                 continue;
-            }
-            if page.last().is_some_and(|last| last.name >= name) {
-                return Err(Failure::Refused("a listing that is not sorted".to_owned()));
             }
             page.push(ObjectInfo { name, length_bytes: entry.metadata().content_length() });
         }
@@ -333,7 +289,7 @@ impl Shared {
             let path = path.clone();
             async move { operator.delete(&path).await.map_err(Failure::from) }
         };
-        match self.persist(delete).await {
+        match self.operate(async |allowed| self.persist(allowed, delete).await).await {
             Err(Failure::Absent) => Ok(()),
             done => done,
         }

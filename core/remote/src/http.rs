@@ -18,7 +18,7 @@ use crate::{
         plain_text, wrong,
     },
     checksum::Checksum,
-    pace::{Pace, Progress, Stalled},
+    pace::{Allowance, Pace, Progress, Stalled},
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -83,6 +83,7 @@ pub(crate) struct Http {
     up: Arc<Pace>,
     down: Arc<Pace>,
     patience: Duration,
+    operation: Option<Arc<Allowance>>,
 }
 
 impl Http {
@@ -103,16 +104,30 @@ impl Http {
             .user_agent(concat!("ovs/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(describe)?;
-        Ok(Http { protocol, client, up: Arc::new(Pace::new(up)), down: Arc::new(Pace::new(down)), patience })
+        Ok(Http {
+            protocol,
+            client,
+            up: Arc::new(Pace::new(up)),
+            down: Arc::new(Pace::new(down)),
+            patience,
+            operation: None,
+        })
+    }
+
+    /// For one operation: its requests have its time.
+    pub(crate) fn during(&self, operation: Arc<Allowance>) -> Http {
+        Http { operation: Some(operation), ..self.clone() }
     }
 
     /// One request and its whole answer.
     pub(crate) async fn exchange(&self, request: Request<Buffer>) -> Result<Response<Bytes>, HttpError> {
-        let progress = Arc::new(Progress::new(self.patience));
         let (head, body) = request.into_parts();
+        let operation = head.extensions.get::<Operation>().copied();
+        let counts = operation != Some(Operation::List);
+        let allowance = self.operation.clone().map(|allowance| (allowance, counts));
+        let progress = Arc::new(Progress::new(self.patience, allowance));
         let url = reqwest::Url::parse(&head.uri.to_string()).map_err(|_| wrong("a URL that is none"))?;
         let mut sent = self.client.request(head.method.clone(), url).headers(head.headers.clone());
-        let operation = head.extensions.get::<Operation>().copied();
         let checksum = match operation {
             Some(Operation::Write) => Some(Checksum::of(&head.headers, &body).await),
             _ => None,

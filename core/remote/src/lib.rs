@@ -1,7 +1,7 @@
 //! Objects in S3, Swift, Google's and Azure's stores: one [`ovs_backend::Backend`] over OpenDAL.
 //!
 //! ```text
-//!  RemoteStore, Credentials ─▶ RemoteBackend ─▶ attempts (backend.rs) ─▶ operator (operators.rs; Swift's token: swift.rs)
+//!  RemoteStore, Credentials ─▶ RemoteBackend ─▶ attempts (operation.rs) ─▶ operator (operators.rs; Swift's token: swift.rs)
 //!                                                                     ─▶ OpenDAL ─▶ http.rs, paced and watched ─▶ the store
 //!                                                                                ◀─ answer.rs: its own, whole? ◀─
 //! ```
@@ -19,6 +19,7 @@ mod backend;
 mod checksum;
 mod failure;
 mod http;
+mod operation;
 mod operators;
 mod pace;
 mod probe;

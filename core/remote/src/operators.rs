@@ -5,9 +5,11 @@ use crate::{
     checksum::base64,
     failure::Failure,
     http::{Http, HttpError},
+    pace::Allowance,
     swift,
 };
 use opendal::{HttpTransporter, OperationContext, Operator, services};
+use std::sync::Arc;
 use tokio::sync::Mutex;
 
 /// An operator, and which of all that there were.
@@ -72,6 +74,11 @@ impl Operators {
         Ok(Numbered { number: current.number, operator })
     }
 
+    /// The same, for the requests of one operation.
+    pub(crate) fn during(&self, operator: Operator, operation: Arc<Allowance>) -> Operator {
+        with_http(operator, self.http.during(operation))
+    }
+
     /// The store did not take the token of that operator: can there be another? No, where there are no tokens.
     pub(crate) async fn expire(&self, number: u64) -> bool {
         let mut current = self.current.lock().await;
@@ -128,6 +135,9 @@ fn build(
     };
     // OpenDAL's text may name what it was given.
     let operator = built.map_err(|error| error.kind().to_string())?;
-    let context = OperationContext::new().with_http_transport(HttpTransporter::new(http.clone()));
-    Ok(operator.with_context(context))
+    Ok(with_http(operator, http.clone()))
+}
+
+fn with_http(operator: Operator, http: Http) -> Operator {
+    operator.with_context(OperationContext::new().with_http_transport(HttpTransporter::new(http)))
 }
