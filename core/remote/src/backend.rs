@@ -11,7 +11,9 @@
 //! * Who gives a call up ends its task.
 //! * Names are the prefix, `/`, and the object's name; nothing else is ever asked for, and what a listing has beside is left out.
 
-use crate::{Credentials, RemoteStore, failure::Failure, http::Http, operators::Operators};
+use crate::{
+    Credentials, RemoteStore, failure::Failure, http::Http, operators::Operators, store::is_plain_url,
+};
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::LocalBoxFuture};
 use opendal::{Buffer, Operator, options};
@@ -157,14 +159,6 @@ impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-fn is_plain_url(url: &str) -> bool {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty()
-            && !rest.contains(|c: char| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control())
-    })
 }
 
 impl Shared {

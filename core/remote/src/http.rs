@@ -36,6 +36,7 @@ use std::{
 };
 use thiserror::Error;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::rustls::RootCertStore;
 
 /// Objects and listings are far smaller; a server that does not stop must not fill the memory.
 const BODY_BYTES_MAX: usize = 1 << 30;
@@ -219,19 +220,21 @@ impl HttpTransport for Http {
     }
 }
 
-/// The roots that this system trusts; none where everything is plain HTTP.
-fn tls(is_tls: bool) -> Result<tokio_rustls::rustls::ClientConfig, String> {
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
-    let mut roots = RootCertStore::empty();
-    if is_tls {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err("this system trusts no certificate authority (package ca-certificates)".to_owned());
-        }
-    }
+fn tls(is_needed: bool) -> Result<tokio_rustls::rustls::ClientConfig, String> {
+    use tokio_rustls::rustls::{ClientConfig, crypto::ring};
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    Ok(config.with_root_certificates(roots(is_needed)?).with_no_client_auth())
+}
+
+/// The roots that this system trusts, also where nothing is asked by https:// yet: a login may lead there.
+fn roots(is_needed: bool) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match roots.is_empty() && is_needed {
+        true => Err("this system trusts no certificate authority (package ca-certificates)".to_owned()),
+        false => Ok(roots),
+    }
 }
 
 fn connection(error: reqwest::Error) -> HttpError {
@@ -303,5 +306,17 @@ impl Body for PacedBody {
     fn size_hint(&self) -> SizeHint {
         let held = self.held.as_ref().map_or(0, |(_, piece)| piece.len());
         SizeHint::with_exact((self.rest.len() + self.piece.len() + held) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::roots;
+
+    #[test]
+    fn roots_are_there_where_nothing_is_asked_by_https_yet() {
+        let system = rustls_native_certs::load_native_certs().certs;
+        assert_eq!(roots(false).unwrap().is_empty(), system.is_empty());
+        assert_eq!(roots(true).is_err(), system.is_empty());
     }
 }

@@ -6,11 +6,12 @@ use crate::{
     failure::Failure,
     http::{Http, HttpError},
     pace::Allowance,
+    store::is_plain_url,
     swift,
 };
 use opendal::{HttpTransporter, OperationContext, Operator, services};
-use std::sync::Arc;
-use tokio::sync::Mutex;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::Mutex, time::Instant};
 
 /// An operator, and which of all that there were.
 #[derive(Clone)]
@@ -27,11 +28,19 @@ pub(crate) struct Operators {
     current: Mutex<Current>,
 }
 
+/// A login that failed is not tried again for so long: by all who wait, it would be as often as a wrong password locks a user out.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// One that came to no answer.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
 struct Current {
     number: u64,
     /// `None` until a token is there, and when it is not good any more.
     operator: Option<Operator>,
     token: Option<Secret>,
+    /// Until when a failed login is everybody's.
+    failed: Option<(Instant, Failure)>,
 }
 
 impl Operators {
@@ -41,16 +50,37 @@ impl Operators {
             RemoteKind::Swift { .. } => None,
             _ => Some(build(&store.kind, &credentials, None, &http)?),
         };
-        let current = Mutex::new(Current { number: 0, operator, token: None });
+        let current = Mutex::new(Current { operator, ..Current::default() });
         Ok(Operators { store, credentials, http, current })
     }
 
-    /// The one to ask now. Who comes while a token is asked for waits for that one.
+    /// The one to ask now. Who comes while a token is asked for waits for that one, and is told the same if there is none.
     pub(crate) async fn current(&self) -> Result<Numbered, Failure> {
         let mut current = self.current.lock().await;
         if let Some(operator) = &current.operator {
             return Ok(Numbered { number: current.number, operator: operator.clone() });
         }
+        if let Some((until, failure)) = &current.failed
+            && Instant::now() < *until
+        {
+            return Err(failure.clone());
+        }
+        match self.log_in().await {
+            Ok((token, operator)) => {
+                let number = current.number + 1;
+                let token = Some(token);
+                *current = Current { number, operator: Some(operator.clone()), token, failed: None };
+                Ok(Numbered { number, operator })
+            }
+            Err(failure) => {
+                let pause = if matches!(failure, Failure::Busy(_)) { BUSY_PAUSE } else { REFUSED_PAUSE };
+                current.failed = Some((Instant::now() + pause, failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn log_in(&self) -> Result<(Secret, Operator), Failure> {
         let RemoteKind::Swift { auth, project, storage, .. } = &self.store.kind else {
             return Err(Failure::Refused("no operator".to_owned()));
         };
@@ -61,17 +91,14 @@ impl Operators {
             }
             error => Failure::from(error),
         })?;
-        if let Some(storage) = storage {
-            login.storage_url.clone_from(storage);
+        match storage {
+            Some(storage) => login.storage_url.clone_from(storage),
+            None => check_storage(auth, &login.storage_url)
+                .map_err(|reason| Failure::Refused(reason.to_owned()))?,
         }
         let operator =
             build(&self.store.kind, &self.credentials, Some(&login), &self.http).map_err(Failure::Refused)?;
-        *current = Current {
-            number: current.number + 1,
-            operator: Some(operator.clone()),
-            token: Some(login.token),
-        };
-        Ok(Numbered { number: current.number, operator })
+        Ok((login.token, operator))
     }
 
     /// The same, for the requests of one operation.
@@ -97,6 +124,19 @@ impl Operators {
         }
         text
     }
+}
+
+/// Where a login sends us with its token. It is not shown: it may hold anything.
+fn check_storage(auth: &str, storage: &str) -> Result<(), &'static str> {
+    if !is_plain_url(storage) {
+        return Err(
+            "the login names a storage URL that is no http:// or https:// URL without user, query and fragment",
+        );
+    }
+    if auth.starts_with("https://") && !storage.starts_with("https://") {
+        return Err("the login is by https:// and names a storage URL with http://");
+    }
+    Ok(())
 }
 
 /// The prefix is no root of OpenDAL's: it cuts that off whatever a listing names, looking or not.
@@ -140,4 +180,26 @@ fn build(
 
 fn with_http(operator: Operator, http: Http) -> Operator {
     operator.with_context(OperationContext::new().with_http_transport(HttpTransporter::new(http)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_storage;
+
+    fn check(auth: &str, storage: &str, expected: bool) {
+        assert_eq!(check_storage(auth, storage).is_ok(), expected, "{auth} {storage}");
+    }
+
+    #[test]
+    fn a_login_leads_to_a_plain_url_and_never_from_https_to_http() {
+        check("http://a/v3", "http://b:80/v1/AUTH_x", true);
+        check("http://a/v3", "https://b/v1/AUTH_x", true);
+        check("https://a/v3", "https://b/v1/AUTH_x", true);
+        check("https://a/v3", "http://b/v1/AUTH_x", false);
+        for bad in
+            ["", "b/v1", "ftp://b", "http://", "http://me:word@b", "http://b?x", "http://b#x", "http://b\n"]
+        {
+            check("http://a/v3", bad, false);
+        }
+    }
 }

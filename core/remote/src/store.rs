@@ -131,3 +131,12 @@ impl fmt::Display for RemoteStore {
         write!(f, "{} {}", self.kind_name(), self.address())
     }
 }
+
+/// Without a user, a query and a fragment, which do not belong into an address and may be secret.
+pub(crate) fn is_plain_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.contains(|c: char| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control())
+    })
+}

@@ -372,6 +372,56 @@ async fn a_token_that_expires_is_replaced_once_for_all_who_wait() {
     assert!(server.tokens_given.load(Ordering::SeqCst) <= 4);
 }
 
+/// A user may be locked out after a few wrong passwords.
+#[tokio::test]
+async fn a_failed_login_is_told_to_all_and_not_tried_again_for_a_while() {
+    let server = Server::start().await;
+    let (backend, object) = (open(swift(&server)), name("a"));
+    let logins = || server.log.lock().unwrap().iter().filter(|asked| asked.key == "/auth/v1.0").count();
+    server.decide(|asked| (asked.key == "/auth/v1.0").then(|| Fault::Status(401, "no".to_owned())));
+    for _ in 0..2 {
+        let gets = join_all((0..20).map(|_| backend.get(&object))).await;
+        assert!(
+            gets.iter().all(|got| got.as_ref().is_err_and(|error| error.to_string().contains("password")))
+        );
+    }
+    assert_eq!(logins(), 1);
+    // But for a while only.
+    server.decide(|_| None);
+    let started = Instant::now();
+    while backend.get(&object).await != Err(BackendError::NotFound { object: "a".to_owned() }) {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(logins(), 2);
+    // One that came to no answer is tried again within the operations that wait for it.
+    let mut left = 1;
+    server.decide(move |asked| {
+        let fails = asked.key == "/auth/v1.0" && left > 0;
+        left -= usize::from(fails);
+        fails.then(|| Fault::Status(503, "busy".to_owned()))
+    });
+    let backend = open(swift(&server));
+    for got in join_all((0..20).map(|_| backend.get(&object))).await {
+        assert_eq!(got, Err(BackendError::NotFound { object: "a".to_owned() }));
+    }
+    assert_eq!(logins(), 4);
+}
+
+/// Who answers a login is not asked for more than a place.
+#[tokio::test]
+async fn a_storage_url_is_checked_whoever_names_it() {
+    let server = Server::start().await;
+    let bad =
+        [format!("http://me:{SECRET}@127.0.0.1/v1"), "ftp://host".to_owned(), format!("{}/v1?x", server.url)];
+    for storage in bad {
+        *server.storage.lock().unwrap() = Some(storage);
+        let error = retry_of(Instant::now(), open(swift(&server)).get(&name("a")).await);
+        assert!(error.contains("storage URL") && !error.contains(SECRET), "{error}");
+    }
+    assert_eq!(server.count("GET"), 3);
+}
+
 #[tokio::test]
 async fn keystone_names_the_store_and_gives_a_token() {
     let server = Server::start().await;

@@ -76,6 +76,8 @@ pub struct Server {
     /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
+    /// What a login names instead of this server.
+    pub storage: Mutex<Option<String>>,
     /// Puts whose bytes were not those of the checksum sent with them.
     pub bad_digests: AtomicUsize,
     /// S3: not all have them.
@@ -106,6 +108,7 @@ impl Server {
             under_way_max: AtomicUsize::new(0),
             delay: Mutex::default(),
             has_conditions,
+            storage: Mutex::default(),
             bad_digests: AtomicUsize::new(0),
             has_request_ids: AtomicBool::new(true),
             has_md5: AtomicBool::new(true),
@@ -316,7 +319,7 @@ impl Server {
     }
 
     fn storage(&self) -> String {
-        format!("{}/v1/AUTH_test", self.url)
+        self.storage.lock().unwrap().clone().unwrap_or_else(|| format!("{}/v1/AUTH_test", self.url))
     }
 
     fn token(&self, header: &str) -> (String, String) {
