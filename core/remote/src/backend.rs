@@ -12,7 +12,12 @@
 //! * Names are the prefix, `/`, and the object's name; nothing else is ever asked for, and what a listing has beside is left out.
 
 use crate::{
-    Credentials, RemoteStore, failure::Failure, http::Http, operators::Operators, store::is_plain_url,
+    Credentials, RemoteStore,
+    failure::Failure,
+    http::Http,
+    operators::Operators,
+    redact::{Redactor, shorten},
+    store::is_plain_url,
 };
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::LocalBoxFuture};
@@ -110,7 +115,8 @@ impl RemoteBackend {
         }
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
         let (up, down) = (options.up_bytes_per_s, options.down_bytes_per_s);
-        let http = Http::new(store.protocol(), is_tls, options.patience, up, down);
+        let redactor = Redactor::new(&credentials);
+        let http = Http::new(store.protocol(), redactor, is_tls, options.patience, up, down);
         let operators = Operators::new(store.clone(), credentials, http.map_err(error)?).map_err(error)?;
         let shared = Shared {
             address: store.address(),
@@ -135,11 +141,10 @@ impl RemoteBackend {
         let task = Task(self.runtime.spawn(async move {
             match work.await {
                 Ok(done) => Ok(done),
-                Err(Failure::Busy(reason)) => Err(Failure::Busy(shared.operators.redact(reason).await)),
-                Err(Failure::Refused(reason)) => Err(Failure::Refused(shared.operators.redact(reason).await)),
-                Err(Failure::Expired(reason)) => Err(Failure::Expired(shared.operators.redact(reason).await)),
-                Err(Failure::Full(reason)) => Err(Failure::Full(shared.operators.redact(reason).await)),
-                Err(failure) => Err(failure),
+                Err(failure) => {
+                    let redactor = shared.operators.redactor();
+                    Err(failure.with_text(|text| shorten(&redactor.clean(text, false))))
+                }
             }
         }));
         let address = self.shared.address.clone();

@@ -64,7 +64,7 @@ impl From<opendal::Error> for Failure {
             return error.clone().into();
         }
         // Its message, and not its context, which has headers.
-        let text = format!("{}: {}", error.kind(), error.message().chars().take(300).collect::<String>());
+        let text = format!("{}: {}", error.kind(), error.message());
         match error.kind() {
             ErrorKind::NotFound => Failure::Absent,
             ErrorKind::RangeNotSatisfied => Failure::Ended(Bytes::new()),
@@ -78,6 +78,17 @@ impl From<opendal::Error> for Failure {
 }
 
 impl Failure {
+    /// Its text, if it has one, as `change` makes it.
+    pub(crate) fn with_text(self, change: impl FnOnce(&str) -> String) -> Failure {
+        match self {
+            Failure::Expired(text) => Failure::Expired(change(&text)),
+            Failure::Full(text) => Failure::Full(change(&text)),
+            Failure::Busy(text) => Failure::Busy(change(&text)),
+            Failure::Refused(text) => Failure::Refused(change(&text)),
+            failure => failure,
+        }
+    }
+
     /// As the one who asked for it sees it. `reason` comes with the address.
     pub(crate) fn into_backend_error(
         self,

@@ -13,12 +13,10 @@
 //! * No error has a URL or a header in it: they may carry signatures and tokens.
 
 use crate::{
-    answer::{
-        ERROR_BYTES_MAX, Protocol, Told, check_framing, check_listing, check_origin, check_range, has_code,
-        plain_text, wrong,
-    },
+    answer::{Protocol, Told, check_framing, check_listing, check_origin, check_range, has_code, wrong},
     checksum::Checksum,
     pace::{Allowance, Pace, Progress, Stalled},
+    redact::{ERROR_BYTES_MAX, Redactor, shorten},
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -80,6 +78,7 @@ impl From<Stalled> for HttpError {
 #[derive(Clone)]
 pub(crate) struct Http {
     protocol: Protocol,
+    redactor: Redactor,
     client: reqwest::Client,
     up: Arc<Pace>,
     down: Arc<Pace>,
@@ -90,6 +89,7 @@ pub(crate) struct Http {
 impl Http {
     pub(crate) fn new(
         protocol: Protocol,
+        redactor: Redactor,
         is_tls: bool,
         patience: Duration,
         up: Option<u64>,
@@ -107,12 +107,17 @@ impl Http {
             .map_err(describe)?;
         Ok(Http {
             protocol,
+            redactor,
             client,
             up: Arc::new(Pace::new(up)),
             down: Arc::new(Pace::new(down)),
             patience,
             operation: None,
         })
+    }
+
+    pub(crate) fn redactor(&self) -> &Redactor {
+        &self.redactor
     }
 
     /// For one operation: its requests have its time.
@@ -151,12 +156,17 @@ impl Http {
         if status.is_success() && status != StatusCode::NO_CONTENT && head.method == Method::GET {
             check_framing(&headers)?;
         }
-        let body = self.body(answer, &progress, status.is_success()).await?;
+        let mut body = self.body(answer, &progress, status.is_success()).await?;
+        let redactor = || self.redactor.and(&head.headers);
+        if !status.is_success() {
+            body = Bytes::from(redactor().clean_body(&body));
+        }
+        let quote = |body: &[u8]| shorten(&redactor().clean_body(body));
         if means_the_same_everywhere(status) || has_code(&body, "BadDigest") && !status.is_success() {
-            return Err(HttpError::Status { code: status.as_u16(), text: plain_text(&body) });
+            return Err(HttpError::Status { code: status.as_u16(), text: quote(&body) });
         }
         if let Some(operation) = operation {
-            check_origin(self.protocol, operation, status, &headers, &body)?;
+            check_origin(self.protocol, operation, status, &headers, &body, quote)?;
         }
         if status.is_success() && checksum.is_some_and(|checksum| !checksum.is_told(&headers, &body)) {
             return Err(HttpError::Unconfirmed);
@@ -170,7 +180,7 @@ impl Http {
             if check_range(asked, status, &headers, body.len() as u64)? == Told::Ended {
                 return Err(HttpError::Ended(body));
             }
-            check_listing(head.uri.query().unwrap_or(""), &body)?;
+            check_listing(head.uri.query().unwrap_or(""), &body, quote)?;
         }
         let mut response = Response::new(body);
         *response.status_mut() = status;

@@ -23,6 +23,7 @@ mod operation;
 mod operators;
 mod pace;
 mod probe;
+mod redact;
 mod secret;
 mod store;
 mod swift;

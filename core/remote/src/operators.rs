@@ -6,11 +6,15 @@ use crate::{
     failure::Failure,
     http::{Http, HttpError},
     pace::Allowance,
+    redact::Redactor,
     store::is_plain_url,
     swift,
 };
 use opendal::{HttpTransporter, OperationContext, Operator, services};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 use tokio::{sync::Mutex, time::Instant};
 
 /// An operator, and which of all that there were.
@@ -26,6 +30,8 @@ pub(crate) struct Operators {
     credentials: Credentials,
     http: Http,
     current: Mutex<Current>,
+    /// Of the credentials and of the last token.
+    redactor: std::sync::Mutex<Redactor>,
 }
 
 /// A login that failed is not tried again for so long: by all who wait, it would be as often as a wrong password locks a user out.
@@ -51,7 +57,8 @@ impl Operators {
             _ => Some(build(&store.kind, &credentials, None, &http)?),
         };
         let current = Mutex::new(Current { operator, ..Current::default() });
-        Ok(Operators { store, credentials, http, current })
+        let redactor = std::sync::Mutex::new(http.redactor().clone());
+        Ok(Operators { store, credentials, http, current, redactor })
     }
 
     /// The one to ask now. Who comes while a token is asked for waits for that one, and is told the same if there is none.
@@ -67,6 +74,9 @@ impl Operators {
         }
         match self.log_in().await {
             Ok((token, operator)) => {
+                let mut redactor = self.http.redactor().clone();
+                redactor.add(token.reveal());
+                *self.redactor.lock().unwrap_or_else(PoisonError::into_inner) = redactor;
                 let number = current.number + 1;
                 let token = Some(token);
                 *current = Current { number, operator: Some(operator.clone()), token, failed: None };
@@ -115,14 +125,9 @@ impl Operators {
         current.token.is_some()
     }
 
-    /// Takes out of a text what nobody may see: a store may have said it back to us.
-    pub(crate) async fn redact(&self, mut text: String) -> String {
-        let token = self.current.lock().await.token.clone();
-        let secrets = [Some(&self.credentials.secret), token.as_ref()];
-        for secret in secrets.into_iter().flatten().map(Secret::reveal).filter(|secret| !secret.is_empty()) {
-            text = text.replace(secret, "(secret)");
-        }
-        text
+    /// For what is said at last: of OpenDAL's words nobody has taken anything out yet.
+    pub(crate) fn redactor(&self) -> Redactor {
+        self.redactor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

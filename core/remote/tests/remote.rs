@@ -353,6 +353,35 @@ async fn what_will_not_do_better_is_told_at_once_and_without_secrets() {
     assert!(started.elapsed() < RETRY / 3 && !error.contains("wrong-password"), "{error}");
 }
 
+/// A store that says back what it was sent, anywhere in its text: no part of it is shown.
+#[tokio::test]
+async fn secrets_are_cut_out_before_anything_else_is() {
+    let server = Server::start().await;
+    let (user, secret) = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY&");
+    let store = RemoteStore { kind: s3(&server), prefix: "our/place".to_owned() };
+    let backend =
+        RemoteBackend::open(store, Credentials::new(user, secret), options(), Handle::current()).unwrap();
+    let spelled = secret.replace('&', "&amp;");
+    for code in [400, 403] {
+        for length in [230, 285, 295, 16 * 1024 - 10] {
+            for said in [user, secret, &spelled] {
+                // Words of white space are one, so that the end of what is read is in what is shown.
+                let filler = if length > 1000 { " " } else { "." };
+                let text = format!("<Error><Code>X</Code><Message>{}{said}{said}", filler.repeat(length));
+                fault(&server, "GET", Fault::Status(code, text), usize::MAX);
+                let error = retry_of(Instant::now(), backend.get(&name("a")).await);
+                for begun in [&user[..4], &secret[..4]] {
+                    assert!(!error.contains(begun), "{code} {length}: {error}");
+                }
+            }
+        }
+    }
+    let listing = format!("<html>{}{secret}", ".".repeat(270));
+    fault(&server, "GET", Fault::Status(200, listing), usize::MAX);
+    let error = retry_of(Instant::now(), backend.list("", None, 10).await);
+    assert!(error.contains("no listing") && !error.contains(&secret[..4]), "{error}");
+}
+
 #[tokio::test]
 async fn a_token_that_expires_is_replaced_once_for_all_who_wait() {
     let server = Server::start().await;
