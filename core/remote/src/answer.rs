@@ -26,6 +26,23 @@ pub(crate) enum Protocol {
 /// S3's ETag of nothing.
 const MD5_OF_NOTHING: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
+/// SCOs and fragments have 128 MiB at most, and what is around them.
+const OBJECT_BYTES_MAX: u64 = 256 << 20;
+/// A page of a thousand names of a thousand letters, with all that some say of each.
+const LISTING_BYTES_MAX: u64 = 8 << 20;
+/// A catalogue of Keystone's, what Google says of an object.
+const REST_BYTES_MAX: u64 = 1 << 20;
+
+/// How long an answer may be that means that all is well.
+pub(crate) fn bytes_max(operation: Option<Operation>, asked: Option<&http::HeaderValue>) -> u64 {
+    match (operation, asked.and_then(asked_range)) {
+        (Some(Operation::Read), Some((first, Some(last)))) => last.saturating_sub(first).saturating_add(1),
+        (Some(Operation::Read), _) => OBJECT_BYTES_MAX,
+        (Some(Operation::List), _) => LISTING_BYTES_MAX,
+        _ => REST_BYTES_MAX,
+    }
+}
+
 pub(crate) fn wrong(reason: impl Into<String>) -> HttpError {
     HttpError::Wrong(reason.into())
 }

@@ -17,7 +17,6 @@ use crate::{
     http::Http,
     operators::Operators,
     redact::{Redactor, shorten},
-    store::is_plain_url,
 };
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::LocalBoxFuture};
@@ -27,7 +26,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -49,6 +48,8 @@ pub struct RemoteOptions {
     pub patience: Duration,
     /// At most so many operations are under way; the others wait.
     pub operations_max: usize,
+    /// At most so many wait; more are told so at once.
+    pub waiting_max: usize,
     /// Bounds what is sent.
     pub up_bytes_per_s: Option<u64>,
     /// Bounds what is received.
@@ -63,6 +64,7 @@ impl Default for RemoteOptions {
             retry: Duration::from_secs(20),
             patience: Duration::from_secs(10),
             operations_max: 32,
+            waiting_max: 4096,
             up_bytes_per_s: None,
             down_bytes_per_s: None,
             seed: 0,
@@ -92,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) operators: Operators,
     pub(crate) options: RemoteOptions,
     pub(crate) operations: Semaphore,
+    /// Operations that have begun, with or without a turn.
+    pub(crate) present: AtomicUsize,
     chance: AtomicU64,
 }
 
@@ -103,16 +107,9 @@ impl RemoteBackend {
         options: RemoteOptions,
         runtime: Handle,
     ) -> Result<RemoteBackend, OpenError> {
+        store.check().map_err(|reason| OpenError { store: store.kind_name().to_owned(), reason })?;
         let error = |reason: String| OpenError { store: store.to_string(), reason };
-        if ObjectName::new(store.prefix.as_str()).is_err() {
-            return Err(error("the prefix is no object name".to_owned()));
-        }
         let urls = store.urls();
-        if urls.iter().any(|url| !is_plain_url(url)) {
-            // It may hold a password: nothing of it is shown.
-            let reason = "a URL of it is no http:// or https:// URL without user, query and fragment";
-            return Err(OpenError { store: store.kind_name().to_owned(), reason: reason.to_owned() });
-        }
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
         let (up, down) = (options.up_bytes_per_s, options.down_bytes_per_s);
         let redactor = Redactor::new(&credentials);
@@ -123,6 +120,7 @@ impl RemoteBackend {
             prefix: store.prefix.clone(),
             operators,
             operations: Semaphore::new(options.operations_max.clamp(1, Semaphore::MAX_PERMITS)),
+            present: AtomicUsize::new(0),
             chance: AtomicU64::new(options.seed),
             options,
         };

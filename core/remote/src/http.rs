@@ -7,13 +7,16 @@
 //!
 //! Invariants
 //! * A request that stalls ends (see [`Progress`]), whichever way its bytes go.
+//! * No answer is longer than what was asked for.
 //! * A body that is cut off, or of another range than the one asked for, is an error here and never bytes there; what somebody
 //!   else says in the store's place is one too (`answer.rs`).
 //! * No redirect is followed, so that credentials go where they are meant for and nowhere else.
 //! * No error has a URL or a header in it: they may carry signatures and tokens.
 
 use crate::{
-    answer::{Protocol, Told, check_framing, check_listing, check_origin, check_range, has_code, wrong},
+    answer::{
+        Protocol, Told, bytes_max, check_framing, check_listing, check_origin, check_range, has_code, wrong,
+    },
     checksum::Checksum,
     pace::{Allowance, Pace, Progress, Stalled},
     redact::{ERROR_BYTES_MAX, Redactor, shorten},
@@ -36,8 +39,6 @@ use thiserror::Error;
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::rustls::RootCertStore;
 
-/// Objects and listings are far smaller; a server that does not stop must not fill the memory.
-const BODY_BYTES_MAX: usize = 1 << 30;
 /// A body goes up in pieces of this size.
 const PIECE_BYTES: usize = 128 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
@@ -156,7 +157,13 @@ impl Http {
         if status.is_success() && status != StatusCode::NO_CONTENT && head.method == Method::GET {
             check_framing(&headers)?;
         }
-        let mut body = self.body(answer, &progress, status.is_success()).await?;
+        let asked = head.headers.get(header::RANGE);
+        let bytes_max = if status.is_success() { bytes_max(operation, asked) } else { u64::MAX };
+        // What is told is not waited for; what is not told ends where it is too much.
+        if head.method != Method::HEAD && answer.content_length().is_some_and(|length| length > bytes_max) {
+            return Err(wrong(format!("longer than {bytes_max} bytes, which are all that was asked for")));
+        }
+        let mut body = self.body(answer, &progress, status.is_success(), bytes_max).await?;
         let redactor = || self.redactor.and(&head.headers);
         if !status.is_success() {
             body = Bytes::from(redactor().clean_body(&body));
@@ -172,11 +179,10 @@ impl Http {
             return Err(HttpError::Unconfirmed);
         }
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
-            check_range(head.headers.get(header::RANGE), status, &headers, 0)?;
+            check_range(asked, status, &headers, 0)?;
             return Err(HttpError::Ended(Bytes::new()));
         }
         if status.is_success() && head.method == Method::GET {
-            let asked = head.headers.get(header::RANGE);
             if check_range(asked, status, &headers, body.len() as u64)? == Told::Ended {
                 return Err(HttpError::Ended(body));
             }
@@ -194,6 +200,7 @@ impl Http {
         mut answer: reqwest::Response,
         progress: &Progress,
         is_success: bool,
+        bytes_max: u64,
     ) -> Result<Bytes, HttpError> {
         let mut pieces = Vec::new();
         let mut length = 0usize;
@@ -205,8 +212,10 @@ impl Http {
             if !is_success && length > ERROR_BYTES_MAX {
                 break;
             }
-            if length > BODY_BYTES_MAX {
-                return Err(wrong("longer than 1 GiB"));
+            if length as u64 > bytes_max {
+                return Err(wrong(format!(
+                    "longer than {bytes_max} bytes, which are all that was asked for"
+                )));
             }
             if !held.is_zero() {
                 sleep(held).await;

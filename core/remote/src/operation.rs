@@ -9,7 +9,14 @@
 
 use crate::{backend::Shared, failure::Failure, operators::Numbered, pace::Allowance};
 use opendal::Operator;
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::SemaphorePermit,
     time::{Instant, sleep, timeout_at},
@@ -24,9 +31,20 @@ impl Shared {
         &self,
         work: impl AsyncFnOnce(&Arc<Allowance>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        let _present = self.enter()?;
         let allowed = Arc::new(Allowance::new(self.options.retry, self.options.patience));
         let done = allowed.in_time(work(&allowed)).await;
         done.unwrap_or_else(|_| Err(Failure::Busy("not done in time".to_owned())))
+    }
+
+    /// Whoever waits holds his bytes, and comes too late the more there are.
+    fn enter(&self) -> Result<Present<'_>, Failure> {
+        let present = Present(&self.present);
+        let before = self.present.fetch_add(1, Ordering::Relaxed);
+        match before < self.options.operations_max.max(1).saturating_add(self.options.waiting_max) {
+            true => Ok(present),
+            false => Err(Failure::Refused(format!("{before} operations are under way or wait already"))),
+        }
     }
 
     /// `attempt` until it does not come back `Busy`.
@@ -79,5 +97,14 @@ impl Shared {
     fn backoff(&self, attempts: u32) -> Duration {
         let all = BACKOFF_MIN.saturating_mul(1 << attempts.min(10)).min(BACKOFF_MAX);
         all.mul_f64(0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
+    }
+}
+
+/// An operation, counted while it is there.
+struct Present<'a>(&'a AtomicUsize);
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! What a store is: its kind, its address, the place in it that is ours.
 
 use crate::answer::Protocol;
+use ovs_backend::ObjectName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -76,11 +77,7 @@ pub struct KeystoneProject {
 impl RemoteStore {
     /// The address as errors and listings show it: no user, no secret.
     pub fn address(&self) -> String {
-        let container = match &self.kind {
-            RemoteKind::S3 { bucket, .. } | RemoteKind::Gcs { bucket, .. } => bucket,
-            RemoteKind::Swift { container, .. } | RemoteKind::Azblob { container, .. } => container,
-        };
-        format!("{}/{container}/{}", self.endpoint(), self.prefix)
+        format!("{}/{}/{}", self.endpoint(), self.container(), self.prefix)
     }
 
     /// The server's part of it.
@@ -114,6 +111,43 @@ impl RemoteStore {
         }
     }
 
+    /// What is wrong with it; nothing of it is shown but names.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        // It may hold a password.
+        if self.urls().iter().any(|url| !is_plain_url(url)) {
+            return Err(
+                "a URL of it is no http:// or https:// URL without user, query and fragment".to_owned()
+            );
+        }
+        if ObjectName::new(self.prefix.as_str()).is_err() {
+            return Err("the prefix is no object name".to_owned());
+        }
+        // Part of each URL, and what is signed.
+        let container = self.container();
+        if !is_word(container, 255) || container.contains("..") {
+            return Err("the bucket or container is no name of letters, digits, '.', '_' and '-'".to_owned());
+        }
+        match &self.kind {
+            RemoteKind::S3 { region, .. } if !is_word(region, 128) => {
+                Err("the region is no name of letters, digits, '.', '_' and '-'".to_owned())
+            }
+            // One label (RFC 1123, 2.1): a certificate for all buckets is for one.
+            RemoteKind::S3 { bucket_in_host: true, .. }
+                if container.len() > 63 || container.contains(['_', '.']) || container.ends_with('-') =>
+            {
+                Err("the bucket cannot be a part of a host's name".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn container(&self) -> &str {
+        match &self.kind {
+            RemoteKind::S3 { bucket, .. } | RemoteKind::Gcs { bucket, .. } => bucket,
+            RemoteKind::Swift { container, .. } | RemoteKind::Azblob { container, .. } => container,
+        }
+    }
+
     /// Every URL in it.
     pub(crate) fn urls(&self) -> Vec<&str> {
         match &self.kind {
@@ -130,6 +164,12 @@ impl fmt::Display for RemoteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind_name(), self.address())
     }
+}
+
+fn is_word(text: &str, length_max: usize) -> bool {
+    text.len() <= length_max
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
 /// Without a user, a query and a fragment, which do not belong into an address and may be secret.

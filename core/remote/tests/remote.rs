@@ -536,6 +536,45 @@ async fn no_more_is_under_way_than_allowed_and_nothing_of_what_was_given_up() {
     got.expect("a turn at once").unwrap();
 }
 
+/// A server that does not stop does not fill the memory.
+#[tokio::test]
+async fn no_answer_is_longer_than_what_was_asked_for() {
+    let server = Server::start().await;
+    let backend =
+        open_with(swift(&server), SECRET, RemoteOptions { retry: Duration::from_millis(50), ..options() });
+    put(&backend, "a", bytes(100_000)).await.unwrap();
+    // What the sockets between us hold is taken, too.
+    const SOCKETS: usize = 64 << 20;
+    fault(&server, "GET", Fault::Flood, usize::MAX);
+    let error = retry_of(Instant::now(), backend.get_range(&name("a"), 1000, 5000).await);
+    assert!(error.contains("longer than 5000 bytes"), "{error}");
+    let error = retry_of(Instant::now(), backend.list("", None, 10).await);
+    assert!(error.contains("longer than"), "{error}");
+    let flooded = server.flooded.load(Ordering::SeqCst);
+    assert!(flooded < SOCKETS, "{flooded}");
+    // All of the object, where a part was asked for, is not even begun.
+    fault(&server, "GET", Fault::IgnoreRange, usize::MAX);
+    let error = retry_of(Instant::now(), backend.get_range(&name("a"), 1000, 5000).await);
+    assert!(error.contains("longer than 5000 bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn more_than_so_many_do_not_wait() {
+    let server = Server::start().await;
+    let few = RemoteOptions { operations_max: 2, waiting_max: 3, ..options() };
+    let (backend, object) = (open_with(s3(&server), SECRET, few), name("a"));
+    *server.delay.lock().unwrap() = Duration::from_millis(200);
+    let gets = join_all((0..8).map(|_| backend.get(&object))).await;
+    let absent = Err(BackendError::NotFound { object: "a".to_owned() });
+    assert_eq!(gets.iter().filter(|got| **got == absent).count(), 5, "{gets:?}");
+    let told = gets
+        .iter()
+        .filter_map(|got| got.as_ref().err())
+        .filter(|error| error.to_string().contains("wait already"));
+    assert_eq!(told.count(), 3, "{gets:?}");
+    assert_eq!(backend.get(&object).await, absent);
+}
+
 #[tokio::test]
 async fn bytes_keep_to_the_rates() {
     let server = Server::start().await;
@@ -569,18 +608,28 @@ async fn a_probe_tells_conditional_puts_apart() {
 #[tokio::test]
 async fn descriptions_are_checked_when_opened_and_show_no_secret() {
     let server = Server::start().await;
-    let open = |endpoint: &str, prefix: &str| {
+    let open_in = |endpoint: &str, prefix: &str, bucket: &str, region: &str, bucket_in_host: bool| {
         let kind = RemoteKind::S3 {
             endpoint: endpoint.to_owned(),
-            region: "r".to_owned(),
-            bucket: BUCKET.to_owned(),
-            bucket_in_host: false,
+            region: region.to_owned(),
+            bucket: bucket.to_owned(),
+            bucket_in_host,
         };
         let store = RemoteStore { kind, prefix: prefix.to_owned() };
         let text = serde_json::to_string(&store).unwrap();
         assert_eq!(serde_json::from_str::<RemoteStore>(&text).unwrap(), store);
         RemoteBackend::open(store, Credentials::new("me", SECRET), options(), Handle::current()).err()
     };
+    let open = |endpoint: &str, prefix: &str| open_in(endpoint, prefix, BUCKET, "r", false);
+    // They are parts of URLs, and of what is signed.
+    let place =
+        |bucket: &str, region: &str, in_host| open_in(&server.url, "a", bucket, region, in_host).is_none();
+    assert!(place("A_b.c-1", "eu-west-1", false) && place("a-b", "r", true));
+    for bad in ["", "a/b", "..", "a..b", ".a", "a?b", "a#b", "a b", "a%2f", "ä", "a\n", &"a".repeat(256)] {
+        assert!(!place(bad, "r", false) && !place(bad, "r", true), "{bad}");
+        assert!(bad == "a..b" || !place("a", bad, false), "{bad}");
+    }
+    assert!(!place("a_b", "r", true) && !place("a-", "r", true) && !place("a.b", "r", true));
     assert!(open(&server.url, "a/b").is_none());
     for (endpoint, prefix) in [
         ("127.0.0.1:80", "a"),

@@ -45,6 +45,8 @@ pub enum Fault {
     Hang,
     /// It has happened, and the connection ends.
     Drop,
+    /// A good head without a length, and bytes without an end; of a range, as it was asked for.
+    Flood,
     /// A bit of what is put changes on its way to the store.
     Garble,
     /// A bit of what is put changes in the store, which knows of it and of nothing else.
@@ -76,6 +78,8 @@ pub struct Server {
     /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
+    /// Bytes that were taken from a flood.
+    pub flooded: AtomicUsize,
     /// What a login names instead of this server.
     pub storage: Mutex<Option<String>>,
     /// Puts whose bytes were not those of the checksum sent with them.
@@ -108,6 +112,7 @@ impl Server {
             under_way_max: AtomicUsize::new(0),
             delay: Mutex::default(),
             has_conditions,
+            flooded: AtomicUsize::new(0),
             storage: Mutex::default(),
             bad_digests: AtomicUsize::new(0),
             has_request_ids: AtomicBool::new(true),
@@ -165,6 +170,24 @@ impl Server {
             Some(Fault::Status(code, text)) => {
                 write(stream, *code, &[], text.as_bytes(), text.len(), asked.method == "HEAD").await?;
                 return Ok(true);
+            }
+            Some(Fault::Flood) => {
+                let tag = self.etag(&asked, b"");
+                let range = asked.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+                let (code, range) = match range {
+                    Some(range) => (206, format!("content-range: bytes {range}/1000000000\r\n")),
+                    None => (200, String::new()),
+                };
+                let head = format!(
+                    "HTTP/1.1 {code} x\r\n{}: {}\r\nx-trans-id: x\r\n{range}transfer-encoding: chunked\r\n\r\n",
+                    tag.0, tag.1
+                );
+                stream.write_all(head.as_bytes()).await?;
+                let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+                loop {
+                    stream.write_all(&chunk).await?;
+                    self.flooded.fetch_add(0x10000, Ordering::SeqCst);
+                }
             }
             Some(Fault::Header(code, name, value)) => {
                 write(stream, *code, &[((*name).to_owned(), value.clone())], b"", 0, true).await?;
