@@ -54,12 +54,13 @@ pub struct RemoteOptions {
     pub up_bytes_per_s: Option<u64>,
     /// Bounds what is received.
     pub down_bytes_per_s: Option<u64>,
-    /// Of the times between attempts, and of the names a probe uses.
+    /// Of the times between attempts, and of the names a probe uses: no two hosts have the same.
     pub seed: u64,
 }
 
-impl Default for RemoteOptions {
-    fn default() -> RemoteOptions {
+impl RemoteOptions {
+    /// What serves most.
+    pub fn new(seed: u64) -> RemoteOptions {
         RemoteOptions {
             retry: Duration::from_secs(20),
             patience: Duration::from_secs(10),
@@ -67,7 +68,7 @@ impl Default for RemoteOptions {
             waiting_max: 4096,
             up_bytes_per_s: None,
             down_bytes_per_s: None,
-            seed: 0,
+            seed,
         }
     }
 }

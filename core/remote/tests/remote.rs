@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn options() -> RemoteOptions {
-    RemoteOptions { retry: RETRY, patience: PATIENCE, ..Default::default() }
+    RemoteOptions { retry: RETRY, patience: PATIENCE, ..RemoteOptions::new(1) }
 }
 
 fn s3(server: &Server) -> RemoteKind {
@@ -602,6 +602,35 @@ async fn a_probe_tells_conditional_puts_apart() {
         assert!(probe.is_usable() && probe.lists_after_delete, "{probe:?}");
         assert_eq!(probe.put_if_absent, expected);
         assert!(server.objects.lock().unwrap().is_empty());
+    }
+}
+
+/// Eight that fail are no sign that one would have won.
+#[tokio::test]
+async fn a_race_that_nobody_wins_is_no_race_with_one_winner() {
+    let server = Server::start().await;
+    let mut puts_of_race = 0;
+    server.decide(move |asked| {
+        // The one before the race is for an object that is there.
+        let is_rival = asked.headers.contains_key("if-none-match");
+        puts_of_race += usize::from(is_rival);
+        (is_rival && puts_of_race > 1).then(|| Fault::Status(500, "no".to_owned()))
+    });
+    assert_eq!(open(s3(&server)).probe().await.unwrap().put_if_absent, PutIfAbsent::Unclear);
+}
+
+/// Two hosts that try one store must not meet there.
+#[tokio::test]
+async fn probes_have_names_of_their_own() {
+    let server = Server::start().await;
+    let mut probed = std::collections::BTreeSet::new();
+    for seed in [1, 2] {
+        open_with(s3(&server), SECRET, RemoteOptions { seed, ..options() }).probe().await.unwrap();
+        let log = std::mem::take(&mut *server.log.lock().unwrap());
+        let names: std::collections::BTreeSet<String> =
+            log.into_iter().filter(|asked| asked.method == "PUT").map(|asked| asked.key).collect();
+        assert!(!names.is_empty() && probed.is_disjoint(&names), "{names:?}");
+        probed.extend(names);
     }
 }
 

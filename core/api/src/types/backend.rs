@@ -178,8 +178,8 @@ pub struct ProbeResult {
     pub deletes: bool,
     /// A deleted object is not listed as soon as it was deleted.
     pub lists_after_delete: bool,
-    /// What it makes of a put of what may not be there yet (nothing rests on it): `one_winner`, `several_winners`, `ignored`,
-    /// `refused`, `not_offered`.
+    /// What it makes of a put of what may not be there yet (nothing rests on it): `one_winner`, `several_winners`, `unclear`,
+    /// `ignored`, `refused`, `not_offered`.
     pub put_if_absent: String,
     /// The put of a small object.
     pub put_ms: u64,

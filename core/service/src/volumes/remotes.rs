@@ -91,6 +91,7 @@ pub(super) fn show_probe(probe: &serde_json::Value) -> Option<ProbeResult> {
     let put_if_absent = match probe.put_if_absent {
         PutIfAbsent::OneWinner => "one_winner",
         PutIfAbsent::SeveralWinners => "several_winners",
+        PutIfAbsent::Unclear => "unclear",
         PutIfAbsent::Ignored => "ignored",
         PutIfAbsent::Refused => "refused",
         PutIfAbsent::NotOffered => "not_offered",
@@ -113,7 +114,7 @@ impl Volumes {
     /// Tries a store, and gives its record with what came of it. One that does not keep the rules is refused.
     pub(super) async fn probe_store(&self, record: StoreRecord) -> Result<StoreRecord, Problem> {
         let StoreRecord::Remote { store, credentials, .. } = record else { return Ok(record) };
-        let options = RemoteOptions { retry: PROBE_RETRY, seed: self.seed(), ..RemoteOptions::default() };
+        let options = RemoteOptions { retry: PROBE_RETRY, ..RemoteOptions::new(self.seed()) };
         let described = decode_store(&store)?;
         let shown = described.to_string();
         let backend =
