@@ -26,8 +26,8 @@ pub(crate) enum Protocol {
 /// S3's ETag of nothing.
 const MD5_OF_NOTHING: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
-/// SCOs and fragments have 128 MiB at most, and what is around them.
-const OBJECT_BYTES_MAX: u64 = 256 << 20;
+/// SCOs and fragments have 128 MiB at most, and what is around them. What is longer is neither read nor put.
+pub(crate) const OBJECT_BYTES_MAX: u64 = 256 << 20;
 /// A page of a thousand names of a thousand letters, with all that some say of each.
 const LISTING_BYTES_MAX: u64 = 8 << 20;
 /// A catalogue of Keystone's, what Google says of an object.
@@ -82,7 +82,14 @@ pub(crate) fn check_origin(
         (Operation::Delete | Operation::List, 200..=299) => is_marked || is_s3,
         _ => true,
     };
-    if is_own { Ok(()) } else { Err(wrong(format!("HTTP {code}, and not of the store: {}", quote(body)))) }
+    match is_own {
+        true => Ok(()),
+        // It may be a guest's data after all, which is nobody's to read.
+        false if operation == Operation::Read && status.is_success() => {
+            Err(wrong(format!("HTTP {code}, without a mark of the store")))
+        }
+        false => Err(wrong(format!("HTTP {code}, without a mark of the store: {}", quote(body)))),
+    }
 }
 
 /// A header that this kind of store puts on its answers and nobody else does.

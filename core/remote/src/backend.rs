@@ -13,8 +13,10 @@
 
 use crate::{
     Credentials, RemoteStore,
+    answer::OBJECT_BYTES_MAX,
     failure::Failure,
     http::Http,
+    operation::Turn,
     operators::Operators,
     redact::{Redactor, shorten},
 };
@@ -46,14 +48,10 @@ pub struct RemoteOptions {
     /// A request ends when nothing of it has moved for so long. An operation ends after `retry` and this, whatever it is at, or later by what
     /// its bytes take at 16 KiB/s, its names at 100 a second, and by what our own pace has held back.
     pub patience: Duration,
-    /// At most so many operations are under way; the others wait.
+    /// At most so many operations are under way, each with one request at a time; the others wait. A store's own number goes before this.
     pub operations_max: usize,
     /// At most so many wait; more are told so at once.
     pub waiting_max: usize,
-    /// Bounds what is sent.
-    pub up_bytes_per_s: Option<u64>,
-    /// Bounds what is received.
-    pub down_bytes_per_s: Option<u64>,
     /// Of the times between attempts, and of the names a probe uses: no two hosts have the same.
     pub seed: u64,
 }
@@ -66,8 +64,6 @@ impl RemoteOptions {
             patience: Duration::from_secs(10),
             operations_max: 32,
             waiting_max: 4096,
-            up_bytes_per_s: None,
-            down_bytes_per_s: None,
             seed,
         }
     }
@@ -95,6 +91,10 @@ pub(crate) struct Shared {
     pub(crate) operators: Operators,
     pub(crate) options: RemoteOptions,
     pub(crate) operations: Semaphore,
+    /// How many turns there are.
+    pub(crate) turns: usize,
+    /// Of these turns: what is read waits for no put that the pace holds back.
+    pub(crate) puts: Semaphore,
     /// Operations that have begun, with or without a turn.
     pub(crate) present: AtomicUsize,
     chance: AtomicU64,
@@ -112,15 +112,18 @@ impl RemoteBackend {
         let error = |reason: String| OpenError { store: store.to_string(), reason };
         let urls = store.urls();
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
-        let (up, down) = (options.up_bytes_per_s, options.down_bytes_per_s);
         let redactor = Redactor::new(&credentials);
-        let http = Http::new(store.protocol(), redactor, is_tls, options.patience, up, down);
+        let http = Http::new(store.protocol(), redactor, is_tls, options.patience, store.limits.bytes_per_s);
         let operators = Operators::new(store.clone(), credentials, http.map_err(error)?).map_err(error)?;
+        let asked = store.limits.requests_max.map(|requests| requests as usize);
+        let turns = asked.unwrap_or(options.operations_max).clamp(1, Semaphore::MAX_PERMITS / 3);
         let shared = Shared {
             address: store.address(),
             prefix: store.prefix.clone(),
             operators,
-            operations: Semaphore::new(options.operations_max.clamp(1, Semaphore::MAX_PERMITS)),
+            operations: Semaphore::new(turns),
+            turns,
+            puts: Semaphore::new((turns * 3 / 4).max(1)),
             present: AtomicUsize::new(0),
             chance: AtomicU64::new(options.seed),
             options,
@@ -180,8 +183,12 @@ impl Shared {
     }
 
     pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
+        if bytes.len() as u64 > OBJECT_BYTES_MAX {
+            return Err(Failure::Refused("longer than 256 MiB, which nobody would read".to_owned()));
+        }
         self.operate(async |allowed| {
-            self.persist(allowed, |operator| put_once(operator, path.clone(), bytes.clone())).await
+            let attempt = |operator| put_once(operator, path.clone(), bytes.clone());
+            self.persist(allowed, Turn::Put, attempt).await
         })
         .await
     }
@@ -217,7 +224,7 @@ impl Shared {
                 Ok(bytes.map_err(Failure::from)?.to_bytes())
             }
         };
-        let read = self.operate(async |allowed| self.persist(allowed, attempt).await).await;
+        let read = self.operate(async |allowed| self.persist(allowed, Turn::Any, attempt).await).await;
         match (read, range) {
             (Err(Failure::Ended(bytes)), Some(_)) => Ok(bytes),
             (read, _) => read,
@@ -237,7 +244,7 @@ impl Shared {
             loop {
                 let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
                 let attempt = |operator| self.page(operator, prefix, after.as_ref(), wanted);
-                let page = self.persist(allowed, attempt).await?;
+                let page = self.persist(allowed, Turn::Any, attempt).await?;
                 let is_last = page.len() < wanted;
                 allowed.found(page.len());
                 found.extend(page);
@@ -287,7 +294,7 @@ impl Shared {
             let path = path.clone();
             async move { operator.delete(&path).await.map_err(Failure::from) }
         };
-        match self.operate(async |allowed| self.persist(allowed, delete).await).await {
+        match self.operate(async |allowed| self.persist(allowed, Turn::Any, delete).await).await {
             Err(Failure::Absent) => Ok(()),
             done => done,
         }

@@ -109,7 +109,7 @@ impl Failure {
             Failure::Full(reason) => {
                 BackendError::NoSpace { operation, object, reason: format!("{address}: {reason}") }
             }
-            Failure::Unmarked => retry(object, "HTTP 404, and not of the store"),
+            Failure::Unmarked => retry(object, "HTTP 404, without a mark of the store"),
             Failure::Unconfirmed => retry(object, "it is not said that what was sent is stored"),
             Failure::Exists => retry(object, "it exists, and did not a moment before"),
             Failure::Unsupported => retry(object, "no such request"),

@@ -56,7 +56,7 @@ pub(crate) enum HttpError {
     #[error("the answer is wrong: {0}")]
     Wrong(String),
     /// A HEAD's 404 that may be anybody's.
-    #[error("HTTP 404, perhaps not of the store")]
+    #[error("HTTP 404, without a mark of the store")]
     Unmarked,
     /// It was put, and the store does not say that these are the bytes.
     #[error("it is not said that what was sent is stored")]
@@ -93,8 +93,7 @@ impl Http {
         redactor: Redactor,
         is_tls: bool,
         patience: Duration,
-        up: Option<u64>,
-        down: Option<u64>,
+        bytes_per_s: Option<u64>,
     ) -> Result<Http, String> {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls(is_tls)?)
@@ -110,8 +109,8 @@ impl Http {
             protocol,
             redactor,
             client,
-            up: Arc::new(Pace::new(up)),
-            down: Arc::new(Pace::new(down)),
+            up: Arc::new(Pace::new(bytes_per_s)),
+            down: Arc::new(Pace::new(bytes_per_s)),
             patience,
             operation: None,
         })
@@ -130,9 +129,6 @@ impl Http {
     pub(crate) async fn exchange(&self, request: Request<Buffer>) -> Result<Response<Bytes>, HttpError> {
         let (head, body) = request.into_parts();
         let operation = head.extensions.get::<Operation>().copied();
-        let counts = operation != Some(Operation::List);
-        let allowance = self.operation.clone().map(|allowance| (allowance, counts));
-        let progress = Arc::new(Progress::new(self.patience, allowance));
         let url = reqwest::Url::parse(&head.uri.to_string()).map_err(|_| wrong("a URL that is none"))?;
         let mut sent = self.client.request(head.method.clone(), url).headers(head.headers.clone());
         let checksum = match operation {
@@ -142,6 +138,9 @@ impl Http {
         if let (Some(checksum), Protocol::Swift) = (&checksum, self.protocol) {
             sent = sent.header(header::ETAG, &checksum.hex);
         }
+        let counts = operation != Some(Operation::List);
+        let allowance = self.operation.clone().map(|allowance| (allowance, counts));
+        let progress = Arc::new(Progress::new(self.patience, allowance));
         if !body.is_empty() {
             let body = PacedBody {
                 rest: body,

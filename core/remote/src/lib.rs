@@ -31,4 +31,4 @@ mod swift;
 pub use backend::{OpenError, RemoteBackend, RemoteOptions};
 pub use probe::{Probe, PutIfAbsent};
 pub use secret::{Credentials, Secret, SecretError, SecretReference};
-pub use store::{KeystoneProject, RemoteKind, RemoteStore};
+pub use store::{KeystoneProject, Limits, RemoteKind, RemoteStore};

@@ -25,6 +25,14 @@ use tokio::{
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
+/// Which turn an attempt needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// One of three in four.
+    Put,
+    Any,
+}
+
 impl Shared {
     /// All of one operation.
     pub(crate) async fn operate<T>(
@@ -41,7 +49,7 @@ impl Shared {
     fn enter(&self) -> Result<Present<'_>, Failure> {
         let present = Present(&self.present);
         let before = self.present.fetch_add(1, Ordering::Relaxed);
-        match before < self.options.operations_max.max(1).saturating_add(self.options.waiting_max) {
+        match before < self.turns.saturating_add(self.options.waiting_max) {
             true => Ok(present),
             false => Err(Failure::Refused(format!("{before} operations are under way or wait already"))),
         }
@@ -51,12 +59,13 @@ impl Shared {
     pub(crate) async fn persist<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         allowed: &Arc<Allowance>,
+        turn: Turn,
         mut attempt: impl FnMut(Operator) -> F,
     ) -> Result<T, Failure> {
         let mut renewals = 0;
         for attempts in 0u32.. {
-            let outcome = match self.begin(allowed).await {
-                Ok((_permit, current)) => {
+            let outcome = match self.begin(allowed, turn).await {
+                Ok((_permits, current)) => {
                     let operator = self.operators.during(current.operator, allowed.clone());
                     match attempt(operator).await {
                         Err(Failure::Expired(_))
@@ -82,11 +91,16 @@ impl Shared {
     }
 
     /// A turn, and a token if there has to be one.
-    async fn begin(&self, allowed: &Allowance) -> Result<(SemaphorePermit<'_>, Numbered), Failure> {
+    async fn begin(&self, allowed: &Allowance, turn: Turn) -> Result<(Permits<'_>, Numbered), Failure> {
+        let closed = |_| Failure::Refused("closed".to_owned());
         let begun = timeout_at(allowed.attempts_until(), async {
-            let permit =
-                self.operations.acquire().await.map_err(|_| Failure::Refused("closed".to_owned()))?;
-            Ok((permit, self.operators.current().await?))
+            // In this order: who has none to put holds up nobody who reads.
+            let put = match turn {
+                Turn::Put => Some(self.puts.acquire().await.map_err(closed)?),
+                Turn::Any => None,
+            };
+            let any = self.operations.acquire().await.map_err(closed)?;
+            Ok(((any, put), self.operators.current().await?))
         });
         begun
             .await
@@ -99,6 +113,8 @@ impl Shared {
         all.mul_f64(0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
     }
 }
+
+type Permits<'a> = (SemaphorePermit<'a>, Option<SemaphorePermit<'a>>);
 
 /// An operation, counted while it is there.
 struct Present<'a>(&'a AtomicUsize);

@@ -13,6 +13,26 @@ pub struct RemoteStore {
     pub kind: RemoteKind,
     /// Before each name, with a `/` between: itself an object name.
     pub prefix: String,
+    /// What it is asked for at most.
+    #[serde(default, skip_serializing_if = "Limits::are_none")]
+    pub limits: Limits,
+}
+
+/// What a store is asked for at most, by this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes per second, sent and received each: 64 KiB to 1 TiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
+    /// Requests at once: 1 to 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_max: Option<u32>,
+}
+
+impl Limits {
+    fn are_none(&self) -> bool {
+        *self == Limits::default()
+    }
 }
 
 /// The protocols. Addresses are URLs with `http://` or `https://`.
@@ -126,6 +146,12 @@ impl RemoteStore {
         let container = self.container();
         if !is_word(container, 255) || container.contains("..") {
             return Err("the bucket or container is no name of letters, digits, '.', '_' and '-'".to_owned());
+        }
+        if self.limits.bytes_per_s.is_some_and(|bytes| !(64 << 10..=1 << 40).contains(&bytes)) {
+            return Err("its bytes per second are not 64 KiB to 1 TiB".to_owned());
+        }
+        if self.limits.requests_max.is_some_and(|requests| !(1..=1024).contains(&requests)) {
+            return Err("its requests at once are not 1 to 1024".to_owned());
         }
         match &self.kind {
             RemoteKind::S3 { region, .. } if !is_word(region, 128) => {

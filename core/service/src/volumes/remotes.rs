@@ -4,7 +4,8 @@ use super::{Volumes, problem::from_backend, secrets::Secrets};
 use ovs_api::{BackendKind, ProbeResult, Problem, ProblemKind};
 use ovs_cluster::catalogue::{CredentialsRecord, StoreRecord};
 use ovs_remote::{
-    Credentials, KeystoneProject, Probe, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions, RemoteStore,
+    Credentials, KeystoneProject, Limits, Probe, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions,
+    RemoteStore,
 };
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -41,7 +42,11 @@ pub(super) fn store_of(kind: BackendKind, asked: &ovs_api::RemoteStore) -> Optio
         BackendKind::Azure => RemoteKind::Azblob { endpoint: endpoint?, container },
         BackendKind::Dir | BackendKind::Composite => return None,
     };
-    let store = RemoteStore { kind, prefix: asked.prefix.clone().unwrap_or_else(|| PREFIX.into()) };
+    let store = RemoteStore {
+        kind,
+        prefix: asked.prefix.clone().unwrap_or_else(|| PREFIX.into()),
+        limits: Limits { bytes_per_s: asked.bytes_per_s, requests_max: asked.requests_max },
+    };
     Some(StoreRecord::Remote {
         store: serde_json::to_value(store).ok()?,
         credentials: CredentialsRecord {
