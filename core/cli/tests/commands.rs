@@ -68,6 +68,8 @@ fn an_option_that_does_not_fit_is_named_as_it_was_typed() {
         (&["--of", "a,b"], "--preset is needed for a backend of type composite"),
         (&[], "--path is needed for a backend of type dir"),
         (&["--path", "/x", "--region", "eu"], "--region is for object stores: say which with --type"),
+        (&["--path", "/x", "--bandwidth", "1MiB"], "--bandwidth is for object stores: say which with --type"),
+        (&["--path", "/x", "--concurrency", "1"], "--concurrency is for object stores"),
         (&["--type", "s3", "--of", "a"], "--of is for composites"),
         (&["--of", "a", "--preset", "p", "--path", "/x"], "--path is for directories"),
     ] {
@@ -296,6 +298,10 @@ fn every_verb_asks_for_what_it_says() {
                 "r",
                 "--prefix",
                 "x",
+                "--bandwidth",
+                "50MiB",
+                "--concurrency",
+                "8",
                 "--user-env",
                 "OVS_USER",
                 "--secret-file",
@@ -303,7 +309,7 @@ fn every_verb_asks_for_what_it_says() {
             ],
             "POST /v1/backends",
             json!({"name": "s", "type": "s3", "remote": {
-                "endpoint": "https://s3", "container": "c", "region": "r", "prefix": "x", "user": "env:OVS_USER",
+                "endpoint": "https://s3", "container": "c", "region": "r", "prefix": "x", "bytes_per_s": 50 << 20, "requests_max": 8, "user": "env:OVS_USER",
                 "secret": "file:/etc/ovs/s3",
             }}),
         ),

@@ -11,7 +11,12 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use ovs_backend::{Backend, BackendError, ObjectName, Urgency, conformance};
 use ovs_remote::{Credentials, RemoteBackend, RemoteOptions};
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{
+    collections::BTreeSet,
+    env,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 use tokio::{runtime::Handle, task::LocalSet, time::Instant};
 
 const RETRY: Duration = Duration::from_secs(4);
@@ -27,9 +32,11 @@ async fn main() -> anyhow::Result<()> {
     let credentials = Credentials::new(env::var("OVS_STORE_NAME")?, env::var("OVS_STORE_SECRET")?);
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let is_load = rest.first() == Some(&"load");
+    // Another one in each process.
+    let seed = RandomState::new().hash_one(0);
     let options = match is_load {
-        true => RemoteOptions { retry: RETRY, patience: PATIENCE, ..Default::default() },
-        false => RemoteOptions::default(),
+        true => RemoteOptions { retry: RETRY, patience: PATIENCE, ..RemoteOptions::new(seed) },
+        false => RemoteOptions::new(seed),
     };
     let backend = RemoteBackend::open(store, credentials, options, Handle::current())?;
     let started = Instant::now();

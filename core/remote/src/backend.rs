@@ -1,8 +1,8 @@
 //! The adapter: [`Backend`]'s rules over an operator, and what is tried again.
 //!
 //! ```text
-//!  engine thread: a call ──▶ task on the runtime: attempt ─▶ busy: again, later, until RETRY is over ─▶ Retry
-//!                 ◀── its JoinHandle                     └▶ token expired: another one, once ─▶ attempt
+//!  engine thread: a call ──▶ task on the runtime: an operation (operation.rs) of attempts ─▶ OpenDAL
+//!                 ◀── its JoinHandle
 //! ```
 //!
 //! Invariants
@@ -11,7 +11,15 @@
 //! * Who gives a call up ends its task.
 //! * Names are the prefix, `/`, and the object's name; nothing else is ever asked for, and what a listing has beside is left out.
 
-use crate::{Credentials, RemoteStore, failure::Failure, http::Http, operators::Operators};
+use crate::{
+    Credentials, RemoteStore,
+    answer::OBJECT_BYTES_MAX,
+    failure::Failure,
+    http::Http,
+    operation::Turn,
+    operators::Operators,
+    redact::{Redactor, shorten},
+};
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::LocalBoxFuture};
 use opendal::{Buffer, Operator, options};
@@ -20,51 +28,43 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 use thiserror::Error;
-use tokio::{
-    runtime::Handle,
-    sync::Semaphore,
-    task::JoinHandle,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle};
 
 /// What one page of a listing has at most; S3 has no more.
 const PAGE_OBJECTS_MAX: usize = 1000;
 /// Ranges that go as far as this are asked for without an end: stores differ in what they make of more than 2^63.
 const RANGE_END_MAX: u64 = 1 << 62;
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
 /// How a store is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
     /// No attempt begins so long after the operation did.
     pub retry: Duration,
-    /// A request ends when nothing of it has moved for so long. `retry` and this bound an operation.
+    /// A request ends when nothing of it has moved for so long. An operation ends after `retry` and this, whatever it is at, or later by what
+    /// its bytes take at 16 KiB/s, its names at 100 a second, and by what our own pace has held back.
     pub patience: Duration,
-    /// At most so many operations are under way; the others wait.
+    /// At most so many operations are under way, each with one request at a time; the others wait. A store's own number goes before this.
     pub operations_max: usize,
-    /// Bounds what is sent.
-    pub up_bytes_per_s: Option<u64>,
-    /// Bounds what is received.
-    pub down_bytes_per_s: Option<u64>,
-    /// Of the times between attempts, and of the names a probe uses.
+    /// At most so many wait; more are told so at once.
+    pub waiting_max: usize,
+    /// Of the times between attempts, and of the names a probe uses: no two hosts have the same.
     pub seed: u64,
 }
 
-impl Default for RemoteOptions {
-    fn default() -> RemoteOptions {
+impl RemoteOptions {
+    /// What serves most.
+    pub fn new(seed: u64) -> RemoteOptions {
         RemoteOptions {
             retry: Duration::from_secs(20),
             patience: Duration::from_secs(10),
             operations_max: 32,
-            up_bytes_per_s: None,
-            down_bytes_per_s: None,
-            seed: 0,
+            waiting_max: 4096,
+            seed,
         }
     }
 }
@@ -86,11 +86,17 @@ pub struct RemoteBackend {
 
 /// What tasks have of it.
 pub(crate) struct Shared {
-    address: String,
+    pub(crate) address: String,
     prefix: String,
-    operators: Operators,
-    options: RemoteOptions,
-    operations: Semaphore,
+    pub(crate) operators: Operators,
+    pub(crate) options: RemoteOptions,
+    pub(crate) operations: Semaphore,
+    /// How many turns there are.
+    pub(crate) turns: usize,
+    /// Of these turns: what is read waits for no put that the pace holds back.
+    pub(crate) puts: Semaphore,
+    /// Operations that have begun, with or without a turn.
+    pub(crate) present: AtomicUsize,
     chance: AtomicU64,
 }
 
@@ -102,24 +108,23 @@ impl RemoteBackend {
         options: RemoteOptions,
         runtime: Handle,
     ) -> Result<RemoteBackend, OpenError> {
+        store.check().map_err(|reason| OpenError { store: store.kind_name().to_owned(), reason })?;
         let error = |reason: String| OpenError { store: store.to_string(), reason };
-        if ObjectName::new(store.prefix.as_str()).is_err() {
-            return Err(error("the prefix is no object name".to_owned()));
-        }
         let urls = store.urls();
-        if urls.iter().any(|url| !is_plain_url(url)) {
-            // It may hold a password: nothing of it is shown.
-            let reason = "a URL of it is no http:// or https:// URL without user, query and fragment";
-            return Err(OpenError { store: store.kind_name().to_owned(), reason: reason.to_owned() });
-        }
         let is_tls = urls.is_empty() || urls.iter().any(|url| url.starts_with("https://"));
-        let http = Http::new(is_tls, options.patience, options.up_bytes_per_s, options.down_bytes_per_s);
+        let redactor = Redactor::new(&credentials);
+        let http = Http::new(store.protocol(), redactor, is_tls, options.patience, store.limits.bytes_per_s);
         let operators = Operators::new(store.clone(), credentials, http.map_err(error)?).map_err(error)?;
+        let asked = store.limits.requests_max.map(|requests| requests as usize);
+        let turns = asked.unwrap_or(options.operations_max).clamp(1, Semaphore::MAX_PERMITS / 3);
         let shared = Shared {
             address: store.address(),
             prefix: store.prefix.clone(),
             operators,
-            operations: Semaphore::new(options.operations_max.clamp(1, Semaphore::MAX_PERMITS)),
+            operations: Semaphore::new(turns),
+            turns,
+            puts: Semaphore::new((turns * 3 / 4).max(1)),
+            present: AtomicUsize::new(0),
             chance: AtomicU64::new(options.seed),
             options,
         };
@@ -138,11 +143,10 @@ impl RemoteBackend {
         let task = Task(self.runtime.spawn(async move {
             match work.await {
                 Ok(done) => Ok(done),
-                Err(Failure::Busy(reason)) => Err(Failure::Busy(shared.operators.redact(reason).await)),
-                Err(Failure::Refused(reason)) => Err(Failure::Refused(shared.operators.redact(reason).await)),
-                Err(Failure::Expired(reason)) => Err(Failure::Expired(shared.operators.redact(reason).await)),
-                Err(Failure::Full(reason)) => Err(Failure::Full(shared.operators.redact(reason).await)),
-                Err(failure) => Err(failure),
+                Err(failure) => {
+                    let redactor = shared.operators.redactor();
+                    Err(failure.with_text(|text| shorten(&redactor.clean(text, false))))
+                }
             }
         }));
         let address = self.shared.address.clone();
@@ -164,67 +168,7 @@ impl<T> Drop for Task<T> {
     }
 }
 
-fn is_plain_url(url: &str) -> bool {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty()
-            && !rest.contains(|c: char| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control())
-    })
-}
-
 impl Shared {
-    /// `attempt` until it does not come back `Busy`, or the time is over.
-    pub(crate) async fn persist<T, F: Future<Output = Result<T, Failure>>>(
-        &self,
-        mut attempt: impl FnMut(Operator) -> F,
-    ) -> Result<T, Failure> {
-        let deadline = Instant::now() + self.options.retry;
-        let mut renewals = 0;
-        for attempts in 0u32.. {
-            let outcome = match self.begin(deadline).await {
-                Ok((_permit, current)) => match attempt(current.operator).await {
-                    Err(Failure::Expired(_))
-                        if renewals < 2 && self.operators.expire(current.number).await =>
-                    {
-                        renewals += 1;
-                        continue;
-                    }
-                    outcome => outcome,
-                },
-                Err(failure) => Err(failure),
-            };
-            let Err(Failure::Busy(reason)) = outcome else { return outcome };
-            let wait = self.backoff(attempts);
-            if Instant::now() + wait >= deadline {
-                return Err(Failure::Busy(reason));
-            }
-            tracing::debug!(store = self.address, attempts, "the store does not answer; trying again");
-            sleep(wait).await;
-        }
-        unreachable!("attempts do not end")
-    }
-
-    /// A turn, and a token if there has to be one.
-    async fn begin(
-        &self,
-        deadline: Instant,
-    ) -> Result<(tokio::sync::SemaphorePermit<'_>, crate::operators::Numbered), Failure> {
-        let begun = timeout_at(deadline, async {
-            let permit =
-                self.operations.acquire().await.map_err(|_| Failure::Refused("closed".to_owned()))?;
-            Ok((permit, self.operators.current().await?))
-        });
-        begun
-            .await
-            .unwrap_or_else(|_| Err(Failure::Busy("no turn in time: too much is under way".to_owned())))
-    }
-
-    /// Twice as long each time, of which between half and all is waited.
-    fn backoff(&self, attempts: u32) -> Duration {
-        let all = BACKOFF_MIN.saturating_mul(1 << attempts.min(10)).min(BACKOFF_MAX);
-        all.mul_f64(0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64 / 2.0)
-    }
-
     /// SplitMix64.
     pub(crate) fn random(&self) -> u64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -239,56 +183,48 @@ impl Shared {
     }
 
     pub(crate) async fn put(&self, path: String, bytes: Buffer) -> Result<(), Failure> {
-        self.persist(|operator| {
-            let (path, bytes) = (path.clone(), bytes.clone());
-            async move {
-                match operator.stat(&path).await.map_err(Failure::from) {
-                    Ok(found) if found.content_length() != bytes.len() as u64 => Err(Failure::Conflict),
-                    Ok(_) => match operator.read(&path).await.map_err(Failure::from) {
-                        Ok(found) if found.to_bytes() == bytes.to_bytes() => Ok(()),
-                        Ok(_) => Err(Failure::Conflict),
-                        Err(Failure::Absent) => Err(Failure::Busy("it is there, and is not".to_owned())),
-                        Err(failure) => Err(failure),
-                    },
-                    Err(Failure::Absent) => {
-                        operator.write(&path, bytes).await.map(drop).map_err(Failure::from)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
+        if bytes.len() as u64 > OBJECT_BYTES_MAX {
+            return Err(Failure::Refused("longer than 256 MiB, which nobody would read".to_owned()));
+        }
+        self.operate(async |allowed| {
+            let attempt = |operator| put_once(operator, path.clone(), bytes.clone());
+            self.persist(allowed, Turn::Put, attempt).await
         })
         .await
     }
 
     /// For the probe: once, and whether it succeeded; `false` is a store that says it was there.
     pub(crate) async fn put_if_absent(&self, path: String, bytes: Bytes) -> Result<bool, Failure> {
-        let operator = self.operators.current().await?.operator;
-        if !operator.info().capability().write_with_if_not_exists {
-            return Err(Failure::Unsupported);
-        }
-        match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
-            Ok(_) => Ok(true),
-            Err(Failure::Exists) => Ok(false),
-            Err(failure) => Err(failure),
-        }
+        self.operate(async |allowed| {
+            let operator = self.operators.current().await?.operator;
+            if !operator.info().capability().write_with_if_not_exists {
+                return Err(Failure::Unsupported);
+            }
+            let operator = self.operators.during(operator, allowed.clone());
+            match operator.write_with(&path, bytes).if_not_exists(true).await.map_err(Failure::from) {
+                Ok(_) | Err(Failure::Unconfirmed) => Ok(true),
+                Err(Failure::Exists) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
     }
 
     pub(crate) async fn read(&self, path: String, range: Option<(u64, u64)>) -> Result<Bytes, Failure> {
-        let read = self
-            .persist(|operator| {
-                let path = path.clone();
-                async move {
-                    let bytes = match range {
-                        None => operator.read(&path).await,
-                        Some((first, end)) if end >= RANGE_END_MAX => {
-                            operator.read_with(&path).range(first..).await
-                        }
-                        Some((first, end)) => operator.read_with(&path).range(first..end).await,
-                    };
-                    Ok(bytes.map_err(Failure::from)?.to_bytes())
-                }
-            })
-            .await;
+        let attempt = |operator: Operator| {
+            let path = path.clone();
+            async move {
+                let bytes = match range {
+                    None => operator.read(&path).await,
+                    Some((first, end)) if end >= RANGE_END_MAX => {
+                        operator.read_with(&path).range(first..).await
+                    }
+                    Some((first, end)) => operator.read_with(&path).range(first..end).await,
+                };
+                Ok(bytes.map_err(Failure::from)?.to_bytes())
+            }
+        };
+        let read = self.operate(async |allowed| self.persist(allowed, Turn::Any, attempt).await).await;
         match (read, range) {
             (Err(Failure::Ended(bytes)), Some(_)) => Ok(bytes),
             (read, _) => read,
@@ -302,18 +238,23 @@ impl Shared {
         after: Option<ObjectName>,
         limit: usize,
     ) -> Result<Vec<ObjectInfo>, Failure> {
-        let mut found: Vec<ObjectInfo> = Vec::new();
-        let mut after = after;
-        loop {
-            let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
-            let page = self.persist(|operator| self.page(operator, prefix, after.as_ref(), wanted)).await?;
-            let is_last = page.len() < wanted;
-            found.extend(page);
-            if is_last || found.len() >= limit {
-                return Ok(found);
+        self.operate(async |allowed| {
+            let mut found: Vec<ObjectInfo> = Vec::new();
+            let mut after = after;
+            loop {
+                let wanted = (limit - found.len()).min(PAGE_OBJECTS_MAX);
+                let attempt = |operator| self.page(operator, prefix, after.as_ref(), wanted);
+                let page = self.persist(allowed, Turn::Any, attempt).await?;
+                let is_last = page.len() < wanted;
+                allowed.found(page.len());
+                found.extend(page);
+                if is_last || found.len() >= limit {
+                    return Ok(found);
+                }
+                after = found.last().map(|info| info.name.clone());
             }
-            after = found.last().map(|info| info.name.clone());
-        }
+        })
+        .await
     }
 
     /// At most `wanted` (not 0) objects; fewer are the last.
@@ -330,15 +271,18 @@ impl Shared {
         }
         let mut entries = operator.lister_options(&format!("{}/{prefix}", self.prefix), asked).await?;
         let mut page: Vec<ObjectInfo> = Vec::new();
+        let mut last = String::new();
         while page.len() < wanted {
             let Some(entry) = entries.try_next().await? else { break };
+            // Also where none of it is ours: a page that comes again would do so for ever.
+            if entry.path() <= last.as_str() {
+                return Err(Failure::Refused("a listing that is not sorted, or does not get on".to_owned()));
+            }
+            entry.path().clone_into(&mut last);
             let name = entry.path().strip_prefix(&self.prefix).and_then(|path| path.strip_prefix('/'));
             let Some(name) = name.and_then(|name| ObjectName::new(name).ok()) else { continue };
             if !name.as_str().starts_with(prefix) || after.is_some_and(|after| name <= *after) {
                 continue;
-            }
-            if page.last().is_some_and(|last| last.name >= name) {
-                return Err(Failure::Refused("a listing that is not sorted".to_owned()));
             }
             page.push(ObjectInfo { name, length_bytes: entry.metadata().content_length() });
         }
@@ -350,10 +294,45 @@ impl Shared {
             let path = path.clone();
             async move { operator.delete(&path).await.map_err(Failure::from) }
         };
-        match self.persist(delete).await {
+        match self.operate(async |allowed| self.persist(allowed, Turn::Any, delete).await).await {
             Err(Failure::Absent) => Ok(()),
             done => done,
         }
+    }
+}
+
+/// Looks, and writes what is not there.
+async fn put_once(operator: Operator, path: String, bytes: Buffer) -> Result<(), Failure> {
+    match operator.stat(&path).await.map_err(Failure::from) {
+        Ok(_) => return compare(&operator, &path, bytes).await,
+        Err(Failure::Absent) => {}
+        // A HEAD has no text that could say whose it is.
+        Err(Failure::Unmarked) => match operator.read_with(&path).range(0..1).await.map_err(Failure::from) {
+            Err(Failure::Absent) => {}
+            Ok(_) | Err(Failure::Ended(_)) => return compare(&operator, &path, bytes).await,
+            Err(failure) => return Err(failure),
+        },
+        Err(failure) => return Err(failure),
+    }
+    match operator.write(&path, bytes.clone()).await.map_err(Failure::from) {
+        Err(Failure::Unconfirmed) => match compare(&operator, &path, bytes).await {
+            // Whoever tries again is told of the conflict that it is by then.
+            Err(Failure::Conflict) => {
+                Err(Failure::Refused("it keeps other bytes than it was sent".to_owned()))
+            }
+            done => done,
+        },
+        done => done.map(drop),
+    }
+}
+
+/// A conflict stops whoever is told of it: so it is one of bytes, and not of a length.
+async fn compare(operator: &Operator, path: &str, bytes: Buffer) -> Result<(), Failure> {
+    match operator.read(path).await.map_err(Failure::from) {
+        Ok(found) if found.to_bytes() == bytes.to_bytes() => Ok(()),
+        Ok(_) => Err(Failure::Conflict),
+        Err(Failure::Absent) => Err(Failure::Busy("it is there, and is not".to_owned())),
+        Err(failure) => Err(failure),
     }
 }
 

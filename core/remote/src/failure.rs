@@ -11,6 +11,10 @@ use std::error::Error as _;
 pub(crate) enum Failure {
     /// No such object; or no such bucket, which not every store tells apart.
     Absent,
+    /// Said to be absent, perhaps not by the store.
+    Unmarked,
+    /// It was put, and the store does not say that it has these bytes.
+    Unconfirmed,
     /// The object ends before the range does; its bytes up to there.
     Ended(Bytes),
     /// It exists, and was to be made.
@@ -35,17 +39,20 @@ impl From<HttpError> for Failure {
         let code = match error {
             HttpError::Status { code, .. } => code,
             HttpError::Ended(bytes) => return Failure::Ended(bytes),
+            HttpError::Unmarked => return Failure::Unmarked,
+            HttpError::Unconfirmed => return Failure::Unconfirmed,
             HttpError::Connection(_) | HttpError::Stalled | HttpError::Wrong(_) => {
                 return Failure::Busy(text);
             }
         };
         match code {
             401 => Failure::Expired(text),
-            416 => Failure::Ended(Bytes::new()),
             507 => Failure::Full(text),
             // Ceph: QuotaExceeded; Swift: "Upload exceeds quota."
             403 | 413 if text.to_ascii_lowercase().contains("quota") => Failure::Full(text),
-            408 | 425 | 429 | 500 | 502..=504 => Failure::Busy(text),
+            // The bytes came to it changed: S3 says the first, Swift the second.
+            400 if text.contains("BadDigest") => Failure::Busy(text),
+            408 | 422 | 425 | 429 | 500 | 502..=504 => Failure::Busy(text),
             _ => Failure::Refused(text),
         }
     }
@@ -57,7 +64,7 @@ impl From<opendal::Error> for Failure {
             return error.clone().into();
         }
         // Its message, and not its context, which has headers.
-        let text = format!("{}: {}", error.kind(), error.message().chars().take(300).collect::<String>());
+        let text = format!("{}: {}", error.kind(), error.message());
         match error.kind() {
             ErrorKind::NotFound => Failure::Absent,
             ErrorKind::RangeNotSatisfied => Failure::Ended(Bytes::new()),
@@ -71,6 +78,17 @@ impl From<opendal::Error> for Failure {
 }
 
 impl Failure {
+    /// Its text, if it has one, as `change` makes it.
+    pub(crate) fn with_text(self, change: impl FnOnce(&str) -> String) -> Failure {
+        match self {
+            Failure::Expired(text) => Failure::Expired(change(&text)),
+            Failure::Full(text) => Failure::Full(change(&text)),
+            Failure::Busy(text) => Failure::Busy(change(&text)),
+            Failure::Refused(text) => Failure::Refused(change(&text)),
+            failure => failure,
+        }
+    }
+
     /// As the one who asked for it sees it. `reason` comes with the address.
     pub(crate) fn into_backend_error(
         self,
@@ -91,6 +109,8 @@ impl Failure {
             Failure::Full(reason) => {
                 BackendError::NoSpace { operation, object, reason: format!("{address}: {reason}") }
             }
+            Failure::Unmarked => retry(object, "HTTP 404, without a mark of the store"),
+            Failure::Unconfirmed => retry(object, "it is not said that what was sent is stored"),
             Failure::Exists => retry(object, "it exists, and did not a moment before"),
             Failure::Unsupported => retry(object, "no such request"),
             Failure::Ended(_) => retry(object, "no such range"),

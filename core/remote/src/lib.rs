@@ -1,8 +1,9 @@
 //! Objects in S3, Swift, Google's and Azure's stores: one [`ovs_backend::Backend`] over OpenDAL.
 //!
 //! ```text
-//!  RemoteStore, Credentials ─▶ RemoteBackend ─▶ attempts (backend.rs) ─▶ operator (operators.rs; Swift's token: swift.rs)
+//!  RemoteStore, Credentials ─▶ RemoteBackend ─▶ attempts (operation.rs) ─▶ operator (operators.rs; Swift's token: swift.rs)
 //!                                                                     ─▶ OpenDAL ─▶ http.rs, paced and watched ─▶ the store
+//!                                                                                ◀─ answer.rs: its own, whole? ◀─
 //! ```
 //!
 //! Invariants
@@ -13,12 +14,16 @@
 //! Not here: reading configuration (a reference to a secret is resolved by [`SecretReference`], when its owner asks), and
 //! which stores make a backend.
 
+mod answer;
 mod backend;
+mod checksum;
 mod failure;
 mod http;
+mod operation;
 mod operators;
 mod pace;
 mod probe;
+mod redact;
 mod secret;
 mod store;
 mod swift;
@@ -26,4 +31,4 @@ mod swift;
 pub use backend::{OpenError, RemoteBackend, RemoteOptions};
 pub use probe::{Probe, PutIfAbsent};
 pub use secret::{Credentials, Secret, SecretError, SecretReference};
-pub use store::{KeystoneProject, RemoteKind, RemoteStore};
+pub use store::{KeystoneProject, Limits, RemoteKind, RemoteStore};

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until};
@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep_until};
 const SLACK: Duration = Duration::from_millis(20);
 /// A body that comes in drops has an end too.
 const BYTES_PER_S_MIN: u64 = 16 * 1024;
+/// So has a listing.
+const NAMES_PER_S_MIN: u64 = 100;
 
 /// Bytes per second in one direction, shared by all requests: a bucket of which only the time is kept at which it takes
 /// the next byte.
@@ -38,6 +40,69 @@ impl Pace {
     }
 }
 
+/// What an operation may take, with all its attempts and pages: so long, and longer only by what it gets for that. Bytes that move
+/// have the time that they take at the least rate, and names that were found; an attempt that failed has had its own.
+pub(crate) struct Allowance {
+    started: Instant,
+    retry: Duration,
+    patience: Duration,
+    more: Mutex<More>,
+}
+
+#[derive(Default)]
+struct More {
+    /// For attempts, too.
+    found: Duration,
+    moved: Duration,
+}
+
+impl Allowance {
+    /// Attempts begin for as long as `retry`, and the last of them has `patience`.
+    pub(crate) fn new(retry: Duration, patience: Duration) -> Allowance {
+        Allowance { started: Instant::now(), retry, patience, more: Mutex::default() }
+    }
+
+    fn more(&self) -> MutexGuard<'_, More> {
+        self.more.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No attempt begins after this.
+    pub(crate) fn attempts_until(&self) -> Instant {
+        self.started + self.retry + self.more().found
+    }
+
+    fn deadline(&self) -> Instant {
+        let moved = self.more().moved;
+        self.attempts_until() + self.patience + moved
+    }
+
+    /// A listing has got on by so many names.
+    pub(crate) fn found(&self, names: usize) {
+        self.more().found += Duration::from_secs_f64(names as f64 / NAMES_PER_S_MIN as f64);
+    }
+
+    /// Waits for all of the operation.
+    pub(crate) async fn in_time<F: Future>(&self, operation: F) -> Result<F::Output, Stalled> {
+        before(|| self.deadline(), operation).await
+    }
+}
+
+/// Waits for `future` until a time that may move meanwhile.
+async fn before<F: Future>(deadline: impl Fn() -> Instant, future: F) -> Result<F::Output, Stalled> {
+    let mut future = pin!(future);
+    loop {
+        tokio::select! {
+            biased;
+            output = &mut future => return Ok(output),
+            () = sleep_until(deadline()) => {
+                if deadline() <= Instant::now() {
+                    return Err(Stalled);
+                }
+            }
+        }
+    }
+}
+
 /// Nothing moved for too long.
 #[derive(Debug)]
 pub(crate) struct Stalled;
@@ -48,6 +113,8 @@ pub(crate) struct Progress {
     patience: Duration,
     started: Instant,
     state: Mutex<Moved>,
+    /// Of the operation that it is a part of, and whether its bytes are what that one is for.
+    operation: Option<(Arc<Allowance>, bool)>,
 }
 
 struct Moved {
@@ -57,12 +124,13 @@ struct Moved {
 }
 
 impl Progress {
-    pub(crate) fn new(patience: Duration) -> Progress {
+    pub(crate) fn new(patience: Duration, operation: Option<(Arc<Allowance>, bool)>) -> Progress {
         let started = Instant::now();
         Progress {
             patience,
             started,
             state: Mutex::new(Moved { bytes: 0, last: started, held: Duration::ZERO }),
+            operation,
         }
     }
 
@@ -72,29 +140,26 @@ impl Progress {
         state.bytes += bytes as u64;
         state.last = Instant::now() + held;
         state.held += held;
+        if let Some((operation, counts)) = &self.operation {
+            operation.more().moved +=
+                held + if *counts { at_least_rate(bytes as u64) } else { Duration::ZERO };
+        }
     }
 
     fn deadline(&self) -> Instant {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let slowest = Duration::from_secs_f64(state.bytes as f64 / BYTES_PER_S_MIN as f64);
-        (state.last + self.patience).min(self.started + state.held + self.patience + slowest)
+        (state.last + self.patience)
+            .min(self.started + state.held + self.patience + at_least_rate(state.bytes))
     }
 
     /// Waits for `future` as long as something moves.
     pub(crate) async fn or_stalled<F: Future>(&self, future: F) -> Result<F::Output, Stalled> {
-        let mut future = pin!(future);
-        loop {
-            tokio::select! {
-                biased;
-                output = &mut future => return Ok(output),
-                () = sleep_until(self.deadline()) => {
-                    if self.deadline() <= Instant::now() {
-                        return Err(Stalled);
-                    }
-                }
-            }
-        }
+        before(|| self.deadline(), future).await
     }
+}
+
+fn at_least_rate(bytes: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / BYTES_PER_S_MIN as f64)
 }
 
 #[cfg(test)]
@@ -118,7 +183,7 @@ mod tests {
     }
 
     async fn check_progress(bytes: usize, every: Duration, held: Duration, expected_s: Option<u64>) {
-        let progress = Progress::new(Duration::from_secs(10));
+        let progress = Progress::new(Duration::from_secs(10), None);
         let started = Instant::now();
         let body = async {
             for _ in 0..100 {
@@ -140,5 +205,49 @@ mod tests {
         check_progress(1_638, second, Duration::ZERO, Some(11)).await;
         // We held it back ourselves.
         check_progress(100_000, second, 60 * second, None).await;
+    }
+
+    /// Done after so many seconds, or ended after so many.
+    async fn check_allowance(
+        counts: bool,
+        bytes: usize,
+        names: usize,
+        held: Duration,
+        expected: Result<u64, u64>,
+    ) {
+        let second = Duration::from_secs(1);
+        let allowance = Arc::new(Allowance::new(20 * second, 10 * second));
+        let request = Progress::new(10 * second, Some((allowance.clone(), counts)));
+        let started = Instant::now();
+        let work = async {
+            for _ in 0..100 {
+                sleep(second).await;
+                request.moved(bytes, held);
+                allowance.found(names);
+                sleep(held).await;
+            }
+        };
+        let done = allowance.in_time(work).await;
+        let took = started.elapsed().as_secs();
+        let told = format!("{counts} {bytes} {names} {held:?}");
+        assert_eq!(done.map(|()| took).map_err(|_| took), expected, "{told}");
+        // No attempt for bytes, which one that fails may have moved, too.
+        let attempts_for = (allowance.attempts_until() - started).as_secs();
+        assert_eq!(attempts_for, 20 + names as u64, "{told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_ends_unless_it_gets_on() {
+        let (not, held) = (Duration::ZERO, Duration::from_secs(9));
+        check_allowance(true, 0, 0, not, Err(30)).await;
+        check_allowance(true, 16 * 1024, 0, not, Ok(100)).await;
+        // Half a second for what takes one.
+        check_allowance(true, 8 * 1024, 0, not, Err(59)).await;
+        // A listing gets on by names.
+        check_allowance(false, 1 << 20, 0, not, Err(30)).await;
+        check_allowance(false, 0, 100, not, Ok(100)).await;
+        // What we held back ourselves is not counted.
+        check_allowance(false, 0, 0, held, Err(300)).await;
+        check_allowance(true, 16 * 1024, 0, held, Ok(1000)).await;
     }
 }

@@ -41,10 +41,12 @@ pub struct Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PutIfAbsent {
-    /// Of eight at once never more than one succeeded.
+    /// Of eight at once one succeeded each time, and its bytes are what is there.
     OneWinner,
     /// One after the other it refuses the second; of eight at once more than one succeeded.
     SeveralWinners,
+    /// One after the other it refuses the second; of eight at once none was told that it succeeded, or another's bytes are there.
+    Unclear,
     /// It overwrites.
     Ignored,
     /// It refuses such puts.
@@ -140,15 +142,27 @@ async fn race(me: &Arc<Shared>, run: u64) -> Result<PutIfAbsent, Failure> {
         Err(failure) => return Err(failure),
     }
     for round in 0..ROUNDS {
+        let path = me.path(&name(run, 2 + round));
         let rivals = (0..RIVALS).map(|rival| {
-            let (me, path) = (me.clone(), me.path(&name(run, 2 + round)));
-            tokio::spawn(async move { me.put_if_absent(path, Bytes::from(format!("of {rival}"))).await })
+            let (me, path) = (me.clone(), path.clone());
+            tokio::spawn(async move { me.put_if_absent(path, bytes_of(rival)).await })
         });
-        // Who lost may be told so with an error of any kind.
-        let winners = join_all(rivals).await.into_iter().filter(|won| matches!(won, Ok(Ok(true)))).count();
-        if winners > 1 {
-            return Ok(PutIfAbsent::SeveralWinners);
+        // Who lost may be told so with an error of any kind; so that nobody won is no sign of anything.
+        let results = join_all(rivals).await;
+        let won = |result: &Result<_, _>| matches!(result, Ok(Ok(true)));
+        match results.iter().filter(|result| won(result)).count() {
+            0 => return Ok(PutIfAbsent::Unclear),
+            1 => {}
+            _ => return Ok(PutIfAbsent::SeveralWinners),
+        }
+        let winner = results.iter().position(won).unwrap_or_default();
+        if me.read(path, None).await? != bytes_of(winner) {
+            return Ok(PutIfAbsent::Unclear);
         }
     }
     Ok(PutIfAbsent::OneWinner)
+}
+
+fn bytes_of(rival: usize) -> Bytes {
+    Bytes::from(format!("of {rival}"))
 }

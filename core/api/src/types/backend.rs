@@ -74,6 +74,12 @@ pub struct Backend {
     /// Of a store: what it did when it was tried, at its creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeResult>,
+    /// Of a store: what this host sends to it, and receives from it, per second at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
+    /// Of a store: the requests that this host has under way there at most; 32 when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_max: Option<u32>,
     /// All its space; missing where there is no such notion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
@@ -274,8 +280,8 @@ pub struct ProbeResult {
     pub deletes: bool,
     /// A deleted object is not listed as soon as it was deleted.
     pub lists_after_delete: bool,
-    /// What it makes of a put of what may not be there yet (nothing rests on it): `one_winner`, `several_winners`, `ignored`,
-    /// `refused`, `not_offered`.
+    /// What it makes of a put of what may not be there yet (nothing rests on it): `one_winner`, `several_winners`, `unclear`,
+    /// `ignored`, `refused`, `not_offered`.
     pub put_if_absent: String,
     /// The put of a small object.
     pub put_ms: u64,
@@ -347,6 +353,14 @@ pub struct RemoteStore {
     /// Of `s3`: the bucket is in the host's name and not in the path, as AWS wants it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bucket_in_host: bool,
+    /// What is sent to it, and received from it, per second at most: 64 KiB to 1 TiB. Not bounded when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776_u64))]
+    pub bytes_per_s: Option<u64>,
+    /// Requests under way at most: 1 to 1024, 32 when not given. A quarter of them is not for puts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub requests_max: Option<u32>,
     /// Of `swift` with Keystone: the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 255))]
@@ -505,6 +519,20 @@ fn check_remote(kind: BackendKind, remote: &RemoteStore) -> Result<(), Problem> 
     }
     if remote.bucket_in_host && !is(BackendKind::S3) {
         return Err(Problem::field("bucket_in_host", "true", "for s3 alone"));
+    }
+    let is_label = |name: &str| name.len() <= 63 && !name.contains(['.', '_']) && !name.ends_with('-');
+    if remote.bucket_in_host && !is_label(&remote.container) {
+        let allowed = "with bucket_in_host at most 63 letters, digits and '-', the last a letter or digit";
+        return Err(Problem::field("container", &remote.container, allowed));
+    }
+    match (remote.bytes_per_s, remote.requests_max) {
+        (Some(bytes), _) if !(64 << 10..=1 << 40).contains(&bytes) => {
+            return Err(Problem::field("bytes_per_s", bytes, "64KiB to 1TiB"));
+        }
+        (_, Some(requests)) if !(1..=1024).contains(&requests) => {
+            return Err(Problem::field("requests_max", requests, "1 to 1024"));
+        }
+        _ => {}
     }
     if (remote.project.is_some() || remote.domain.is_some()) && !is(BackendKind::Swift) {
         return Err(Problem::field("project", "it", "for swift alone"));

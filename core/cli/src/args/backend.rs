@@ -115,6 +115,12 @@ pub struct RemoteArgs {
     /// Of s3: the bucket is in the host's name, as AWS wants it
     #[arg(long)]
     pub bucket_in_host: bool,
+    /// What is sent to it, and received from it, per second at most, such as 50MiB [default: not bounded]
+    #[arg(long, value_name = "SIZE", value_parser = byte_count)]
+    pub bandwidth: Option<ByteCount>,
+    /// Requests under way at most [default: 32]
+    #[arg(long, value_name = "NUMBER")]
+    pub concurrency: Option<u32>,
     /// Of swift with Keystone: the project
     #[arg(long)]
     pub project: Option<String>,
@@ -144,6 +150,8 @@ impl RemoteArgs {
             ("--region", self.region.is_some()),
             ("--prefix", self.prefix.is_some()),
             ("--bucket-in-host", self.bucket_in_host),
+            ("--bandwidth", self.bandwidth.is_some()),
+            ("--concurrency", self.concurrency.is_some()),
             ("--project", self.project.is_some()),
             ("--domain", self.domain.is_some()),
             ("--user-file", self.user_file.is_some()),

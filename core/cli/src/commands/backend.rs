@@ -171,6 +171,8 @@ fn new_remote(kind: BackendKindArg, args: RemoteArgs) -> Result<RemoteStore, Fai
         region: args.region,
         prefix: args.prefix,
         bucket_in_host: args.bucket_in_host,
+        bytes_per_s: args.bandwidth.map(|bytes| bytes.0),
+        requests_max: args.concurrency,
         project: args.project,
         domain: args.domain,
         user,

@@ -89,7 +89,7 @@ pub(super) struct RemoteLeaf {
 
 impl RemoteLeaf {
     async fn open(&self) -> Result<RemoteBackend, Problem> {
-        let options = RemoteOptions { seed: self.seed, ..RemoteOptions::default() };
+        let options = RemoteOptions::new(self.seed);
         open_store(self.store.clone(), &self.credentials, &self.secrets, options, self.runtime.clone()).await
     }
 }

@@ -4,7 +4,8 @@ use super::{Volumes, problem::from_backend, secrets::Secrets};
 use ovs_api::{BackendKind, ProbeResult, Problem, ProblemKind};
 use ovs_cluster::catalogue::{CredentialsRecord, StoreRecord};
 use ovs_remote::{
-    Credentials, KeystoneProject, Probe, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions, RemoteStore,
+    Credentials, KeystoneProject, Limits, Probe, PutIfAbsent, RemoteBackend, RemoteKind, RemoteOptions,
+    RemoteStore,
 };
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -41,7 +42,11 @@ pub(super) fn store_of(kind: BackendKind, asked: &ovs_api::RemoteStore) -> Optio
         BackendKind::Azure => RemoteKind::Azblob { endpoint: endpoint?, container },
         BackendKind::Dir | BackendKind::Composite => return None,
     };
-    let store = RemoteStore { kind, prefix: asked.prefix.clone().unwrap_or_else(|| PREFIX.into()) };
+    let store = RemoteStore {
+        kind,
+        prefix: asked.prefix.clone().unwrap_or_else(|| PREFIX.into()),
+        limits: Limits { bytes_per_s: asked.bytes_per_s, requests_max: asked.requests_max },
+    };
     Some(StoreRecord::Remote {
         store: serde_json::to_value(store).ok()?,
         credentials: CredentialsRecord {
@@ -91,6 +96,7 @@ pub(super) fn show_probe(probe: &serde_json::Value) -> Option<ProbeResult> {
     let put_if_absent = match probe.put_if_absent {
         PutIfAbsent::OneWinner => "one_winner",
         PutIfAbsent::SeveralWinners => "several_winners",
+        PutIfAbsent::Unclear => "unclear",
         PutIfAbsent::Ignored => "ignored",
         PutIfAbsent::Refused => "refused",
         PutIfAbsent::NotOffered => "not_offered",
@@ -113,7 +119,7 @@ impl Volumes {
     /// Tries a store, and gives its record with what came of it. One that does not keep the rules is refused.
     pub(super) async fn probe_store(&self, record: StoreRecord) -> Result<StoreRecord, Problem> {
         let StoreRecord::Remote { store, credentials, .. } = record else { return Ok(record) };
-        let options = RemoteOptions { retry: PROBE_RETRY, seed: self.seed(), ..RemoteOptions::default() };
+        let options = RemoteOptions { retry: PROBE_RETRY, ..RemoteOptions::new(self.seed()) };
         let described = decode_store(&store)?;
         let shown = described.to_string();
         let backend =

@@ -12,6 +12,7 @@ use ovs_api::{
     Backend as ApiBackend, BackendDrive, BackendKind, DriveDuty, ListQuery, Page, Problem, Timestamp,
 };
 use ovs_cluster::catalogue::{BackendRecord, DutyRecord, StoreRecord};
+use ovs_remote::Limits;
 use ovs_units::Name;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -55,10 +56,13 @@ impl Volumes {
             (None, None) => None,
         };
         let Place { node, site, .. } = set.place(record.uuid);
-        let (path, probe) = match &record.store {
-            StoreRecord::Dir { path } => (path.clone(), None),
-            StoreRecord::Remote { store, probe, .. } => (decode_store(store)?.address(), show_probe(probe)),
-            StoreRecord::Composite { .. } => (String::new(), None),
+        let (path, probe, limits) = match &record.store {
+            StoreRecord::Dir { path } => (path.clone(), None, Limits::default()),
+            StoreRecord::Remote { store, probe, .. } => {
+                let store = decode_store(store)?;
+                (store.address(), show_probe(probe), store.limits)
+            }
+            StoreRecord::Composite { .. } => (String::new(), None, Limits::default()),
         };
         let mut shown = ApiBackend {
             uuid: record.uuid,
@@ -78,6 +82,8 @@ impl Volumes {
             upkeep: self.show_upkeep(record.uuid),
             problem: None,
             probe,
+            bytes_per_s: limits.bytes_per_s,
+            requests_max: limits.requests_max,
             total_bytes: space.map(|space| space.0),
             free_bytes: space.map(|space| space.1),
             created_at: Timestamp::from_unix_ms(record.created_ms),

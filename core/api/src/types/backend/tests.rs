@@ -85,6 +85,18 @@ fn stores_are_described_whole() {
     }
     check(remote("s3", &json!({"container": "a:b"})), Some("container"));
     check(remote("s3", &json!({"region": "a:b"})), Some("region"));
+    for bad in ["a.b", "a_b", "a-"] {
+        check(remote("s3", &json!({"container": bad})), None);
+        check(remote("s3", &json!({"container": bad, "bucket_in_host": true})), Some("container"));
+    }
+    check(remote("s3", &json!({"bytes_per_s": 65536, "requests_max": 1})), None);
+    check(remote("gcs", &json!({"user": null, "bytes_per_s": 1_u64 << 40, "requests_max": 1024})), None);
+    for bad in [0, 65535, (1_u64 << 40) + 1] {
+        check(remote("s3", &json!({"bytes_per_s": bad})), Some("bytes_per_s"));
+    }
+    for bad in [0, 1025] {
+        check(remote("s3", &json!({"requests_max": bad})), Some("requests_max"));
+    }
     check(json!({"name": "b", "type": "s3"}), Some("remote"));
 }
 

@@ -89,6 +89,8 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
         .with_some("preset", backend.preset.as_ref())
         .with_some("unreadable", backend.problem.as_ref())
         .with_each("tried", backend.probe.iter().flat_map(probe_lines))
+        .with_some("bandwidth", backend.bytes_per_s.map(|bytes| format!("at most {}/s", size(bytes))))
+        .with_some("concurrency", backend.requests_max.map(|requests| format!("at most {requests} requests")))
         .with_some("total", backend.total_bytes.map(size))
         .with_some("free", backend.free_bytes.map(size))
         .with("created", time(&backend.created_at, &output.zone));

@@ -5,10 +5,13 @@ use super::{
     vpools::vpool,
     *,
 };
+use crate::volumes::remotes::{decode_store, store_of};
 use ovs_api::{
     AlarmKind, BackendKind, CreateBackend, DeleteVdiskQuery, DeleteVpoolQuery, ListQuery, RecoverVpool,
     RemoteStore, TaskState, VpoolState,
 };
+use ovs_cluster::catalogue::StoreRecord;
+use ovs_remote::Limits;
 use std::{fs, path::PathBuf};
 
 pub(super) fn composite(text: &str, of: &[&str], preset: &str) -> CreateBackend {
@@ -32,12 +35,29 @@ fn s3(endpoint: &str, secret: &str) -> CreateBackend {
         region: None,
         prefix: None,
         bucket_in_host: false,
+        bytes_per_s: None,
+        requests_max: None,
         project: None,
         domain: None,
         user: Some(secret.clone()),
         secret,
     };
     CreateBackend { remote: Some(store), ..CreateBackend::new(name("s"), BackendKind::S3) }
+}
+
+#[test]
+fn a_stores_limits_are_in_its_record() {
+    let request = s3("http://127.0.0.1:1", "env:OVS_SECRET_STORE_NONE");
+    let mut asked = request.remote.unwrap();
+    for (bytes_per_s, requests_max) in [(None, None), (Some(1 << 20), Some(4))] {
+        (asked.bytes_per_s, asked.requests_max) = (bytes_per_s, requests_max);
+        let Some(StoreRecord::Remote { store, .. }) = store_of(BackendKind::S3, &asked) else {
+            panic!("it is a store");
+        };
+        // Those without are as they were before there were any.
+        assert_eq!(store.get("limits").is_some(), bytes_per_s.is_some(), "{store}");
+        assert_eq!(decode_store(&store).unwrap().limits, Limits { bytes_per_s, requests_max });
+    }
 }
 
 /// Directories, each a node of its own.

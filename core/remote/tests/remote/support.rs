@@ -1,11 +1,12 @@
 //! A store that plays S3 and Swift, in memory and badly: each request may be answered as the test says.
 
+use md5::{Digest, Md5};
 use std::{
     collections::BTreeMap,
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +25,7 @@ pub struct Asked {
     pub method: String,
     /// The object's key; empty for a listing and for authentication.
     pub key: String,
+    pub is_swift: bool,
     /// `""`, or what follows `?`.
     pub query: String,
     pub headers: BTreeMap<String, String>,
@@ -33,14 +35,22 @@ pub struct Asked {
 /// How a request is answered.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// This, and nothing has happened.
+    /// This, and nothing has happened; the store's marks are not on it.
     Status(u16, String),
+    /// This and this header, the same otherwise.
+    Header(u16, &'static str, String),
     /// This, though it has happened.
     StatusAfter(u16),
     /// Nothing, ever.
     Hang,
     /// It has happened, and the connection ends.
     Drop,
+    /// A good head without a length, and bytes without an end; of a range, as it was asked for.
+    Flood,
+    /// A bit of what is put changes on its way to the store.
+    Garble,
+    /// A bit of what is put changes in the store, which knows of it and of nothing else.
+    Rot,
     /// Half of the body, and the connection ends.
     Truncate,
     /// Half of the body, and nothing more.
@@ -68,6 +78,16 @@ pub struct Server {
     /// What a request takes: time in which more could come than may. That none comes tells nobody.
     pub delay: Mutex<Duration>,
     pub has_conditions: bool,
+    /// Bytes that were taken from a flood.
+    pub flooded: AtomicUsize,
+    /// What a login names instead of this server.
+    pub storage: Mutex<Option<String>>,
+    /// Puts whose bytes were not those of the checksum sent with them.
+    pub bad_digests: AtomicUsize,
+    /// S3: not all have them.
+    pub has_request_ids: AtomicBool,
+    /// S3: not all have the MD5 as their ETag.
+    pub has_md5: AtomicBool,
     /// Who finds that an object is not there makes it when another has found the same.
     pub is_racy: bool,
     /// How many have found that.
@@ -92,6 +112,11 @@ impl Server {
             under_way_max: AtomicUsize::new(0),
             delay: Mutex::default(),
             has_conditions,
+            flooded: AtomicUsize::new(0),
+            storage: Mutex::default(),
+            bad_digests: AtomicUsize::new(0),
+            has_request_ids: AtomicBool::new(true),
+            has_md5: AtomicBool::new(true),
             is_racy,
             found_nothing: watch::Sender::default(),
         });
@@ -135,6 +160,10 @@ impl Server {
     /// Whether the connection goes on.
     async fn answer(&self, stream: &mut BufReader<TcpStream>, asked: Asked) -> io::Result<bool> {
         let fault = (self.decide.lock().unwrap())(&asked);
+        let mut asked = asked;
+        if matches!(fault, Some(Fault::Garble)) {
+            asked.body[0] ^= 1;
+        }
         self.log.lock().unwrap().push(asked.clone());
         match &fault {
             Some(Fault::Hang) => std::future::pending().await,
@@ -142,9 +171,44 @@ impl Server {
                 write(stream, *code, &[], text.as_bytes(), text.len(), asked.method == "HEAD").await?;
                 return Ok(true);
             }
+            Some(Fault::Flood) => {
+                let tag = self.etag(&asked, b"");
+                let range = asked.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+                let (code, range) = match range {
+                    Some(range) => (206, format!("content-range: bytes {range}/1000000000\r\n")),
+                    None => (200, String::new()),
+                };
+                let head = format!(
+                    "HTTP/1.1 {code} x\r\n{}: {}\r\nx-trans-id: x\r\n{range}transfer-encoding: chunked\r\n\r\n",
+                    tag.0, tag.1
+                );
+                stream.write_all(head.as_bytes()).await?;
+                let chunk = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+                loop {
+                    stream.write_all(&chunk).await?;
+                    self.flooded.fetch_add(0x10000, Ordering::SeqCst);
+                }
+            }
+            Some(Fault::Header(code, name, value)) => {
+                write(stream, *code, &[((*name).to_owned(), value.clone())], b"", 0, true).await?;
+                return Ok(true);
+            }
             _ => {}
         }
-        let (code, headers, body) = self.work(&asked, fault.as_ref()).await;
+        let (code, mut headers, mut body) = self.work(&asked, fault.as_ref()).await;
+        if asked.is_swift {
+            headers.push(("x-trans-id".to_owned(), "tx1".to_owned()));
+        } else if self.has_request_ids.load(Ordering::SeqCst) {
+            headers.push(("x-amz-request-id".to_owned(), "tx1".to_owned()));
+        }
+        let error = match code {
+            404 => "NoSuchKey",
+            416 => "InvalidRange",
+            _ => "",
+        };
+        if !asked.is_swift && !error.is_empty() && asked.method != "HEAD" {
+            body = format!("<?xml version=\"1.0\"?><Error><Code>{error}</Code></Error>").into_bytes();
+        }
         let length = match fault {
             Some(Fault::Drop) => return Ok(false),
             Some(Fault::StatusAfter(code)) => {
@@ -200,10 +264,23 @@ impl Server {
         match (asked.method.as_str(), asked.key.as_str()) {
             ("GET", "") => (200, Vec::new(), self.listing(&asked.query)),
             ("HEAD", key) => {
-                let length = self.objects.lock().unwrap().get(key).map(Vec::len);
-                length.map_or(empty(404), |length| (200, Vec::new(), vec![0; length]))
+                let object = self.objects.lock().unwrap().get(key).cloned();
+                object.map_or(empty(404), |object| (200, vec![self.etag(asked, &object)], object))
             }
             ("PUT", key) => {
+                let mut body = asked.body.clone();
+                let is_sent = match asked.is_swift {
+                    true => asked.headers.get("etag") == Some(&hex(Md5::digest(&body))),
+                    false => asked.headers.get("content-md5") == Some(&base64(Md5::digest(&body))),
+                };
+                if !is_sent {
+                    self.bad_digests.fetch_add(1, Ordering::SeqCst);
+                    let text = "<Error><Code>BadDigest</Code></Error>";
+                    return (if asked.is_swift { 422 } else { 400 }, Vec::new(), text.into());
+                }
+                if matches!(fault, Some(Fault::Rot)) {
+                    body[0] ^= 1;
+                }
                 let is_conditional = self.has_conditions && asked.headers.contains_key("if-none-match");
                 if is_conditional && self.objects.lock().unwrap().contains_key(key) {
                     return empty(412);
@@ -216,8 +293,9 @@ impl Server {
                 if is_conditional && !self.is_racy && objects.contains_key(key) {
                     return empty(412);
                 }
-                objects.insert(key.to_owned(), asked.body.clone());
-                empty(201)
+                let tag = self.etag(asked, &body);
+                objects.insert(key.to_owned(), body);
+                (201, vec![tag], Vec::new())
             }
             ("DELETE", key) => {
                 self.objects.lock().unwrap().remove(key);
@@ -239,7 +317,8 @@ impl Server {
         fault: Option<&Fault>,
     ) -> (u16, Vec<(String, String)>, Vec<u8>) {
         let range = asked.headers.get("range").filter(|_| !matches!(fault, Some(Fault::IgnoreRange)));
-        let Some(range) = range else { return (200, Vec::new(), object) };
+        let tag = self.etag(asked, &object);
+        let Some(range) = range else { return (200, vec![tag], object) };
         let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let mut first: usize = first.parse().unwrap();
         let last = last.parse().unwrap_or(usize::MAX).min(object.len().saturating_sub(1));
@@ -250,11 +329,20 @@ impl Server {
             return (416, Vec::new(), Vec::new());
         }
         let told = format!("bytes {first}-{last}/{}", object.len());
-        (206, vec![("content-range".to_owned(), told)], object[first..=last].to_vec())
+        (206, vec![("content-range".to_owned(), told), tag], object[first..=last].to_vec())
+    }
+
+    /// S3 has it in quotes.
+    fn etag(&self, asked: &Asked, bytes: &[u8]) -> (String, String) {
+        let md5 = match self.has_md5.load(Ordering::SeqCst) {
+            true => hex(Md5::digest(bytes)),
+            false => hex(Md5::digest(Md5::digest(bytes))),
+        };
+        ("etag".to_owned(), if asked.is_swift { md5 } else { format!("\"{md5}\"") })
     }
 
     fn storage(&self) -> String {
-        format!("{}/v1/AUTH_test", self.url)
+        self.storage.lock().unwrap().clone().unwrap_or_else(|| format!("{}/v1/AUTH_test", self.url))
     }
 
     fn token(&self, header: &str) -> (String, String) {
@@ -301,6 +389,22 @@ impl Server {
     }
 }
 
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    let bits: String = bytes.as_ref().iter().map(|byte| format!("{byte:08b}")).collect();
+    let digits = bits.as_bytes().chunks(6).map(|six| {
+        let six = format!("{:0<6}", std::str::from_utf8(six).unwrap());
+        let digit = usize::from_str_radix(&six, 2).unwrap();
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[digit] as char
+    });
+    let text: String = digits.collect();
+    let length = text.len().next_multiple_of(4);
+    format!("{text:=<length$}")
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 async fn write(
     stream: &mut BufReader<TcpStream>,
     code: u16,
@@ -344,5 +448,13 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<As
     let in_bucket = [format!("/{BUCKET}"), format!("/v1/AUTH_test/{BUCKET}")];
     let key = in_bucket.iter().find_map(|bucket| path.strip_prefix(bucket.as_str()));
     let key = key.map_or(path, |key| key.trim_start_matches('/'));
-    Ok(Some(Asked { method: method.to_owned(), key: key.to_owned(), query: query.to_owned(), headers, body }))
+    let is_swift = path.starts_with("/v1/");
+    Ok(Some(Asked {
+        is_swift,
+        method: method.to_owned(),
+        key: key.to_owned(),
+        query: query.to_owned(),
+        headers,
+        body,
+    }))
 }
