@@ -45,12 +45,13 @@ impl Inner {
 
     /// Where what was put under the first policy begins.
     pub(super) fn first_place(&self) -> Place {
+        let preset = self.preset();
         let layout = encode::layout(&encode::template(
-            &self.preset,
-            self.preset.compression,
+            &preset,
+            preset.compression,
             [0; 16],
             PutId(Uuid::nil()),
-            self.preset.policies[0],
+            preset.policies[0],
             0,
         ));
         Place { layout, chunk: 0, number: 0 }
@@ -82,7 +83,7 @@ impl Inner {
         let is_it = header.name == name_hash(name)
             && header.chunk == chunk
             && header.fragment == fragment
-            && (header.key == 0) == self.preset.keys.is_empty();
+            && (header.key == 0) == self.preset().keys.is_empty();
         is_it.then_some(header).ok_or_else(|| "it is another object's".to_owned())
     }
 
@@ -194,7 +195,7 @@ impl Inner {
     /// Fragments beyond those that it takes to read it which an object was acknowledged with, at least.
     fn spare_of(&self, geometry: &Geometry) -> u32 {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
-        self.preset.all_policies().filter(is_it).map(Policy::spare).min().unwrap_or(0)
+        self.preset().all_policies().filter(is_it).map(Policy::spare).min().unwrap_or(0)
     }
 
     pub(super) fn lost(&self, name: &ObjectName, reason: String) -> BackendError {
@@ -303,7 +304,7 @@ impl Inner {
     /// The policy that an object was put with, as far as its header tells.
     fn policy_of(&self, data: u8, parity: u8) -> Policy {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (data, parity);
-        let known = self.preset.all_policies().find(is_it).copied();
+        let known = self.preset().all_policies().find(is_it).copied();
         known.unwrap_or(Policy { data, parity, acknowledged: data, per_node: u32::MAX })
     }
 }

@@ -146,7 +146,7 @@ impl Inner {
 
     /// What the drives have together, less what parity takes under the first policy.
     pub(super) async fn capacity(&self) -> Result<Option<Capacity>, BackendError> {
-        let Some(policy) = self.preset.policies.first() else { return Ok(None) };
+        let Some(policy) = self.preset().policies.first().copied() else { return Ok(None) };
         let of_drives =
             join_all(self.drives.iter().map(|drive| timed("capacity", "", drive.backend.capacity()))).await;
         let mut sum = Capacity::default();
