@@ -8,7 +8,10 @@ use super::{
     stores::Opened,
 };
 use ovs_api::{EventKind, OnFull, Problem, ProblemKind, Timestamp, Vpool, VpoolState};
-use ovs_backend::Backend;
+use ovs_backend::{
+    Backend,
+    coded::{CodedBackend, Key, PresetError},
+};
 use ovs_cluster::catalogue::{BackendRecord, OnFullPolicy, State, VdiskRecord, VpoolRecord};
 use ovs_units::{Name, VpoolId};
 use std::{
@@ -23,6 +26,7 @@ pub struct Pool {
     record: RefCell<VpoolRecord>,
     backend: RefCell<Option<Rc<dyn Backend>>>,
     drives: RefCell<BTreeMap<Uuid, Rc<Drive>>>,
+    composites: RefCell<Vec<(Uuid, CodedBackend)>>,
     problem: RefCell<Option<String>>,
     is_recovering: Cell<bool>,
 }
@@ -33,6 +37,7 @@ impl Pool {
             record: RefCell::new(record),
             backend: RefCell::new(None),
             drives: RefCell::default(),
+            composites: RefCell::default(),
             problem: RefCell::new(None),
             is_recovering: Cell::new(false),
         }
@@ -56,6 +61,17 @@ impl Pool {
     pub(super) fn drives_in_trouble(&self) -> Vec<(Name, String)> {
         let drives = self.drives.borrow();
         drives.values().filter_map(|drive| Some((drive.name().clone(), drive.trouble()?))).collect()
+    }
+
+    /// Its composites under this preset have these keys from now on. One that is not open gets them when it is opened.
+    pub(super) fn set_keys(&self, preset: Uuid, keys: &[Key]) -> Result<(), Problem> {
+        for (of, composite) in self.composites.borrow().iter() {
+            if *of == preset {
+                let refused = |error: PresetError| Problem::new(ProblemKind::Conflict, error.to_string());
+                composite.set_keys(keys.to_vec()).map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     /// Why it does not serve.
@@ -106,12 +122,13 @@ impl Volumes {
 
     /// Takes a vPool into use.
     pub(super) fn attach_pool(&self, pool: &Rc<Pool>, opened: Opened) {
-        let Opened { store, drives } = opened;
+        let Opened { store, drives, composites } = opened;
         let id = pool.record.borrow().id;
         self.engine.set_vpool_cache(id, pool.record.borrow().cache);
         self.engine.attach_backend(id, store.clone());
         *pool.backend.borrow_mut() = Some(store);
         *pool.drives.borrow_mut() = drives;
+        *pool.composites.borrow_mut() = composites;
         pool.set_problem(None);
         self.layouts_due.borrow_mut().entry(id).or_default();
         self.pools.borrow_mut().insert(id, pool.clone());

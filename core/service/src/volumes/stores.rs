@@ -28,6 +28,7 @@ use ovs_backend::{
 use ovs_cluster::catalogue::{BackendRecord, LayoutRecord, PresetRecord, StoreRecord};
 use ovs_units::Name;
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     rc::Rc,
@@ -170,6 +171,18 @@ impl BackendSet {
         }
     }
 
+    /// It is, or is made of, a composite under this preset.
+    pub(super) fn is_under(&self, root: Uuid, preset: Uuid) -> bool {
+        let is_it = |part: &&BackendRecord| matches!(&part.store, StoreRecord::Composite { preset: own, .. } if *own == preset);
+        self.parts(root).is_ok_and(|parts| parts.iter().any(is_it))
+    }
+
+    /// What it is made of in the end.
+    pub(super) fn drives_of_all(&self, root: Uuid) -> Vec<Name> {
+        let parts = self.parts(root).unwrap_or_default();
+        parts.into_iter().filter(|part| part.drives().is_empty()).map(|part| part.name.clone()).collect()
+    }
+
     /// What each drive of a vPool keeps of the whole.
     pub(super) fn layout(&self, root: Uuid, of: LayoutRecord) -> Result<LayoutRecord, Problem> {
         let mut layout = of;
@@ -191,6 +204,8 @@ pub(super) struct Opened {
     pub(super) store: Rc<dyn Backend>,
     /// What it is made of in the end, where it is a composite.
     pub(super) drives: BTreeMap<Uuid, Rc<Drive>>,
+    /// Its composites, and the preset of each.
+    pub(super) composites: Vec<(Uuid, CodedBackend)>,
 }
 
 impl Volumes {
@@ -214,10 +229,10 @@ impl Volumes {
         if let Some(only) = drives.get(&root) {
             let store = only.open(expected).await.map_err(from_backend)?;
             if record.folder().is_some() {
-                return Ok(Opened { store, drives: BTreeMap::new() });
+                return Ok(Opened { store, drives: BTreeMap::new(), composites: Vec::new() });
             }
             // A store's credentials may be others one day.
-            return Ok(Opened { store: only.clone(), drives });
+            return Ok(Opened { store: only.clone(), drives, composites: Vec::new() });
         }
         let away = away(set, &drives, |drive| async move { drive.open(expected).await.map(drop) }).await;
         for reason in away.values() {
@@ -226,7 +241,9 @@ impl Volumes {
         if expected == Namespace::New {
             check_all_are_there(&away)?;
         }
-        let building = Building { set, drives: &drives, away: &away, secrets: self.secrets() };
+        let composites = RefCell::default();
+        let building =
+            Building { set, drives: &drives, away: &away, secrets: self.secrets(), composites: &composites };
         let (store, is_there) = building.composite(record).await?;
         if !is_there {
             let reasons: Vec<&str> = away.values().map(String::as_str).collect();
@@ -234,7 +251,7 @@ impl Volumes {
                 format!("too many drives of backend {} are away: {}", record.name, reasons.join("; "));
             return Err(Problem::new(ProblemKind::Unavailable, detail));
         }
-        Ok(Opened { store, drives })
+        Ok(Opened { store, drives, composites: composites.take() })
     }
 
     /// Before a vPool begins there: all of it answers. Nothing changes.
@@ -399,6 +416,8 @@ struct Building<'a> {
     drives: &'a BTreeMap<Uuid, Rc<Drive>>,
     away: &'a BTreeMap<Uuid, String>,
     secrets: Secrets,
+    /// Those that are put together, and the preset of each.
+    composites: &'a RefCell<Vec<(Uuid, CodedBackend)>>,
 }
 
 impl<'a> Building<'a> {
@@ -424,6 +443,7 @@ impl<'a> Building<'a> {
             let backend = CodedBackend::new(drives, &[], opened, Work::OnThreads).map_err(|error| {
                 Problem::new(ProblemKind::Conflict, format!("backend {}: {error}", record.name))
             })?;
+            self.composites.borrow_mut().push((preset.uuid, backend.clone()));
             Ok((Rc::new(backend) as Rc<dyn Backend>, silent <= silent_max))
         })
     }
