@@ -133,6 +133,9 @@ macro_rules! for_each_operation {
                 list_presets: GET "/v1/presets" query(ListQuery) -> Page<Preset>, may [];
                 /// One preset.
                 get_preset: GET "/v1/presets/{preset}" path(preset: Name) -> Preset, may [NotFound];
+                /// Keeps the keys of a preset's objects under another key, or adds one for new objects. No object is written again.
+                rotate_preset: POST "/v1/presets/{preset}/rotate" path(preset: Name) body(RotatePreset) -> Preset,
+                    may [NotFound, Conflict, PreconditionFailed, Damaged];
                 /// Deletes a preset that no backend uses.
                 delete_preset: DELETE "/v1/presets/{preset}" path(preset: Name) -> NoContent,
                     may [NotFound, InUse, PreconditionFailed];

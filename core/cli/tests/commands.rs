@@ -90,6 +90,9 @@ fn an_option_that_does_not_fit_is_named_as_it_was_typed() {
     let (_, stderr) = check_exit(root.path(), &key, 2);
     assert!(stderr.contains("--key-env: what was given is not the name of a variable"), "{stderr}");
     assert!(!stderr.contains("se=cret"), "{stderr}");
+    let (_, stderr) = check_exit(root.path(), &["preset", "rotate", "p", "--key", "deadbeef"], 2);
+    assert!(stderr.contains("neither file:/PATH nor env:NAME") && !stderr.contains("deadbeef"), "{stderr}");
+    check_exit(root.path(), &["preset", "rotate", "p"], 2);
 }
 
 #[test]
@@ -353,6 +356,16 @@ fn every_verb_asks_for_what_it_says() {
                 "policies": [{"k": 4, "m": 2, "c": 5, "x": 2}, {"k": 2, "m": 2, "c": 3, "x": 4}]}),
         ),
         (&["preset", "delete", "q"], "DELETE /v1/presets/q", json!(null)),
+        (
+            &["preset", "rotate", "q", "--key", "file:/etc/ovs/secrets/keys/new"],
+            "POST /v1/presets/q/rotate",
+            json!({"key": "file:/etc/ovs/secrets/keys/new", "new_data_key": false}),
+        ),
+        (
+            &["preset", "rotate", "q", "--new-data-key"],
+            "POST /v1/presets/q/rotate",
+            json!({"new_data_key": true}),
+        ),
         (&["vmachine", "create", "m", "p/x"], "POST /v1/vmachines", json!({"name": "m", "vdisks": ["p:x"]})),
         (&["vmachine", "snapshot", "m", "s"], "POST /v1/vmachines/m/snapshots", json!({"name": "s"})),
         (

@@ -37,7 +37,7 @@ pub use export::{CreateExport, Export, ExportProtocol};
 pub use label::{LABEL_COUNT_MAX, LabelSelector, Labels, LabelsPatch};
 pub use limits::{LimitsPatch, RatesPatch};
 pub use page::{Cursor, LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Page};
-pub use preset::{Compression, CreatePreset, Encryption, Policy, Preset};
+pub use preset::{Compression, CreatePreset, Encryption, Policy, Preset, RotatePreset};
 pub use secret::SecretReference;
 pub use snapshot::{CreateSnapshot, GetSnapshotQuery, Snapshot, SnapshotWait};
 pub use status::{

@@ -74,6 +74,16 @@ pub struct Preset {
     /// Where the key is that protects the keys of objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<SecretReference>,
+    /// The number of the key of objects that new ones are encrypted under; of the others are older ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_key: Option<u32>,
+    /// The number of one more, which is used as soon as every drive of the vPools under this preset has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_key_waiting: Option<u32>,
+    /// Drives of these vPools that may not have this revision yet, since they do not answer: what they have is readable with
+    /// the key of then. They get it when they are back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drives_behind: Vec<Name>,
     /// The largest fragment.
     pub fragment_size_bytes: u64,
     /// Policies, the best first; the first that can be satisfied is used.
@@ -149,6 +159,32 @@ impl Request for CreatePreset {
     }
 }
 
+/// Other keys for a preset that encrypts. No object is written again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotatePreset {
+    /// Where ovsd finds the key that protects the keys of objects from now on; another place than the present one. The present one
+    /// when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<SecretReference>,
+    /// Whether new objects are encrypted under a new key of their own; old ones stay under theirs.
+    #[serde(default)]
+    pub new_data_key: bool,
+}
+
+impl Request for RotatePreset {
+    fn check(&self) -> Result<(), Problem> {
+        match (&self.key, self.new_data_key) {
+            (None, false) => Err(Problem::field(
+                "key",
+                "nothing",
+                "file:PATH or env:NAME of the key from now on, or new_data_key, or both",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn check_policy(policy: Policy) -> Result<(), Problem> {
     let fragments = u16::from(policy.k) + u16::from(policy.m);
     let refused = |allowed| Err(Problem::field("policies", policy, allowed));
@@ -211,6 +247,20 @@ mod tests {
         check(&json!({"encryption": "aes-ctr-256"}), Err("aes-ctr-256"));
         check(&json!({"encryption": "aes-256-gcm"}), Err("openssl rand"));
         check(&json!({"key": "file:/etc/ovs/key"}), Err("without encryption"));
+    }
+
+    #[test]
+    fn a_rotation_asks_for_something() {
+        let check = |request: Value| {
+            let request =
+                serde_json::from_value::<RotatePreset>(request).map_err(|error| error.to_string())?;
+            request.check().map_err(|problem| problem.detail)
+        };
+        assert!(check(json!({})).unwrap_err().contains("new_data_key"));
+        check(json!({"new_data_key": true})).unwrap();
+        check(json!({"key": "file:/etc/ovs/secrets/keys/new"})).unwrap();
+        let refused = check(json!({"key": "deadbeef"})).unwrap_err();
+        assert!(refused.contains("file:/PATH or env:NAME") && !refused.contains("deadbeef"), "{refused}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl Inner {
     pub(super) async fn find(&self, name: &ObjectName) -> Result<Rc<Object>, BackendError> {
         let (drives, place) = (self.drives(), self.first_place());
         // Where the first one is no more, its successor is behind all others: behind fewer if the object is short.
-        let policy = self.preset.policies[0];
+        let policy = self.preset().policies[0];
         let counts = (1..=usize::from(policy.data)).rev().map(|stored| stored + usize::from(policy.parity));
         let homes =
             counts.map(|count| placement::homes(&drives, name, 0, policy, count).0[0].places(&drives));
@@ -55,12 +55,13 @@ impl Inner {
 
     /// Where what was put under the first policy begins.
     pub(super) fn first_place(&self) -> Place {
+        let preset = self.preset();
         let layout = encode::layout(&encode::template(
-            &self.preset,
-            self.preset.compression,
+            &preset,
+            preset.compression,
             [0; 16],
             PutId(Uuid::nil()),
-            self.preset.policies[0],
+            preset.policies[0],
             0,
         ));
         Place { layout, chunk: 0, number: 0 }
@@ -97,7 +98,7 @@ impl Inner {
         let is_it = header.name == name_hash(name)
             && header.chunk == chunk
             && header.fragment == fragment
-            && (header.key == 0) == self.preset.keys.is_empty();
+            && (header.key == 0) == self.preset().keys.is_empty();
         is_it.then_some(header).ok_or_else(|| "it is another object's".to_owned())
     }
 
@@ -222,7 +223,7 @@ impl Inner {
     /// Fragments beyond those that it takes to read it which an object was acknowledged with, at least.
     pub(super) fn spare_of(&self, geometry: &Geometry) -> u32 {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
-        self.preset.all_policies().filter(is_it).map(Policy::spare).min().unwrap_or(0)
+        self.preset().all_policies().filter(is_it).map(Policy::spare).min().unwrap_or(0)
     }
 
     pub(super) fn lost(&self, name: &ObjectName, reason: String) -> BackendError {
@@ -344,7 +345,7 @@ impl Inner {
     /// The policy that an object was put with, as far as its header tells.
     pub(super) fn policy_of(&self, data: u8, parity: u8) -> Policy {
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (data, parity);
-        let known = self.preset.all_policies().find(is_it).copied();
+        let known = self.preset().all_policies().find(is_it).copied();
         known.unwrap_or(Policy { data, parity, acknowledged: data, per_node: u32::MAX })
     }
 }

@@ -97,7 +97,7 @@ impl Inner {
         }
         let geometry = object.geometry();
         let is_it = |policy: &&Policy| (policy.data, policy.parity) == (geometry.data, geometry.parity);
-        let spare = self.preset.policies.iter().filter(is_it).map(Policy::spare).max();
+        let spare = self.preset().policies.iter().filter(is_it).map(Policy::spare).max();
         spare.is_some_and(|spare| {
             (0..geometry.chunks()).all(|chunk| {
                 let count = there.get(&chunk).map_or(0, |found| placement::on_drives_of_their_own(found));

@@ -192,7 +192,7 @@ impl Inner {
 
     /// What the drives that take fragments have together, less what parity takes under the first policy.
     pub(super) async fn capacity(&self) -> Result<Option<Capacity>, BackendError> {
-        let Some(policy) = self.preset.policies.first() else { return Ok(None) };
+        let Some(policy) = self.preset().policies.first().copied() else { return Ok(None) };
         let drives = self.drives();
         let of_drives = join_all(
             drives

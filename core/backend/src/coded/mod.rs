@@ -270,7 +270,8 @@ pub struct CodedBackend {
 struct Inner {
     /// Changed as a whole: who works with some goes on with those.
     drives: RefCell<Rc<Drives>>,
-    preset: Arc<Preset>,
+    /// Whoever needs two things of it that belong together takes it once.
+    preset: RefCell<Arc<Preset>>,
     threads: bool,
     /// Fragments asked of a drive at once.
     page: usize,
@@ -302,7 +303,7 @@ impl CodedBackend {
         let inner = Inner {
             suspects: RefCell::new(vec![None; drives.len()]),
             drives: RefCell::new(Rc::new(Drives::new(drives))),
-            preset: Arc::new(preset),
+            preset: RefCell::new(Arc::new(preset)),
             threads: work == Work::OnThreads,
             // Few enough that a test comes to the end of some.
             page: if cfg!(test) { 7 } else { 1000 },
@@ -319,6 +320,13 @@ impl CodedBackend {
     /// The counters now.
     pub fn stats(&self) -> CodedStats {
         self.inner.stats.get()
+    }
+
+    /// From now on these are the keys, as with [`Preset::with_keys`]. A put that has begun goes on under its own.
+    pub fn set_keys(&self, keys: Vec<Key>) -> Result<(), PresetError> {
+        let preset = (*self.inner.preset()).clone().with_keys(keys)?;
+        *self.inner.preset.borrow_mut() = Arc::new(preset);
+        Ok(())
     }
 
     /// Returns when no put is at work any more. What a drive has not answered for in time is not waited for.
@@ -345,6 +353,10 @@ impl Inner {
         Rc::clone(&self.drives.borrow())
     }
 
+    fn preset(&self) -> Arc<Preset> {
+        Arc::clone(&self.preset.borrow())
+    }
+
     fn count(&self, change: impl FnOnce(&mut CodedStats)) {
         let mut stats = self.stats.get();
         change(&mut stats);
@@ -358,9 +370,9 @@ impl Inner {
         work: impl FnOnce(&Preset) -> T + Send + 'static,
     ) -> Result<T, BackendError> {
         if !self.threads || bytes < THREAD_BYTES_MIN {
-            return Ok(work(&self.preset));
+            return Ok(work(&self.preset()));
         }
-        let preset = Arc::clone(&self.preset);
+        let preset = self.preset();
         tokio::task::spawn_blocking(move || work(&preset)).await.map_err(|stopped| BackendError::Retry {
             operation: "compute",
             object: String::new(),
@@ -404,7 +416,7 @@ impl Inner {
 
     /// So many drives may be lost or fail to answer, and whatever was acknowledged under any preset is still found on the others.
     fn unheard_max(&self) -> u32 {
-        self.preset.all_policies().map(Policy::spare).min().unwrap_or(0)
+        self.preset().all_policies().map(Policy::spare).min().unwrap_or(0)
     }
 
     /// Drives that say nothing of what was put: those that are silent, and those that have lost it.

@@ -11,7 +11,7 @@ use crate::{BackendError, ObjectName, Urgency};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ovs_format::fragment::Header;
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 use tokio::sync::oneshot;
 
 /// Why an object is put.
@@ -48,15 +48,18 @@ impl Inner {
         let _at_work = PutAtWork::new(&self, &name);
         let object_bytes = parts.iter().map(|part| part.len() as u64).sum();
         let policy = self.policy_now(&name)?;
+        // All of an object is under one key, also where others are set meanwhile.
+        let preset = self.preset();
         let compression = match why {
-            Put::New(_) => self.preset.compression,
+            Put::New(_) => preset.compression,
             // Other versions of this program may compress to other bytes, and would not be let by.
             Put::Again => Compression::None,
         };
         let hash = encode::name_hash(&name);
+        let own = Arc::clone(&preset);
         let (put, parts) =
-            self.compute(object_bytes, move |preset| (encode::put_id(preset, &hash, &parts), parts)).await?;
-        let mut template = encode::template(&self.preset, compression, hash, put, policy, object_bytes);
+            self.compute(object_bytes, move |_| (encode::put_id(&own, &hash, &parts), parts)).await?;
+        let mut template = encode::template(&preset, compression, hash, put, policy, object_bytes);
         let layout = encode::layout(&template);
         let last = template.geometry.chunks() - 1;
         let highest = (policy.fragments() - 1) as u8;
@@ -74,9 +77,9 @@ impl Inner {
         for (chunk, plain) in others.chain([(0, first)]) {
             template.chunk = chunk;
             let bytes = plain.len() as u64;
-            let fragments = self
-                .compute(bytes, move |preset| encode::chunk(&template, preset.keys.last(), &plain))
-                .await?;
+            let own = Arc::clone(&preset);
+            let fragments =
+                self.compute(bytes, move |_| encode::chunk(&template, own.keys.last(), &plain)).await?;
             let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
             self.store((&name, layout, chunk), policy, fragments, needed, why).await?;
         }
@@ -86,7 +89,8 @@ impl Inner {
 
     /// The first policy that the drives which answer satisfy, or else the first that all of them would.
     fn policy_now(&self, name: &ObjectName) -> Result<Policy, BackendError> {
-        let policies = &self.preset.policies;
+        let preset = self.preset();
+        let policies = &preset.policies;
         let drives = self.drives();
         let takes = |index: usize| drives[index].duty.takes();
         let by_live = placement::choose(policies, &drives, |index| takes(index) && !self.is_suspect(index));

@@ -83,7 +83,7 @@ impl Inner {
     /// The policy that all drives which take fragments satisfy.
     pub(super) fn aim(&self) -> Option<Policy> {
         let drives = self.drives();
-        placement::choose(&self.preset.policies, &drives, |index| drives[index].duty.takes())
+        placement::choose(&self.preset().policies, &drives, |index| drives[index].duty.takes())
     }
 
     /// Looks at everything. Also returns what is to be mended, the least safe first.

@@ -68,7 +68,7 @@ fn drive(number: usize, backend: &Rc<Memory>) -> Drive {
 impl World {
     /// Nothing is remembered.
     fn forget(&mut self) {
-        self.backend = reopen(&self.drives, (*self.backend.inner.preset).clone());
+        self.backend = reopen(&self.drives, (*self.backend.inner.preset()).clone());
     }
 
     fn fragments(&self) -> Vec<(usize, ObjectName)> {
@@ -463,6 +463,38 @@ fn what_is_encrypted_shows_nothing_and_needs_its_key() {
         world.backend = reopen(&world.drives, encrypted.with_keys(vec![other]).expect("different keys"));
         let error = world.get("v/s/2").await.expect_err("the wrong key");
         assert!(matches!(error, BackendError::Lost { .. }), "{error}");
+    });
+}
+
+#[test]
+fn keys_that_are_set_count_for_the_next_put_and_not_in_the_midst_of_one() {
+    local(async {
+        let encrypted = preset(&[policy(2, 1, 3, 3)]).with_fragments_of(FRAME_BYTES).expect("allowed");
+        let mut world = world(6, encrypted.clone().with_keys(vec![key(1)]).expect("different keys"));
+        let refused = world.backend.set_keys(vec![key(1), key(1)]);
+        assert_eq!(refused, Err(PresetError::Twice("key 1".into())));
+        // Of several chunks: others are set when the first fragment of one is put.
+        let bytes = Bytes::from(b"neither here nor there ".repeat(20_000));
+        let is_set = Rc::new(Cell::new(false));
+        let (backend, was_set) = (world.backend.clone(), is_set.clone());
+        world.set_schedule(move |_, call| {
+            if call.operation == Operation::Put && !was_set.replace(true) {
+                backend.set_keys(vec![key(1), key(2)]).expect("different keys");
+            }
+            None
+        });
+        world.put_whole("v/s/1", &bytes).await;
+        assert!(is_set.get());
+        world.put_whole("v/s/2", &bytes).await;
+        for object in ["v/s/1", "v/s/2"] {
+            assert!(world.get(object).await == Ok(bytes.clone()), "{object}");
+        }
+        // Each is of one key alone.
+        for (keys, other) in [(vec![key(1)], "v/s/2"), (vec![key(2)], "v/s/1")] {
+            world.backend = reopen(&world.drives, encrypted.clone().with_keys(keys).expect("different keys"));
+            let error = world.get(other).await.expect_err("its key is not there");
+            assert!(error.to_string().contains("is not there"), "{error}");
+        }
     });
 }
 

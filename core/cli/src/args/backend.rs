@@ -196,7 +196,7 @@ impl From<BackendKindArg> for BackendKind {
 /// `ovs preset ...`
 #[derive(Debug, Subcommand)]
 pub enum PresetCommand {
-    /// Make a preset; it never changes
+    /// Make a preset; but for its keys it never changes
     Create(CreatePresetArgs),
     /// List the presets
     List,
@@ -205,11 +205,26 @@ pub enum PresetCommand {
         /// The preset
         name: Name,
     },
+    /// Protect the keys of a preset's objects with another key, or add one for new objects; no object is written again
+    Rotate(RotatePresetArgs),
     /// Delete a preset that no backend uses
     Delete {
         /// The preset
         name: Name,
     },
+}
+
+/// `ovs preset rotate`
+#[derive(Debug, Args)]
+pub struct RotatePresetArgs {
+    /// The preset
+    pub name: Name,
+    /// Where the key is from now on: file:PATH, or env:NAME of ovsd's environment; never the key itself
+    #[arg(long, value_name = "REFERENCE", required_unless_present = "new_data_key")]
+    pub key: Option<String>,
+    /// Encrypt new objects under a new key; old ones stay readable under theirs
+    #[arg(long)]
+    pub new_data_key: bool,
 }
 
 /// `ovs preset create`

@@ -12,7 +12,7 @@ mod vdisk;
 
 pub use backend::{
     BackendCommand, BackendKindArg, CompressionArg, CreateBackendArgs, CreatePresetArgs, DriveCommand,
-    EncryptionArg, PresetCommand, RemoteArgs,
+    EncryptionArg, PresetCommand, RemoteArgs, RotatePresetArgs,
 };
 pub use cache::{CacheDedupArg, CacheModeArg, VdiskCacheArgs, VpoolCacheArgs};
 pub use limits::LimitArgs;

@@ -6,13 +6,13 @@ use super::{Context, every, task, vpool, word};
 use crate::{
     args::{
         BackendCommand, BackendKindArg, CreateBackendArgs, CreatePresetArgs, DriveCommand, PresetCommand,
-        RemoteArgs,
+        RemoteArgs, RotatePresetArgs,
     },
     failure::Failure,
 };
 use ovs_api::{
     AddDrive, BackendKind, CreateBackend, CreatePreset, Labels, ListQuery, Problem, ProblemKind, RemoteStore,
-    RemoveDriveQuery, SecretReference,
+    RemoveDriveQuery, RotatePreset, SecretReference,
 };
 use std::path::Path;
 use view::{plan_view, preset_table, preset_view, table, view};
@@ -69,6 +69,18 @@ pub(super) async fn run_preset(context: &Context, command: PresetCommand) -> Res
         PresetCommand::Show { name } => {
             let preset = client.get_preset(&name).await?;
             context.output.object(&preset, preset_view)
+        }
+        PresetCommand::Rotate(args) => {
+            let preset = client.rotate_preset(&args.name.clone(), &rotation(args)?).await?;
+            for drive in &preset.drives_behind {
+                context.output.note(&format!(
+                    "drive {drive} does not answer, and has the keys as they were: keep the old key"
+                ));
+            }
+            if let Some(number) = preset.data_key_waiting {
+                context.output.note(&format!("key {number} is used when every drive has it"));
+            }
+            context.output.done(&preset, format!("the keys of {} are rotated", preset.name))
         }
         PresetCommand::Delete { name } => {
             client.delete_preset(&name).await?;
@@ -197,6 +209,13 @@ fn reference(
         usage(format!("{option}: what was given is not {what}"))
     };
     SecretReference::try_from(text).map(Some).map_err(refused)
+}
+
+fn rotation(args: RotatePresetArgs) -> Result<RotatePreset, Failure> {
+    // What was given may be the secret: it is not shown.
+    let refused = |_| usage("--key: what was given is neither file:/PATH nor env:NAME".to_owned());
+    let key = args.key.map(SecretReference::try_from).transpose().map_err(refused)?;
+    Ok(RotatePreset { key, new_data_key: args.new_data_key })
 }
 
 fn new_preset(args: CreatePresetArgs) -> Result<CreatePreset, Failure> {

@@ -323,6 +323,9 @@ pub struct PresetRecord {
     /// What objects are encrypted under: the last one; the others are for what was put before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<WrappedKey>,
+    /// Which of them new objects are encrypted under instead, as long as not every drive has the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypts_under: Option<u32>,
     /// What other programs keep here.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -360,6 +363,9 @@ impl Record for PresetRecord {
         if self.keys.iter().any(|key| key.number == 0) {
             return Err("keys are numbered from 1".into());
         }
+        if self.encrypts_under.is_some_and(|number| self.keys.iter().all(|key| key.number != number)) {
+            return Err("the key that it encrypts under is none of its own".into());
+        }
         if self.policies.is_empty() {
             return Err("it has no policy".into());
         }
@@ -381,6 +387,18 @@ impl PresetRecord {
     /// The index key of a name.
     pub fn name_key(name: &Name) -> String {
         format!("{}{name}", Self::NAMES)
+    }
+
+    /// The number of the key that new objects are encrypted under.
+    pub fn key_in_use(&self) -> Option<u32> {
+        self.encrypts_under.or_else(|| self.keys.last().map(|key| key.number))
+    }
+
+    /// It has all keys of the other, an older record of the same preset.
+    pub fn is_newer_than(&self, other: &PresetRecord) -> bool {
+        let has = |key: &WrappedKey| self.keys.iter().any(|own| own.number == key.number);
+        let is_same = (self.uuid, &self.policies) == (other.uuid, &other.policies);
+        is_same && self.version > other.version && other.keys.iter().all(has)
     }
 }
 
@@ -538,6 +556,16 @@ mod tests {
             let refused = read(&record).unwrap_err().to_string();
             assert!(refused.contains(&format!("policy {k},{m},{c},{x} cannot be")), "{refused}");
         }
+        let mut record = stored.clone();
+        record["key"] = json!("file:/k");
+        record["keys"] = json!([{"number": 1, "wrapped": "00"}, {"number": 2, "wrapped": "01"}]);
+        assert_eq!(read(&record).unwrap().key_in_use(), Some(2));
+        record["encrypts_under"] = json!(1);
+        let waiting = read(&record).unwrap();
+        assert_eq!(waiting.key_in_use(), Some(1));
+        assert_eq!(serde_json::to_value(&waiting).unwrap(), record);
+        record["encrypts_under"] = json!(3);
+        assert!(read(&record).unwrap_err().to_string().contains("none of its own"));
         for (member, bad) in [("policies", json!([])), ("keys", json!([{"number": 0, "wrapped": ""}]))] {
             let mut record = stored.clone();
             record[member] = bad;

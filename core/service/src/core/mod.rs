@@ -216,6 +216,17 @@ impl Core {
         self.wait(|volumes| async move { volumes.get_preset(preset).await }).await
     }
 
+    /// Keeps the keys of a preset's objects under another key, or adds one for new objects.
+    pub async fn rotate_preset(
+        &self,
+        preset: Name,
+        body: RotatePreset,
+        context: &RequestContext,
+    ) -> Result<Preset, Problem> {
+        let terms = terms(context);
+        self.run(|volumes| async move { volumes.rotate_preset(preset, body, terms).await }).await
+    }
+
     /// Deletes a preset that no backend uses.
     pub async fn delete_preset(&self, preset: Name, context: &RequestContext) -> Result<NoContent, Problem> {
         let terms = terms(context);

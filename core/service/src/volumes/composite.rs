@@ -65,6 +65,8 @@ pub(super) enum Verdict {
 pub(super) struct Composite {
     pub(super) name: Name,
     pub(super) coded: CodedBackend,
+    /// Whose keys it has.
+    pub(super) preset: Uuid,
     policies: Vec<Policy>,
     members: RefCell<BTreeMap<Uuid, Member>>,
     /// Since when a drive has been silent without a break.
@@ -88,6 +90,7 @@ impl Composite {
         Composite {
             name,
             coded,
+            preset: preset.uuid,
             policies: preset.policies.iter().copied().map(from_policy).collect(),
             members: RefCell::new(members),
             silent_since: RefCell::default(),

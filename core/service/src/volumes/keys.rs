@@ -1,8 +1,9 @@
 //! Keys of presets: what objects are encrypted under is random, and kept encrypted under a key of the operator's.
 //!
-//! Another operator's key is one more wrapping: no object is written again. A key that does not fit is known at once by the
+//! Another operator's key is another wrapping (`rotate.rs`): no object is written again. A key that does not fit is known at once by the
 //! tag.
 
+use super::secrets::Secrets;
 use ovs_api::{Problem, ProblemKind};
 use ovs_cluster::catalogue::{PresetRecord, WrappedKey};
 use ovs_remote::Secret;
@@ -35,6 +36,17 @@ pub(super) fn make(
     let random: Vec<u8> = (0..4).flat_map(|_| chance.uuid().into_bytes()).collect();
     let mut key = [0; KEY_BYTES];
     key.copy_from_slice(digest::digest(&digest::SHA256, &random).as_ref());
+    wrap(operators, preset, number, &key, chance)
+}
+
+/// A key of a preset under a key of the operator's.
+pub(super) fn wrap(
+    operators: &[u8; KEY_BYTES],
+    preset: Uuid,
+    number: u32,
+    key: &[u8; KEY_BYTES],
+    chance: &dyn Chance,
+) -> WrappedKey {
     let mut nonce = [0; NONCE_BYTES];
     nonce.copy_from_slice(&digest::digest(&digest::SHA256, chance.uuid().as_bytes()).as_ref()[..NONCE_BYTES]);
     let mut sealed = key.to_vec();
@@ -75,6 +87,29 @@ pub(super) fn unwrap(
         Problem::new(ProblemKind::Conflict, detail)
     })?;
     plain.try_into().map_err(|_| damaged())
+}
+
+/// A newer record of a preset is taken for what it says only where its keys are those of the one that is known: whoever can write
+/// to a drive can write a record. It takes both keys of the operator.
+pub(super) async fn check_are_the_same(
+    known: &PresetRecord,
+    newer: &PresetRecord,
+    secrets: &Secrets,
+) -> Result<(), Problem> {
+    let operators = async |record: &PresetRecord| match &record.key {
+        Some(place) => parse(&secrets.key(place).await?, place).map(Some),
+        None => Ok(None),
+    };
+    let (Some(old), Some(new)) = (operators(known).await?, operators(newer).await?) else { return Ok(()) };
+    for key in &known.keys {
+        let is_it = |other: &&WrappedKey| other.number == key.number;
+        let other = newer.keys.iter().find(is_it).map(|other| unwrap(&new, newer, other)).transpose()?;
+        if other != Some(unwrap(&old, known, key)?) {
+            let detail = format!("preset {}: a drive has another key {} of it", known.name, key.number);
+            return Err(Problem::new(ProblemKind::Damaged, detail));
+        }
+    }
+    Ok(())
 }
 
 fn sealing_key(operators: &[u8; KEY_BYTES]) -> aead::LessSafeKey {
@@ -119,6 +154,7 @@ mod tests {
             fragment_bytes: 4 << 20,
             key: Some("file:/k".into()),
             keys: vec![one.clone()],
+            encrypts_under: None,
             labels: Default::default(),
             created_ms: 0,
             request: serde_json::Value::Null,
@@ -126,6 +162,9 @@ mod tests {
         let key = unwrap(&operators, &record(preset), &one).unwrap();
         assert_ne!(key, unwrap(&operators, &record(preset), &other).unwrap(), "no two keys are the same");
         assert!(!one.wrapped.contains(&to_hex(&key)));
+        let again = wrap(&[8; KEY_BYTES], preset, 1, &key, &SystemChance);
+        assert_eq!(unwrap(&[8; KEY_BYTES], &record(preset), &again).unwrap(), key, "the same, under another");
+        unwrap(&operators, &record(preset), &again).unwrap_err();
         let wrong = unwrap(&[8; KEY_BYTES], &record(preset), &one).unwrap_err();
         assert!(wrong.detail.contains("is not the one"), "{wrong}");
         assert!(unwrap(&operators, &record(Uuid::from_u128(2)), &one).is_err(), "another preset's");

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{Backend, BackendError, ObjectInfo, ObjectName, Urgency};
-use ovs_cluster::catalogue::{FORMAT, LayoutRecord, VpoolRecord, decode};
+use ovs_cluster::catalogue::{FORMAT, LayoutRecord, PresetRecord, VpoolRecord, decode};
 use ovs_units::{Name, VpoolId};
 use ovs_volume::{Chance, Clock};
 use std::{collections::BTreeSet, rc::Rc};
@@ -62,6 +62,14 @@ pub(super) struct Due {
     lacking: Option<Vec<Lacking>>,
     /// Why it cannot be renewed.
     trouble: Option<String>,
+}
+
+impl Due {
+    /// The drives that lack it; nothing: that is not known, and each may.
+    pub(super) fn drives(&self) -> Option<Vec<Name>> {
+        let lacking = self.lacking.as_ref()?;
+        Some(lacking.iter().map(|lacking| lacking.drive.clone()).collect())
+    }
 }
 
 /// Of a vPool; [`super::stores::BackendSet::layout`] fills in the rest.
@@ -217,7 +225,9 @@ fn check_is_not_newer(there: &LayoutRecord, wanted: &LayoutRecord, drive: &Name)
     }
     for preset in &there.presets {
         let here = wanted.presets.iter().find(|here| here.uuid == preset.uuid);
-        if let Some(here) = here.filter(|here| here.version < preset.version) {
+        // Of two of one version with keys of their own, either may be the only one to read something.
+        let is_other = |here: &PresetRecord| here.version == preset.version && here.keys != preset.keys;
+        if let Some(here) = here.filter(|here| here.version < preset.version || is_other(here)) {
             return refused("preset", &preset.name, preset.version, here.version);
         }
     }
@@ -277,6 +287,9 @@ impl Volumes {
         let volumes = self.clone();
         tokio::task::spawn_local(async move {
             volumes.renew_due_layouts().await;
+            if let Err(problem) = volumes.use_newest_keys().await {
+                tracing::warn!(%problem, "a preset's newest key is not used yet");
+            }
             drop(turn);
         });
     }

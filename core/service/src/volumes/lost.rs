@@ -13,6 +13,7 @@ use super::{
     Pool, Volumes,
     backends::labels_of,
     drive::Drive,
+    keys::check_are_the_same,
     layout::{Layout, drives_at, newest_layout},
     namespace::{Namespace, get_config, in_time, put_newest_config, real_path},
     problem::{exists, from_backend, from_catalogue},
@@ -21,7 +22,7 @@ use super::{
 use futures_util::future::join_all;
 use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
 use ovs_backend::{DirBackend, DirOptions};
-use ovs_cluster::catalogue::{FORMAT, LayoutRecord, Record, State, StoreRecord, VpoolRecord};
+use ovs_cluster::catalogue::{FORMAT, LayoutRecord, PresetRecord, Record, State, StoreRecord, VpoolRecord};
 use ovs_units::{Name, VpoolId};
 use ovs_volume::Clock;
 use std::{
@@ -128,12 +129,35 @@ impl Volumes {
         namespace: &str,
         name: Name,
     ) -> Result<(VpoolRecord, Opened), Problem> {
-        let (backends, presets) = (layout.backends.clone(), layout.presets.clone());
-        let set = BackendSet::new(backends, presets, &self.settings.host_name);
+        let (mut presets, mut missing_presets, mut outdated) = (Vec::new(), Vec::new(), Vec::new());
+        for told in &layout.presets {
+            let known = self.catalogue.find::<PresetRecord>(told.uuid).await.map_err(from_catalogue)?;
+            let mut preset = told.clone();
+            match known {
+                // Its keys were rotated while this vPool's drives were away. They know how to read the ones that they tell of.
+                Some(known) if known.record.is_newer_than(told) => {
+                    preset = PresetRecord { encrypts_under: told.key_in_use(), ..known.record };
+                }
+                Some(known) if told.is_newer_than(&known.record) => {
+                    check_are_the_same(&known.record, told, &self.secrets()).await?;
+                    outdated.push((known, told));
+                }
+                _ => {
+                    let is_same = |here: &PresetRecord, told: &PresetRecord| {
+                        here.policies == told.policies && here.keys == told.keys
+                    };
+                    if self.is_missing(told, is_same).await? {
+                        missing_presets.push(told);
+                    }
+                }
+            }
+            presets.push(preset);
+        }
+        let set = BackendSet::new(layout.backends.clone(), presets, &self.settings.host_name);
         let here = self.backend_set().await?;
         self.check_is_unused(&here, here.backend(layout.backend).or_else(|_| set.backend(layout.backend))?)
             .await?;
-        let (mut missing, mut missing_presets) = (Vec::new(), Vec::new());
+        let mut missing = Vec::new();
         for record in set.parts(layout.backend)? {
             match here.composite_of(record.uuid) {
                 // One that is known is used by what it was used by, if at all.
@@ -150,14 +174,6 @@ impl Volumes {
                 missing.push(record);
             }
         }
-        for record in &layout.presets {
-            if self
-                .is_missing(record, |here, told| here.policies == told.policies && here.keys == told.keys)
-                .await?
-            {
-                missing_presets.push(record);
-            }
-        }
         let opened = self.open_store(&set, layout.backend, namespace, Namespace::Existing).await?;
         let config = self.config_of(&*opened.store, layout.vpool, &layout.name).await?;
         let (backend, namespace) = (layout.backend, namespace.to_owned());
@@ -167,6 +183,9 @@ impl Volumes {
         }
         for preset in missing_presets {
             self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
+        }
+        for (known, told) in outdated {
+            self.catalogue.update(&known, told.clone()).await.map_err(from_catalogue)?;
         }
         for backend in missing {
             self.catalogue.restore(backend.clone()).await.map_err(from_catalogue)?;

@@ -36,6 +36,7 @@ mod presets;
 mod problem;
 mod recover;
 mod remotes;
+mod rotate;
 mod scrub;
 mod secrets;
 mod show;

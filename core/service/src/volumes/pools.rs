@@ -9,7 +9,10 @@ use super::{
     stores::Opened,
 };
 use ovs_api::{EventKind, OnFull, Problem, ProblemKind, Timestamp, Vpool, VpoolState};
-use ovs_backend::Backend;
+use ovs_backend::{
+    Backend,
+    coded::{Key, PresetError},
+};
 use ovs_cluster::catalogue::{BackendRecord, OnFullPolicy, State, VdiskRecord, VpoolRecord};
 use ovs_units::{Name, VpoolId};
 use std::{
@@ -94,6 +97,17 @@ impl Pool {
     pub(super) fn drives_in_trouble(&self) -> Vec<(Name, String)> {
         let drives = self.drives.borrow();
         drives.values().filter_map(|drive| Some((drive.name().clone(), drive.trouble()?))).collect()
+    }
+
+    /// Its composites under this preset have these keys from now on. One that is not open gets them when it is opened.
+    pub(super) fn set_keys(&self, preset: Uuid, keys: &[Key]) -> Result<(), Problem> {
+        for composite in self.composites.borrow().values() {
+            if composite.preset == preset {
+                let refused = |error: PresetError| Problem::new(ProblemKind::Conflict, error.to_string());
+                composite.coded.set_keys(keys.to_vec()).map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     /// Why it does not serve.

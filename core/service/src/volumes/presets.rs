@@ -1,5 +1,5 @@
-//! Presets: how a composite spreads objects over its drives. A preset never changes: what was put under another policy is
-//! not brought up to a new one yet.
+//! Presets: how a composite spreads objects over its drives. A preset never changes but for its keys (`rotate.rs`): what was put
+//! under another policy is not brought up to a new one yet.
 
 use super::{
     Volumes,
@@ -65,6 +65,7 @@ impl Volumes {
             fragment_bytes: u32::try_from(request.fragment_size_bytes).unwrap_or(u32::MAX),
             key: key.map(str::to_owned),
             keys: made,
+            encrypts_under: None,
             labels: request.labels.0,
             created_ms: self.clock.wall_ms(),
             request: asked.clone(),
@@ -126,7 +127,12 @@ impl Volumes {
         Ok(stored.into_iter().map(|stored| stored.record).collect())
     }
 
-    async fn show_preset(&self, record: &PresetRecord) -> Result<Preset, Problem> {
+    pub(super) async fn show_preset(&self, record: &PresetRecord) -> Result<Preset, Problem> {
+        let waiting = record.encrypts_under.and(record.keys.last()).map(|key| key.number);
+        let drives_behind = match record.key {
+            Some(_) => self.drives_behind(record.uuid).await?,
+            None => Vec::new(),
+        };
         Ok(Preset {
             uuid: record.uuid,
             name: record.name.clone(),
@@ -134,6 +140,9 @@ impl Volumes {
             compression: from_compression(record.compression),
             encryption: if record.key.is_some() { Encryption::Aes256Gcm } else { Encryption::None },
             key: record.key.clone().and_then(|key| SecretReference::try_from(key).ok()),
+            data_key: record.key_in_use(),
+            data_key_waiting: waiting,
+            drives_behind,
             fragment_size_bytes: record.fragment_bytes.into(),
             policies: record.policies.iter().copied().map(from_policy).collect(),
             is_default: false,
@@ -150,17 +159,7 @@ pub(super) async fn open_preset(record: &PresetRecord, secrets: &Secrets) -> Res
     };
     let policies = record.policies.iter().map(|p| coded::Policy::new(p.k, p.m, p.c, p.x));
     let policies = policies.collect::<Result<Vec<_>, _>>().map_err(refused)?;
-    let mut opened = Vec::new();
-    if let Some(reference) = &record.key {
-        let secret = secrets.key(reference).await?;
-        let operators = keys::parse(&secret, reference)?;
-        for key in &record.keys {
-            let number = NonZeroU32::new(key.number).ok_or_else(|| {
-                Problem::new(ProblemKind::Damaged, format!("preset {}: a key has no number", record.name))
-            })?;
-            opened.push(coded::Key::new(number, &keys::unwrap(&operators, record, key)?));
-        }
-    }
+    let opened = open_keys(record, secrets).await?;
     let compression = match record.compression {
         CompressionRecord::None => coded::Compression::None,
         CompressionRecord::Lz4 => coded::Compression::Lz4,
@@ -171,6 +170,26 @@ pub(super) async fn open_preset(record: &PresetRecord, secrets: &Secrets) -> Res
     preset.and_then(|preset| preset.with_compression(compression).with_keys(opened)).map_err(refused)
 }
 
+/// Its keys as a coded backend takes them: the last one is for new objects.
+pub(super) async fn open_keys(record: &PresetRecord, secrets: &Secrets) -> Result<Vec<coded::Key>, Problem> {
+    let Some(reference) = &record.key else { return Ok(Vec::new()) };
+    let secret = secrets.key(reference).await?;
+    let operators = keys::parse(&secret, reference)?;
+    let (mut opened, mut in_use) = (Vec::new(), None);
+    for key in &record.keys {
+        let number = NonZeroU32::new(key.number).ok_or_else(|| {
+            Problem::new(ProblemKind::Damaged, format!("preset {}: a key has no number", record.name))
+        })?;
+        let opened_key = coded::Key::new(number, &keys::unwrap(&operators, record, key)?);
+        match record.key_in_use() == Some(key.number) {
+            true => in_use = Some(opened_key),
+            false => opened.push(opened_key),
+        }
+    }
+    opened.extend(in_use);
+    Ok(opened)
+}
+
 fn built_in_preset() -> Preset {
     Preset {
         uuid: PRESET_UUID,
@@ -179,6 +198,9 @@ fn built_in_preset() -> Preset {
         compression: Compression::None,
         encryption: Encryption::None,
         key: None,
+        data_key: None,
+        data_key_waiting: None,
+        drives_behind: Vec::new(),
         fragment_size_bytes: 4 << 20,
         policies: vec![Policy { k: 1, m: 0, c: 1, x: 1 }],
         is_default: true,

@@ -213,6 +213,18 @@ impl BackendSet {
         }
     }
 
+    /// It is, or is made of, a composite under this preset.
+    pub(super) fn is_under(&self, root: Uuid, preset: Uuid) -> bool {
+        let is_it = |part: &&BackendRecord| matches!(&part.store, StoreRecord::Composite { preset: own, .. } if *own == preset);
+        self.parts(root).is_ok_and(|parts| parts.iter().any(is_it))
+    }
+
+    /// What it is made of in the end.
+    pub(super) fn drives_of_all(&self, root: Uuid) -> Vec<Name> {
+        let parts = self.parts(root).unwrap_or_default();
+        parts.into_iter().filter(|part| part.drives().is_empty()).map(|part| part.name.clone()).collect()
+    }
+
     /// What each drive of a vPool keeps of the whole.
     pub(super) fn layout(&self, root: Uuid, of: LayoutRecord) -> Result<LayoutRecord, Problem> {
         let mut layout = of;

@@ -52,7 +52,7 @@ impl World {
                 Duty::Lost | Duty::Gone => Drive::departed(drive.id, drive.node, drive.site, 1, duty),
             }
         });
-        let preset = (*self.backend.inner.preset).clone();
+        let preset = (*self.backend.inner.preset()).clone();
         self.backend = CodedBackend::new(all.collect(), preset, Work::Here).expect("the same drives");
     }
 

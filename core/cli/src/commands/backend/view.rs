@@ -224,6 +224,13 @@ pub(super) fn preset_table(presets: &[Preset]) -> Table {
     })
 }
 
+fn data_key(number: u32, waiting: Option<u32>) -> String {
+    match waiting {
+        Some(next) => format!("{number}, and {next} when every drive has it"),
+        None => number.to_string(),
+    }
+}
+
 pub(super) fn preset_view(preset: &Preset) -> String {
     Fields::new()
         .with("preset", &preset.name)
@@ -233,6 +240,11 @@ pub(super) fn preset_view(preset: &Preset) -> String {
         .with("compression", word(preset.compression))
         .with("encryption", word(preset.encryption))
         .with_some("key", preset.key.as_ref())
+        .with_some("data key", preset.data_key.map(|number| data_key(number, preset.data_key_waiting)))
+        .with_each(
+            "not there yet",
+            preset.drives_behind.iter().map(|drive| format!("drive {drive}: keep the old key")),
+        )
         .with("fragment", size(preset.fragment_size_bytes))
         .with_each("backends", preset.backends.iter().map(ToString::to_string))
         .to_string()

@@ -63,6 +63,7 @@ fn sample_body(operation: &str) -> &'static str {
             r#"{"name": "p", "compression": "none", "encryption": "none", "fragment_size_bytes": 4194304,
                 "policies": [{"k": 1, "m": 0, "c": 1, "x": 1}]}"#
         }
+        "rotate_preset" => r#"{"key": "file:/etc/ovs/secrets/keys/new"}"#,
         _ => "",
     }
 }

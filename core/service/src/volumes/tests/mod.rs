@@ -11,6 +11,7 @@ mod layouts;
 mod opening;
 mod presets;
 mod recovery;
+mod rotation;
 mod vdisks;
 mod vpools;
 
