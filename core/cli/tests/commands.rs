@@ -90,8 +90,8 @@ fn an_option_that_does_not_fit_is_named_as_it_was_typed() {
     let (_, stderr) = check_exit(root.path(), &key, 2);
     assert!(stderr.contains("--key-env: what was given is not the name of a variable"), "{stderr}");
     assert!(!stderr.contains("se=cret"), "{stderr}");
-    let (_, stderr) = check_exit(root.path(), &["preset", "rotate", "p", "--key", "deadbeef"], 2);
-    assert!(stderr.contains("neither file:/PATH nor env:NAME") && !stderr.contains("deadbeef"), "{stderr}");
+    let (_, stderr) = check_exit(root.path(), &["preset", "rotate", "p", "--key-env", "dead=beef"], 2);
+    assert!(stderr.contains("--key-env: what was given is not") && !stderr.contains("dead=beef"), "{stderr}");
     check_exit(root.path(), &["preset", "rotate", "p"], 2);
 }
 
@@ -357,7 +357,7 @@ fn every_verb_asks_for_what_it_says() {
         ),
         (&["preset", "delete", "q"], "DELETE /v1/presets/q", json!(null)),
         (
-            &["preset", "rotate", "q", "--key", "file:/etc/ovs/secrets/keys/new"],
+            &["preset", "rotate", "q", "--key-file", "/etc/ovs/secrets/keys/new"],
             "POST /v1/presets/q/rotate",
             json!({"key": "file:/etc/ovs/secrets/keys/new", "new_data_key": false}),
         ),

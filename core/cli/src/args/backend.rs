@@ -219,9 +219,13 @@ pub enum PresetCommand {
 pub struct RotatePresetArgs {
     /// The preset
     pub name: Name,
-    /// Where the key is from now on: file:PATH, or env:NAME of ovsd's environment; never the key itself
-    #[arg(long, value_name = "REFERENCE", required_unless_present = "new_data_key")]
-    pub key: Option<String>,
+    /// A file in the folder secrets/keys beside ovsd.yaml, readable by root alone, with the key from now on
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "key_env",
+        required_unless_present_any = ["key_env", "new_data_key"])]
+    pub key_file: Option<PathBuf>,
+    /// A variable OVS_SECRET_KEY_... of ovsd's environment with the same
+    #[arg(long, value_name = "NAME")]
+    pub key_env: Option<String>,
     /// Encrypt new objects under a new key; old ones stay readable under theirs
     #[arg(long)]
     pub new_data_key: bool,

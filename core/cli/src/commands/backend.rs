@@ -212,9 +212,7 @@ fn reference(
 }
 
 fn rotation(args: RotatePresetArgs) -> Result<RotatePreset, Failure> {
-    // What was given may be the secret: it is not shown.
-    let refused = |_| usage("--key: what was given is neither file:/PATH nor env:NAME".to_owned());
-    let key = args.key.map(SecretReference::try_from).transpose().map_err(refused)?;
+    let key = reference(["--key-file", "--key-env"], args.key_file.as_deref(), args.key_env.as_deref())?;
     Ok(RotatePreset { key, new_data_key: args.new_data_key })
 }
 
