@@ -42,11 +42,12 @@ COMMANDS = ("ovs-nbd", "test", "commands", [], {})
 HELD = ("ovs-nbd", "test", "held", [], {})
 BACKEND = ("ovs-backend", "lib", "ovs_backend", [], {})
 THREADS = ("ovs-backend", "shuttle", "ovs_backend", ["concurrency"], {"OVS_SCHEDULES": "300"})
+LIVES = ("ovs-backend", "lib", "ovs_backend", ["coded::"], {})
 CLUSTER = ("ovs-cluster", "lib", "ovs_cluster", [], {})
 
 # Who looks for a defect, by how its name begins: the quick ones and those that find the most first.
 CORE = [HEAD, FOUND, OUTAGE, ROOM, SIMULATION, LOSSES, OFFLINE, SWEEP, CALLS, ROT, MODEL, ENGINE, READ_WELL]
-FINDERS = {"cache": [HEAD, ENGINE, SIMULATION, MODEL], "limits": [HEAD, MODEL], "session": [SESSIONS], "client": [CLIENT], "maps": [ENGINE], "nbd": [COMMANDS, SESSIONS, HELD], "directory": [BACKEND, THREADS], "registry: a commit": [CLUSTER]}
+FINDERS = {"cache": [HEAD, ENGINE, SIMULATION, MODEL], "limits": [HEAD, MODEL], "session": [SESSIONS], "client": [CLIENT], "maps": [ENGINE], "nbd": [COMMANDS, SESSIONS, HELD], "directory": [BACKEND, THREADS], "drives": [LIVES], "registry: a commit": [CLUSTER]}
 
 
 def planted():

@@ -3,6 +3,7 @@
 
 use super::drives::Drives;
 use super::placement::Home;
+use ovs_units::planted;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A chunk as it was found.
@@ -98,7 +99,9 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         chunk.homes.iter().filter(|(number, _)| is_nowhere(*number)).collect();
     nowhere
         .sort_by_key(|(_, home)| home.places(chunk.drives).iter().any(|drive| chunk.silent.contains(drive)));
-    nowhere.truncate(nowhere.len().saturating_sub(chunk.silent.len()));
+    if !planted("drives: what a silent one may have is made again") {
+        nowhere.truncate(nowhere.len().saturating_sub(chunk.silent.len()));
+    }
     let nowhere: BTreeSet<u8> = nowhere.into_iter().map(|(number, _)| *number).collect();
     for (number, home) in chunk.homes {
         if places.of.contains_key(number) || (is_nowhere(*number) && !nowhere.contains(number)) {
@@ -129,8 +132,11 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         let bad = chunk.bad.iter().filter(|(of, drive)| of == number && drive != place);
         plan.extra.extend(bad);
     }
-    if !plan.makes.is_empty() {
-        // Until they are there, whatever is counts.
+    let is_left = |number: &u8| !copies(*number).is_empty() && !places.of.contains_key(number);
+    let has_unwell = chunk.homes.iter().any(|(number, _)| is_left(number));
+    if (has_unwell || !plan.makes.is_empty()) && !planted("drives: what leaves is not needed while it moves")
+    {
+        // Until all are where they stay, whatever is there counts.
         let all = chunk.found.values().flatten().copied();
         plan.needed_on.extend(all.filter(|drive| !chunk.drives[*drive].duty.takes()));
     }

@@ -13,6 +13,7 @@ use super::{Duty, Inner, Policy, encode};
 use crate::{BackendError, ObjectName};
 use futures_util::future::join_all;
 use ovs_format::fragment::HEADER_BYTES;
+use ovs_units::planted;
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
@@ -144,7 +145,10 @@ impl Inner {
                 to_mend.truncate(TO_MEND_MAX);
             }
         }
-        let failed = self.upkeep.failed.borrow().clone();
+        let mut failed = self.upkeep.failed.borrow().clone();
+        if planted("drives: what failed once in a survey is overlooked") {
+            failed.clear();
+        }
         let silent: BTreeSet<usize> =
             listing.silent.into_iter().chain(failed).chain(self.suspects_of(&drives)).collect();
         let silent: BTreeSet<usize> =
@@ -206,6 +210,7 @@ impl Inner {
         // What is known to be bad somewhere counts nowhere as a reason to let anything go, nor does a form beside another: nobody has
         // read yet which of them is good.
         if (is_suspicious || !is_alone)
+            && !planted("drives: what is bad elsewhere is not needed")
             && let Condition::There { is_to_mend, is_made_again, needed_on, .. } = &mut condition
         {
             let drives = self.drives();

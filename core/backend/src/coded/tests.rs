@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use uuid::Uuid;
 
 mod life;
+mod lives;
 mod trouble;
 mod unfinished;
 
