@@ -13,7 +13,7 @@
 
 use super::{
     Volumes,
-    drive::cannot_open,
+    drive::{Drive, cannot_open},
     namespace::{Namespace, in_time},
     problem::from_backend,
 };
@@ -21,10 +21,15 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use ovs_api::{Problem, ProblemKind};
 use ovs_backend::{Backend, BackendError, ObjectInfo, ObjectName, Urgency};
-use ovs_cluster::catalogue::{FORMAT, LayoutRecord, PresetRecord, VpoolRecord, decode};
+use ovs_cluster::catalogue::{
+    BackendRecord, DutyRecord, FORMAT, LayoutRecord, PresetRecord, StoreRecord, VpoolRecord, decode,
+};
 use ovs_units::{Name, VpoolId};
 use ovs_volume::{Chance, Clock};
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 use uuid::Uuid;
 
 const LAYOUT_PREFIX: &str = "pool/layout-";
@@ -106,6 +111,24 @@ pub(super) async fn put_first_layout(store: &dyn Backend, layout: &LayoutRecord)
 /// The layout that counts among those of a drive.
 pub(super) async fn newest_layout(store: &dyn Backend) -> Result<Option<Layout>, BackendError> {
     Ok(find_layouts(store).await?.newest)
+}
+
+/// What drives tell of a vPool when all are asked at the same time; nothing: that drive has no layout yet. One that does not answer
+/// is not among them, nor one whose layout cannot be read: it may be any.
+pub(super) async fn ask_layouts(
+    clock: &dyn Clock,
+    drives: &BTreeMap<Uuid, Rc<Drive>>,
+    vpool: VpoolId,
+) -> BTreeMap<Uuid, Option<Layout>> {
+    let ask = |(uuid, drive): (&Uuid, &Rc<Drive>)| {
+        let (uuid, drive) = (*uuid, drive.clone());
+        async move {
+            let Found { numbers, newest } = in_time(clock, find_layouts(&*drive)).await?.ok()?;
+            let is_told = newest.as_ref().map_or(numbers.is_empty(), |newest| newest.record.vpool == vpool);
+            is_told.then_some((uuid, newest))
+        }
+    };
+    join_all(drives.iter().map(ask)).await.into_iter().flatten().collect()
 }
 
 /// What a drive has.
@@ -212,12 +235,16 @@ async fn answer<T>(
 /// What a drive has was once in the registry: a newer record there says that the registry was put back since. To write the
 /// older one over it may be the end of a key.
 fn check_is_not_newer(there: &LayoutRecord, wanted: &LayoutRecord, drive: &Name) -> Result<(), Problem> {
-    let refused = |what: &str, name: &Name, there: u64, here: u64| {
+    let refused = |what: String| {
         let detail = format!(
-            "drive {drive} has {what} {name} of version {there}, and the registry of this host version {here}: the registry was put \
-             back. Nothing is written over what is newer: recover the vPool from that drive on a host that does not know it"
+            "drive {drive} has {what}: the registry was put back. Nothing is written over what is newer, and no vPool is opened by \
+             what is older: stop ovsd and restore a later registry, or recover the vPool from that drive on a host that does not \
+             know it"
         );
         Err(Problem::new(ProblemKind::Damaged, detail))
+    };
+    let of_version = |what: &str, name: &Name, there: u64, here: u64| {
+        format!("{what} {name} of version {there}, and the registry of this host version {here}")
     };
     if there.vpool != wanted.vpool {
         let detail = format!("drive {drive} has the layout of another vPool: {}", there.vpool);
@@ -228,16 +255,39 @@ fn check_is_not_newer(there: &LayoutRecord, wanted: &LayoutRecord, drive: &Name)
         // Of two of one version with keys of their own, either may be the only one to read something.
         let is_other = |here: &PresetRecord| here.version == preset.version && here.keys != preset.keys;
         if let Some(here) = here.filter(|here| here.version < preset.version || is_other(here)) {
-            return refused("preset", &preset.name, preset.version, here.version);
+            return refused(of_version("preset", &preset.name, preset.version, here.version));
         }
     }
     for backend in &there.backends {
-        let here = wanted.backends.iter().find(|here| here.uuid == backend.uuid);
-        if let Some(here) = here.filter(|here| here.version < backend.version) {
-            return refused("backend", &backend.name, backend.version, here.version);
+        let Some(here) = wanted.backends.iter().find(|here| here.uuid == backend.uuid) else { continue };
+        if here.version < backend.version {
+            return refused(of_version("backend", &backend.name, backend.version, here.version));
+        }
+        if !follows(here, backend) {
+            let (name, there, here) = (&backend.name, backend.version, here.version);
+            return refused(format!(
+                "drives of backend {name} in version {there} of which version {here} in the registry of this host knows nothing"
+            ));
         }
     }
     Ok(())
+}
+
+/// A record may have come of another by changes: with the same version it is the same, and what was a drive, or lost, is not
+/// forgotten. After a registry was put back, versions are given out a second time.
+fn follows(later: &BackendRecord, earlier: &BackendRecord) -> bool {
+    if !matches!(earlier.store, StoreRecord::Composite { .. }) {
+        return true;
+    }
+    let has_departed = |uuid: &Uuid| later.departed().iter().any(|gone| gone.uuid == *uuid);
+    let is_lost = |record: &BackendRecord, uuid: &Uuid| record.duty(*uuid).is_some_and(DutyRecord::is_lost);
+    let is_kept = |uuid: &Uuid| {
+        has_departed(uuid)
+            || later.drives().contains(uuid) && (is_lost(later, uuid) || !is_lost(earlier, uuid))
+    };
+    (later.version > earlier.version || later.store == earlier.store)
+        && earlier.drives().iter().all(is_kept)
+        && earlier.departed().iter().all(|gone| has_departed(&gone.uuid))
 }
 
 impl Volumes {
@@ -278,6 +328,22 @@ impl Volumes {
             }
         }
         Ok(lacking)
+    }
+
+    /// Before a vPool is used by what the registry says of its drives: none of them that answers says something newer. Otherwise one
+    /// that was given up since would serve with what it had then.
+    pub(super) async fn check_is_not_put_back(
+        &self,
+        record: &VpoolRecord,
+        drives: &BTreeMap<Uuid, Rc<Drive>>,
+    ) -> Result<(), Problem> {
+        let told = ask_layouts(&*self.clock, drives, record.id).await;
+        // Looked at after the drives: what they have was in the registry before.
+        let wanted = self.backend_set().await?.layout(record.backend, layout_of(record))?;
+        for (uuid, told) in told {
+            told.map_or(Ok(()), |told| check_is_not_newer(&told.record, &wanted, drives[&uuid].name()))?;
+        }
+        Ok(())
     }
 
     /// Tries again, beside everything else, what [`Self::renew_layout`] could not bring to every drive. After a start all vPools

@@ -6,26 +6,30 @@
 //!                                             the drives that this one names are opened, and tell the vPool's record together
 //! ```
 //!
+//! What was too late to be asked for its layout is asked again when all are open: an old layout is never taken for the newest
+//! because the others were slow.
+//!
 //! Nothing is stored before the vPool's record has been read. What is known here has to be as the directory says, and free: a
 //! folder in use is not even opened.
 
 use super::{
     Pool, Volumes,
     backends::labels_of,
-    drive::Drive,
     keys::check_are_the_same,
-    layout::{Layout, drives_at, newest_layout},
-    namespace::{Namespace, get_config, in_time, put_newest_config, real_path},
+    layout::{Layout, ask_layouts, drives_at, newest_layout},
+    namespace::{Namespace, get_config, put_newest_config, real_path},
     problem::{exists, from_backend, from_catalogue},
     stores::{BackendSet, Opened},
 };
-use futures_util::future::join_all;
 use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
 use ovs_backend::{DirBackend, DirOptions};
-use ovs_cluster::catalogue::{FORMAT, LayoutRecord, PresetRecord, Record, State, StoreRecord, VpoolRecord};
+use ovs_cluster::catalogue::{
+    BackendRecord, FORMAT, LayoutRecord, PresetRecord, Record, State, StoreRecord, VpoolRecord,
+};
 use ovs_units::{Name, VpoolId};
 use ovs_volume::Clock;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -73,7 +77,7 @@ impl Volumes {
             Told::Layout(told, drive) => {
                 let newest = self.newest_of_all_drives(*told, &namespace).await;
                 let newest = newest.inspect_err(|_| self.forget_drives(&namespace))?;
-                check_is_its_place(&*self.clock, &newest, drive, &path).await?;
+                check_is_its_place(&*self.clock, &newest.record, drive, &path).await?;
                 newest
             }
         };
@@ -91,7 +95,7 @@ impl Volumes {
 
     /// A drive that was away for long, or is none any more, has an old layout: those that it names are asked for a newer one, and
     /// those that that names. What does not answer is not waited for.
-    async fn newest_of_all_drives(&self, told: Layout, namespace: &str) -> Result<LayoutRecord, Problem> {
+    async fn newest_of_all_drives(&self, told: Layout, namespace: &str) -> Result<Layout, Problem> {
         let (mut newest, mut asked) = (told, Vec::new());
         loop {
             let LayoutRecord { vpool, backend, backends, presets, .. } = newest.record.clone();
@@ -107,28 +111,57 @@ impl Volumes {
                     asked.push(place);
                 }
             }
-            let ask = |drive: &Rc<Drive>| {
-                let drive = drive.clone();
-                async move { in_time(&*self.clock, newest_layout(&*drive)).await?.ok()? }
-            };
-            let found = join_all(drives.values().map(ask)).await;
+            let found = ask_layouts(&*self.clock, &drives, vpool).await;
             // Where a drive is may be another place in the newer one.
             self.forget_drives(namespace);
-            let is_newer = |found: &Layout| found.record.vpool == vpool && found.number > newest.number;
-            match found.into_iter().flatten().filter(is_newer).max_by_key(|found| found.number) {
+            let is_newer = |found: &Layout| found.number > newest.number;
+            match found.into_values().flatten().filter(is_newer).max_by_key(|found| found.number) {
                 Some(newer) => newest = newer,
-                None => return Ok(newest.record),
+                None => return Ok(newest),
             }
         }
+    }
+
+    /// Drives that were not heard before they were opened, or are not now, may have a newer layout than was taken. So many may stay
+    /// silent as a composite can do without.
+    async fn check_is_newest(
+        &self,
+        set: &BackendSet,
+        layout: &Layout,
+        opened: &Opened,
+    ) -> Result<(), Problem> {
+        let LayoutRecord { vpool, name, backend, .. } = &layout.record;
+        let told = ask_layouts(&*self.clock, &opened.drives, *vpool).await;
+        let unavailable = |detail: String| Err(Problem::new(ProblemKind::Unavailable, detail));
+        for (uuid, told) in &told {
+            if told.as_ref().is_some_and(|told| told.number > layout.number) {
+                let drive = opened.drives[uuid].name();
+                return unavailable(format!(
+                    "drive {drive} has told only now what vPool {name} is made of, and that is newer than what the other drives have \
+                     told. Nothing was changed: begin the recovery again"
+                ));
+            }
+        }
+        if is_heard(set, opened, &told, *backend) {
+            return Ok(());
+        }
+        let unheard = opened.drives.iter().filter(|(uuid, _)| !told.contains_key(uuid));
+        let unheard: Vec<&str> = unheard.map(|(_, drive)| drive.name().as_str()).collect();
+        unavailable(format!(
+            "of the drives of vPool {name} these do not tell what it is made of: {}. They may know of something newer than the others \
+             do: recover the vPool when they answer",
+            unheard.join(", ")
+        ))
     }
 
     /// Opens what a layout describes, reads the vPool's record in there, and makes known what is not.
     async fn take_in_layout(
         &self,
-        layout: &LayoutRecord,
+        taken: &Layout,
         namespace: &str,
         name: Name,
     ) -> Result<(VpoolRecord, Opened), Problem> {
+        let layout = &taken.record;
         let (mut presets, mut missing_presets, mut outdated) = (Vec::new(), Vec::new(), Vec::new());
         for told in &layout.presets {
             let known = self.catalogue.find::<PresetRecord>(told.uuid).await.map_err(from_catalogue)?;
@@ -157,7 +190,7 @@ impl Volumes {
         let here = self.backend_set().await?;
         self.check_is_unused(&here, here.backend(layout.backend).or_else(|_| set.backend(layout.backend))?)
             .await?;
-        let mut missing = Vec::new();
+        let (mut missing, mut older) = (Vec::new(), Vec::new());
         for record in set.parts(layout.backend)? {
             match here.composite_of(record.uuid) {
                 // One that is known is used by what it was used by, if at all.
@@ -172,9 +205,15 @@ impl Volumes {
             if self.is_missing(record, |here, told| here.store == told.store).await? {
                 self.check_place_is_free(&record.store).await?;
                 missing.push(record);
+            } else {
+                let known = self.catalogue.get::<BackendRecord>(record.uuid).await.map_err(from_catalogue)?;
+                if known.record.version < record.version {
+                    older.push((known, record));
+                }
             }
         }
         let opened = self.open_store(&set, layout.backend, namespace, Namespace::Existing).await?;
+        self.check_is_newest(&set, taken, &opened).await?;
         let config = self.config_of(&*opened.store, layout.vpool, &layout.name).await?;
         let (backend, namespace) = (layout.backend, namespace.to_owned());
         let mut record = VpoolRecord { name, namespace, backend, state: State::Ready, ..config.clone() };
@@ -185,6 +224,9 @@ impl Volumes {
             self.catalogue.restore(preset.clone()).await.map_err(from_catalogue)?;
         }
         for (known, told) in outdated {
+            self.catalogue.update(&known, told.clone()).await.map_err(from_catalogue)?;
+        }
+        for (known, told) in older {
             self.catalogue.update(&known, told.clone()).await.map_err(from_catalogue)?;
         }
         for backend in missing {
@@ -225,7 +267,7 @@ impl Volumes {
         request: &RecoverVpool,
         path: &str,
         config: VpoolRecord,
-    ) -> Result<LayoutRecord, Problem> {
+    ) -> Result<Layout, Problem> {
         let real = real_path(&*self.clock, Path::new(path)).await?;
         let mut backend = None;
         for known in self.all_backends().await? {
@@ -241,14 +283,15 @@ impl Volumes {
             let store = StoreRecord::Dir { path: path.to_owned() };
             self.new_backend(request.backend.name.clone(), store, labels_of(&request.backend), asked)
         });
-        Ok(LayoutRecord {
+        let record = LayoutRecord {
             format: FORMAT,
             vpool: config.id,
             name: config.name,
             backend: backend.uuid,
             backends: vec![backend],
             presets: Vec::new(),
-        })
+        };
+        Ok(Layout { number: 0, record })
     }
 
     /// The vPool's own folder in a backend's: the only one that nobody knows, or the one whose vPool has this name.
@@ -295,6 +338,15 @@ impl Volumes {
             }
         }
     }
+}
+
+/// So many of what a backend is made of have told their layout that those that have not are no more than may be silent.
+fn is_heard(set: &BackendSet, opened: &Opened, told: &BTreeMap<Uuid, Option<Layout>>, backend: Uuid) -> bool {
+    let (Some(composite), Ok(record)) = (opened.composites.get(&backend), set.backend(backend)) else {
+        return told.contains_key(&backend) || !opened.drives.contains_key(&backend);
+    };
+    let unheard = record.drives_asked().filter(|drive| !is_heard(set, opened, told, *drive)).count();
+    unheard <= composite.silent_max() as usize
 }
 
 /// The directory is where the layout says that this drive is: where the others are is not known otherwise either.

@@ -86,6 +86,12 @@ impl Pool {
         self.composites.borrow_mut().remove(&uuid);
     }
 
+    /// Nobody looks after them.
+    fn forget_parts(&self) {
+        self.drives.borrow_mut().clear();
+        self.composites.borrow_mut().clear();
+    }
+
     /// It cannot be used, as long as drives are away; they are looked at meanwhile.
     pub(super) fn keep_parts(&self, opened: Opened) {
         if self.backend().is_none() && self.composites.borrow().is_empty() {
@@ -183,6 +189,11 @@ impl Volumes {
         let (record, set) = (pool.record(), self.backend_set().await?);
         let opened =
             self.open_what_is_there(&set, record.backend, &record.namespace, Namespace::Existing).await?;
+        // Neither is anything done beside guests by a record that is not the newest.
+        if !opened.0.composites.is_empty() {
+            let checked = self.check_is_not_put_back(&record, &opened.0.drives).await;
+            checked.inspect_err(|_| pool.forget_parts())?;
+        }
         match opened {
             (opened, None) => Ok(opened),
             (opened, Some(why_not)) => {

@@ -2,6 +2,7 @@
 
 use super::{
     backends::{THREE_COPIES, composite, files_below, folder, make_drives, make_pool, namespaces, vdisk},
+    layouts::recover,
     presets::preset,
     vpools::vpool,
     *,
@@ -440,6 +441,67 @@ fn a_drive_that_was_away_at_the_start_is_given_up_too() {
         bring_back(&world, "c");
         until_names(&volumes, &["a", "c", "d"]).await;
         assert_eq!(read_at(&volumes, 0).await, 7);
+    });
+}
+
+/// By the older record a drive that was lost would serve with what it had then, and the new one would be none.
+#[test]
+fn by_a_registry_that_was_put_back_nothing_is_opened() {
+    let world = World::new();
+    world.repair_grace.set(Some(Duration::from_secs(900)));
+    let uuid = world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", THREE_COPIES)).await;
+        make_drives(&world, &volumes, &["d"]).await;
+        write_at(&volumes, 0, 7).await;
+        volumes.get_backend(name("all")).await.unwrap().uuid
+    });
+    let replace = |record: Option<Vec<u8>>| {
+        let mut before = Vec::new();
+        world.change_registry(&format!("backend/{uuid}"), |bytes| {
+            before = bytes;
+            record.unwrap_or_else(|| before.clone())
+        });
+        before
+    };
+    let old = replace(None);
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.begin_background();
+        take_away(&world, "b");
+        add(&volumes, "d").await.unwrap();
+        remove(&volumes, "b", GIVEN_UP).await.unwrap();
+        until_names(&volumes, &["a", "c", "d"]).await;
+        write_at(&volumes, 65536, 8).await;
+        bring_back(&world, "b");
+    });
+    let new = replace(Some(old));
+    let left = || ["a", "b", "c", "d"].map(|drive| files_below(&folder(&world, drive)));
+    let before = left();
+    // Also where too many are away to begin with, and the others come back later.
+    for away in [&[][..], &["a", "b"]] {
+        away.iter().for_each(|drive| take_away(&world, drive));
+        world.life(async |volumes: Rc<Volumes>| {
+            volumes.begin_background();
+            volumes.clock.sleep(Duration::from_secs(1000)).await;
+            away.iter().for_each(|drive| bring_back(&world, drive));
+            volumes.clock.sleep(Duration::from_secs(1000)).await;
+            let shown = volumes.get_vpool(name("p")).await.unwrap();
+            let reason = shown.state_reason.unwrap_or_default();
+            assert_eq!(shown.state, VpoolState::Offline, "{reason}");
+            assert!(reason.contains("put back") && reason.contains("this host version 1"), "{reason}");
+            assert_eq!(volumes.get_backend(name("all")).await.unwrap().revision, 1, "nothing is given up");
+        });
+        assert_eq!(left(), before, "{away:?}");
+    }
+    // What is said to help does.
+    let fresh = World::new();
+    fresh.life(async |volumes: Rc<Volumes>| {
+        recover(&volumes, &folder(&world, "a")).await.unwrap();
+        assert_eq!((read_at(&volumes, 0).await, read_at(&volumes, 65536).await), (7, 8));
+    });
+    replace(Some(new));
+    world.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
+        assert_eq!((read_at(&volumes, 0).await, read_at(&volumes, 65536).await), (7, 8));
     });
 }
 

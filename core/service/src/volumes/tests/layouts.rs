@@ -11,7 +11,7 @@ use ovs_api::{CreateBackend, RecoverVpool, TaskState};
 use ovs_backend::{
     Backend, DirBackend, DirOptions, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation,
 };
-use ovs_cluster::catalogue::{BackendRecord, FORMAT, LayoutRecord, StoreRecord};
+use ovs_cluster::catalogue::{BackendRecord, DepartedRecord, DutyRecord, FORMAT, LayoutRecord, StoreRecord};
 use std::fs;
 
 type Faulty = FaultyBackend<Rc<MemoryBackend>>;
@@ -212,6 +212,57 @@ fn what_is_newer_than_the_registry_is_not_written_over() {
     });
 }
 
+/// A composite of these drives; some are lost, and others are drives no more.
+fn composite_layout(version: u64, drives: &[u128], lost: &[u128], gone: &[u128]) -> LayoutRecord {
+    let uuids = |numbers: &[u128]| numbers.iter().copied().map(Uuid::from_u128).collect::<Vec<_>>();
+    let departed = |uuid| DepartedRecord {
+        uuid,
+        node: "n".into(),
+        site: String::new(),
+        weight: 1,
+        left_behind: None,
+        was_lost: false,
+    };
+    let store = StoreRecord::Composite {
+        drives: uuids(drives),
+        preset: Uuid::from_u128(9),
+        duties: uuids(lost).into_iter().map(|uuid| (uuid, DutyRecord::Lost)).collect(),
+        departed: uuids(gone).into_iter().map(departed).collect(),
+    };
+    let mut layout = layout(version);
+    layout.backends[0].format = BackendRecord::format_of(&store);
+    layout.backends[0].store = store;
+    layout
+}
+
+/// Changes of a registry that was put back give out its versions again.
+#[test]
+fn what_has_not_come_of_what_a_drive_has_is_not_written_over_it_either() {
+    run(async {
+        let layout = composite_layout;
+        for (there, here, is_refused) in [
+            (layout(1, &[3, 4], &[], &[]), layout(1, &[3, 4], &[], &[]), false),
+            (layout(1, &[3, 4], &[], &[]), layout(2, &[3, 4, 5], &[], &[]), false),
+            (layout(1, &[3, 4], &[], &[]), layout(2, &[3, 4], &[4], &[]), false),
+            (layout(1, &[3, 4], &[4], &[]), layout(2, &[3], &[], &[4]), false),
+            (layout(1, &[3, 4], &[], &[]), layout(1, &[3, 5], &[], &[]), true),
+            (layout(1, &[3, 4, 5], &[], &[]), layout(2, &[3, 4], &[], &[]), true),
+            (layout(1, &[3, 4], &[4], &[]), layout(2, &[3, 4], &[], &[]), true),
+            (layout(1, &[3], &[], &[4]), layout(2, &[3], &[], &[]), true),
+        ] {
+            let drives = drives_with(&there).await;
+            let before = drives.names();
+            let renewed = renew(&drives.faulty(|_| None), &here, &drives.clock, &SystemChance).await;
+            let case = format!("{there:?}, {here:?}: {renewed:?}");
+            match renewed {
+                Ok(_) => assert!(!is_refused, "{case}"),
+                Err(problem) => assert!(is_refused && problem.detail.contains("put back"), "{case}"),
+            }
+            assert_eq!(drives.names() == before, is_refused || there == here, "{case}");
+        }
+    });
+}
+
 /// The layouts in a drive's folder of the only vPool there: the newest, and how many there are.
 pub(super) async fn layouts_in(folder: &Path) -> (LayoutRecord, usize) {
     let namespace = super::backends::namespaces(folder).remove(0);
@@ -279,7 +330,7 @@ fn a_drive_that_was_away_gets_the_newest_layout_when_it_is_back() {
     });
 }
 
-async fn recover(volumes: &Rc<Volumes>, path: &Path) -> Result<ovs_api::Task, Problem> {
+pub(super) async fn recover(volumes: &Rc<Volumes>, path: &Path) -> Result<ovs_api::Task, Problem> {
     let backend = CreateBackend::dir(name("x"), path.to_string_lossy());
     let task = volumes.recover_lost_vpool(RecoverVpool { name: name("p"), backend }).await?.0;
     volumes.tasks.wait(task.uuid, Duration::from_secs(20)).await
@@ -308,6 +359,82 @@ fn a_recovery_from_a_drive_with_an_old_layout_goes_by_the_newest_of_the_others()
     });
 }
 
+/// They spin up while they are asked, and are there when they are opened.
+#[test]
+fn an_old_layout_is_not_taken_because_the_others_were_slow() {
+    let world = world_with_an_old_layout();
+    let (fresh, b) = (World::new(), folder(&world, "b"));
+    let moved = |back: bool| {
+        for drive in ["a", "c"] {
+            let (here, away) = (folder(&world, drive), world.path().join(drive));
+            let (from, to) = if back { (away, here) } else { (here, away) };
+            fs::rename(from, to).unwrap();
+        }
+    };
+    moved(false);
+    fresh.life(async |volumes: Rc<Volumes>| {
+        let preset = layouts_in(&b).await.0.presets[0].uuid;
+        // Who looks for it has asked the drives, and opened none.
+        let gate = fresh.gates.hold(Call::Get, &format!("preset/{preset}"));
+        let come_late = async {
+            fresh.gates.until_held().await;
+            moved(true);
+            drop(gate);
+        };
+        let (recovered, ()) = tokio::join!(recover(&volumes, &b), come_late);
+        let problem = refused(recovered, ProblemKind::Unavailable);
+        assert!(problem.detail.contains("only now") && problem.detail.contains("again"), "{problem}");
+        assert!(volumes.get_backend(name("all")).await.is_err(), "nothing is taken in");
+        recover(&volumes, &b).await.unwrap();
+        assert_eq!(volumes.get_backend(name("all")).await.unwrap().site, "new");
+    });
+}
+
+#[test]
+fn an_old_layout_is_not_taken_where_too_many_do_not_tell_theirs() {
+    for (damaged, is_taken) in [(&["a", "c"][..], false), (&["a"], true)] {
+        let world = world_with_an_old_layout();
+        for drive in damaged {
+            let mut files = files_below(&folder(&world, drive));
+            files.retain(|path| path.to_string_lossy().contains("/pool/layout-"));
+            fs::write(&files[0], b"{").unwrap();
+        }
+        let fresh = World::new();
+        fresh.life(async |volumes: Rc<Volumes>| {
+            let recovered = recover(&volumes, &folder(&world, "b")).await;
+            if is_taken {
+                recovered.unwrap();
+                assert_eq!(volumes.get_backend(name("all")).await.unwrap().site, "new");
+                return;
+            }
+            let problem = refused(recovered, ProblemKind::Unavailable);
+            assert!(problem.detail.contains("what it is made of: a, c."), "{problem}");
+            assert!(volumes.get_backend(name("all")).await.is_err(), "nothing is taken in");
+        });
+    }
+}
+
+/// Otherwise what the drives have would be newer than the registry at the next start.
+#[test]
+fn a_recovery_brings_what_is_known_up_to_what_the_drives_say() {
+    let world = world_with_an_old_layout();
+    let fresh = World::new();
+    let told = fresh.life(async |volumes: Rc<Volumes>| {
+        let layout = layouts_in(&folder(&world, "a")).await.0;
+        let told = layout.backends.into_iter().find(|record| record.name == name("a")).unwrap();
+        let known = BackendRecord { version: told.version - 1, ..told.clone() };
+        volumes.catalogue.restore(known).await.unwrap();
+        recover(&volumes, &folder(&world, "c")).await.unwrap();
+        told
+    });
+    fresh.life(async |volumes: Rc<Volumes>| {
+        assert_eq!(volumes.get_backend(name("a")).await.unwrap().revision, told.version);
+        assert_eq!(vdisk(&volumes).await.read(range(0, 1)).await.unwrap()[0], 7);
+        volumes.renew_due_layouts().await;
+        assert!(volumes.layouts_due.borrow().is_empty());
+    });
+}
+
 #[test]
 fn a_drive_that_is_none_any_more_is_refused_and_told_which_are() {
     let world = World::new();
@@ -316,7 +443,9 @@ fn a_drive_that_is_none_any_more_is_refused_and_told_which_are() {
         volumes.get_backend(name("all")).await.unwrap().uuid
     });
     change_composite(&world, uuid, |record| {
-        record["drives"].as_array_mut().unwrap().pop();
+        let gone = record["drives"].as_array_mut().unwrap().pop();
+        record["departed"] = serde_json::json!([{"uuid": gone, "node": "node-c"}]);
+        record["format"] = serde_json::json!(3);
     });
     world.life(async |volumes: Rc<Volumes>| volumes.renew_due_layouts().await);
     let fresh = World::new();
