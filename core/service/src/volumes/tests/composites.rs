@@ -493,14 +493,14 @@ fn by_a_registry_that_was_put_back_nothing_is_opened() {
         assert_eq!(left(), before, "{away:?}");
     }
     // What is said to help does.
-    let fresh = World::new();
-    fresh.life(async |volumes: Rc<Volumes>| {
-        recover(&volumes, &folder(&world, "a")).await.unwrap();
-        assert_eq!((read_at(&volumes, 0).await, read_at(&volumes, 65536).await), (7, 8));
-    });
     replace(Some(new));
     world.life(async |volumes: Rc<Volumes>| {
         assert_eq!(volumes.get_vpool(name("p")).await.unwrap().state, VpoolState::Ok);
+        assert_eq!((read_at(&volumes, 0).await, read_at(&volumes, 65536).await), (7, 8));
+    });
+    let fresh = World::new();
+    fresh.life(async |volumes: Rc<Volumes>| {
+        recover(&volumes, &folder(&world, "a")).await.unwrap();
         assert_eq!((read_at(&volumes, 0).await, read_at(&volumes, 65536).await), (7, 8));
     });
 }
