@@ -227,7 +227,9 @@ impl Composite {
         if let Some(together) = lost_together(&members, &lost, &silent) {
             return Verdict::GiveUp(together.intersection(&candidates).copied().collect());
         }
-        if !lost.is_empty() {
+        // While another is silent nothing is done with, and only what cannot be on that one is made again.
+        let has_done_its_best = looked.mended && looked.survey.to_mend == 0;
+        if !lost.is_empty() && !has_done_its_best {
             return keep("what was on drives that are lost is not made again yet");
         }
         let first = |uuid: &&Uuid| self.silent_since.borrow().get(*uuid).copied();

@@ -449,7 +449,11 @@ impl Volumes {
             self.open_composite(composite).is_some_and(|(_, open)| open.generation() == generation);
         let are_serving =
             |uuid: &Uuid| change.record().drives().contains(uuid) && change.record().duty(*uuid).is_none();
-        if !is_of_now || !drives.iter().all(are_serving) {
+        // One that came back while this waited is none of those.
+        let is_silent = self
+            .open_composite(composite)
+            .is_some_and(|(_, open)| drives.iter().all(|uuid| open.silent().contains(uuid)));
+        if !is_of_now || !is_silent || !drives.iter().all(are_serving) {
             return Ok(false);
         }
         self.let_go(change, drives, DutyRecord::Lost, why).await.map(|_| true)
@@ -526,6 +530,11 @@ impl Volumes {
     }
 
     async fn empty_one(&self, composite: Uuid, drive: Uuid, namespace: &str) -> Result<(), Problem> {
+        // Whoever changes drives now has said so everywhere before this goes on: in the layouts, and to the open composite.
+        drop(self.begin_change(composite).await?);
+        if self.open_composite(composite).is_some_and(|(_, open)| open.members().contains_key(&drive)) {
+            return Ok(());
+        }
         // As long as a layout says that it is a drive, a recovery looks for it.
         let pools = self.all_pools();
         let pool = pools.iter().find(|pool| pool.record().namespace == namespace);
@@ -540,7 +549,7 @@ impl Volumes {
         }
         if set.backend(drive).is_ok() {
             let parts = self.parts_left(&set, drive, namespace)?;
-            for removed in join_all(parts.iter().map(|part| part.remove())).await {
+            for removed in join_all(parts.iter().map(|part| part.empty())).await {
                 removed?;
             }
         }
