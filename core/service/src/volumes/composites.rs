@@ -27,8 +27,8 @@ use super::{
 use crate::tasks::{About, Running};
 use futures_util::future::join_all;
 use ovs_api::{
-    Accepted, AddDrive, Backend as ApiBackend, EventKind, Problem, ProblemKind, RemoveDriveQuery, Task,
-    TaskId,
+    Accepted, AddDrive, Backend as ApiBackend, BackendPlan, EventKind, Problem, ProblemKind,
+    RemoveDriveQuery, Task, TaskId,
 };
 use ovs_backend::coded::{self, Duty, Survey};
 use ovs_cluster::catalogue::{
@@ -316,6 +316,21 @@ impl Volumes {
                 format!("without drive {} no policy is satisfied: {}", drive.name, reasons.join("; "));
             return Err(conflict(detail));
         }
+        let now = self.plan_of(set, &set.serving(composite), set.preset(*preset)?).await?;
+        let places = |plan: &BackendPlan| {
+            let used = plan.policies.iter().find(|of| Some(of.policy) == now.policy);
+            used.map_or(0, |of| of.fragment_count)
+        };
+        if plan.policy == now.policy && places(&plan) < places(&now) {
+            let detail = format!(
+                "without drive {} there are places for {} fragments of an object instead of {}, and one that has no other place stays \
+                 on it: add a drive first",
+                drive.name,
+                places(&plan),
+                places(&now)
+            );
+            return Err(conflict(detail));
+        }
         let stored = self.open_composite(composite.uuid).and_then(|(_, open)| open.coded.upkeep().last);
         let Some(stored) = stored.map(|survey| survey.all.bytes) else { return Ok(()) };
         let mut free = Some(0u64);
@@ -415,8 +430,9 @@ impl Volumes {
         why: &str,
     ) -> Result<BackendRecord, Problem> {
         let mut drives = Drives::of(change.record())?;
-        let names: Vec<&str> =
+        let mut names: Vec<&str> =
             going.iter().filter_map(|uuid| Some(change.set.backend(*uuid).ok()?.name.as_str())).collect();
+        names.sort_unstable();
         let what = match duty {
             DutyRecord::Leaving => "leaving",
             DutyRecord::Lost | DutyRecord::GivenUp => "lost",
