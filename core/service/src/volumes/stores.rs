@@ -310,7 +310,7 @@ impl Volumes {
         drives.retain(|uuid, _| leaves.contains(uuid));
         let begin = |drive: Rc<Drive>| async move {
             drive.open(Namespace::New).await?;
-            check_is_empty(&*drive).await
+            check_is_empty(&drive).await
         };
         let begun = async {
             let away = away(set, &drives, begin).await;
