@@ -200,7 +200,8 @@ impl Composite {
             return Verdict::Wait;
         }
         let Some(looked) = self.looked().filter(|looked| looked.began >= since) else { return Verdict::Look };
-        let names: Vec<&str> = candidates.iter().map(|uuid| members[uuid].name.as_str()).collect();
+        let mut names: Vec<&str> = candidates.iter().map(|uuid| members[uuid].name.as_str()).collect();
+        names.sort_unstable();
         let keep = |why: &str| {
             Verdict::Keep(format!(
                 "{} silent for longer than {grace:?}, and not given up: {why}",
@@ -334,11 +335,12 @@ mod tests {
         Verdict::GiveUp(drives.iter().copied().map(uuid).collect())
     }
 
-    const SIX: [(&str, &str); 6] = [("a", "s"), ("a", "s"), ("b", "s"), ("c", "t"), ("d", "t"), ("e", "u")];
+    const EIGHT: [(&str, &str); 8] =
+        [("a", "s"), ("a", "s"), ("b", "s"), ("c", "t"), ("d", "t"), ("e", "u"), ("f", "u"), ("g", "u")];
 
     #[test]
     fn one_that_is_silent_for_the_whole_grace_is_given_up_when_all_could_be_read_without_it() {
-        let composite = composite(&SIX);
+        let composite = composite(&EIGHT);
         assert_eq!(composite.verdict(GRACE, LATER), Verdict::Wait);
         let since = Duration::from_secs(100);
         fall_silent(&composite, &[2], since);
@@ -357,7 +359,7 @@ mod tests {
 
     #[test]
     fn what_was_found_before_a_drive_changed_is_no_reason() {
-        let composite = composite(&SIX);
+        let composite = composite(&EIGHT);
         fall_silent(&composite, &[2], Duration::ZERO);
         look(&composite, GRACE, true);
         let member = composite.members()[&uuid(5)].clone();
@@ -368,7 +370,7 @@ mod tests {
     #[test]
     fn one_drive_at_a_time_but_a_node_or_a_site_as_a_whole() {
         let check = |silent: &[usize], lost: &[usize], expected: Verdict| {
-            let composite = composite(&SIX);
+            let composite = composite(&EIGHT);
             lost.iter().for_each(|drive| lose(&composite, *drive));
             fall_silent(&composite, silent, Duration::ZERO);
             look(&composite, GRACE, true);
