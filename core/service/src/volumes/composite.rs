@@ -321,6 +321,7 @@ mod tests {
         let survey = Survey {
             silent: composite.silent().into_iter().collect(),
             is_readable_without_silent: is_readable,
+            to_mend: 1,
             ..Survey::default()
         };
         composite.has_looked(survey, began, began, true, composite.generation());
@@ -380,6 +381,15 @@ mod tests {
                 _ => assert_eq!(verdict, expected, "{silent:?} silent, {lost:?} lost"),
             }
         };
+        // What is left of that, only the other one that is silent can have: each would wait for the other.
+        let both = composite(&EIGHT);
+        lose(&both, 5);
+        fall_silent(&both, &[2], Duration::ZERO);
+        let survey = Survey { silent: vec![uuid(2)], is_readable_without_silent: true, ..Survey::default() };
+        both.has_looked(survey.clone(), GRACE, GRACE, false, both.generation());
+        assert!(matches!(both.verdict(GRACE, LATER), Verdict::Keep(_)), "nobody has mended yet");
+        both.has_looked(survey, GRACE, GRACE, true, both.generation());
+        assert_eq!(both.verdict(GRACE, LATER), given_up(&[2]));
         let keep = Verdict::Keep(String::new());
         check(&[2, 5], &[], given_up(&[2]));
         check(&[0, 1], &[], given_up(&[0, 1]));

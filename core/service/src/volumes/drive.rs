@@ -464,3 +464,44 @@ impl Backend for Drive {
         Box::pin(self.told(async move |store| store.capacity().await))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A vPool's folder on this drive, with objects.
+    fn folder_of(drive: Uuid) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for object in
+            [format!("{DRIVE_PREFIX}{drive}"), "pool/layout-1".into(), "v/a/s/1".into(), ".marker".into()]
+        {
+            let path = folder.path().join(object);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_folder_is_emptied_if_it_is_of_this_drive() {
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        // Another disk is mounted there by now.
+        let of_other = folder_of(other);
+        let refused = empty_folder(of_other.path(), own).unwrap_err().to_string();
+        assert!(refused.contains(&other.to_string()), "{refused}");
+        assert!(of_other.path().join("v/a/s/1").exists());
+        // Nobody knows whose.
+        let unknown = folder_of(own);
+        std::fs::remove_dir_all(unknown.path().join("pool")).unwrap();
+        empty_folder(unknown.path(), own).unwrap_err();
+        assert!(unknown.path().join("v/a/s/1").exists());
+        let of_own = folder_of(own);
+        // As a crash in the middle leaves it.
+        std::fs::remove_dir_all(of_own.path().join("v")).unwrap();
+        empty_folder(of_own.path(), own).unwrap();
+        let whole = folder_of(own);
+        empty_folder(whole.path(), own).unwrap();
+        assert!(!whole.path().exists() && !of_own.path().exists());
+        empty_folder(whole.path(), own).unwrap();
+    }
+}
