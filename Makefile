@@ -183,7 +183,7 @@ bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mo
 bench-cache: ## random reads with a read cache in memory, on an SSD, too small, and without (3 min)
 bench-overwrite: ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (3 min)
 bench-maps: ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
-bench-coded: ## a coded backend over six directories beside one directory: writes, degraded reads, rebuild, flushes; 10 GiB of disk (6 min)
+bench-coded: ## a coded backend over six directories beside one directory: writes, degraded reads, rebuild, flushes; 12 GiB of disk (6 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 

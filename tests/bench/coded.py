@@ -19,6 +19,7 @@ All directories are on the same device: six of them are no faster than one, and 
 import contextlib
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -56,45 +57,52 @@ EXPERIMENTAL = "experimental:\n  coded_backends: true\n"
 SOON = EXPERIMENTAL + "destage:\n  after: 300ms\n"
 
 
-@contextlib.contextmanager
-def folder():
-    path = pathlib.Path(tempfile.mkdtemp(prefix="ovs-bench-", dir=ROOTS))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+class Alone:
+    """The backend without ovsd. What a run leaves is made empty; files are removed when everything was measured, since without a journal ext4
+    looks for inodes much longer for some minutes after some were removed."""
 
+    def __init__(self, mib):
+        self.mib, self.numbers = mib, itertools.count()
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="ovs-bench-", dir=ROOTS))
 
-def argv(path, case, mib, steps):
-    _, kind, content, object_mib, _ = CASES[case]
-    return [PROGRAM, path / "backend", kind, content, mib, object_mib, *steps]
+    @contextlib.contextmanager
+    def argv(self, case, steps):
+        _, kind, content, object_mib, _ = CASES[case]
+        folder = self.root / str(next(self.numbers))
+        try:
+            yield [PROGRAM, folder, kind, content, self.mib, object_mib, *steps]
+        finally:
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    os.truncate(path, 0)
 
+    def measure(self, case, number):
+        """What each step found, by its name."""
+        first, *others = CASES[case][-1]
+        others, last = (others[:-1], others[-1:]) if "rebuild" in others else (others, [])
+        with self.argv(case, [first, *(others if number % 2 == 0 else others[::-1]), *last]) as argv:
+            done = run(*argv, timeout=300)
+        found = map(json.loads, done.stdout.splitlines())
+        return {one.pop("step"): one for one in found}
 
-def measure(case, mib, number):
-    """What each step found, by its name."""
-    first, *others = CASES[case][-1]
-    others, last = (others[:-1], others[-1:]) if "rebuild" in others else (others, [])
-    with folder() as path:
-        done = run(*argv(path, case, mib, [first, *(others if number % 2 == 0 else others[::-1]), *last]), timeout=300)
-    found = map(json.loads, done.stdout.splitlines())
-    return {one.pop("step"): one for one in found}
-
-
-def profile(mib):
-    """A write's samples per function, in %; nothing where perf is not there, or has no names."""
-    if not shutil.which("perf"):
-        return {}
-    with folder() as path:
-        data = path / "perf.data"
-        done = run("perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-o", data, "--", *argv(path, "plain", mib, ["write"]), timeout=300, check=False)
+    def profile(self):
+        """A write's samples per function, in %; nothing where perf is not there, or has no names."""
+        if not shutil.which("perf"):
+            return {}
+        data = self.root / "perf.data"
+        with self.argv("plain", ["write"]) as argv:
+            done = run("perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-o", data, "--", *argv, timeout=300, check=False)
         report = run("perf", "report", "-i", data, "--stdio", "-q", "--no-children", "-F", "overhead,symbol", timeout=300, check=False)
-    if done.returncode != 0 or report.returncode != 0:
-        return {}
-    found = {}
-    for line in report.stdout.splitlines():
-        if match := SHARE.match(line):
-            found[match[3]] = found.get(match[3], 0) + float(match[1])
-    return found if any(CODING.search(name) for name in found) else {}
+        if done.returncode != 0 or report.returncode != 0:
+            return {}
+        found = {}
+        for line in report.stdout.splitlines():
+            if match := SHARE.match(line):
+                found[match[3]] = found.get(match[3], 0) + float(match[1])
+        return found if any(CODING.search(name) for name in found) else {}
+
+    def close(self):
+        shutil.rmtree(self.root, ignore_errors=True)
 
 
 class Ovs:
@@ -124,47 +132,41 @@ class Ovs:
         for name in names:
             self.stack.ovs("backend", "create", name, "--path", self.drives / name, "--node", "n1")
 
-    @contextlib.contextmanager
     def vdisk(self, vpool, size):
-        """On an ovsd that runs, also at the end, when it is removed."""
+        """On an ovsd that runs. It stays: see Alone."""
         name = f"v{next(self.numbers)}"
         self.stack.ask("POST", "/v1/vdisks", {"vpool": vpool, "name": name, "size_bytes": size})
+        return load.nbd(self.stack.uri(name, vpool))
+
+    @contextlib.contextmanager
+    def runs(self, config):
+        self.stack.configure(config)
+        self.stack.restart()
         try:
-            yield load.nbd(self.stack.uri(name, vpool))
+            yield self.stack.ovsd
         finally:
-            wait_until("nobody is attached", lambda: load.metric(self.stack, "ovs_nbd_connections") == 0, 30)
-            self.stack.ask("DELETE", f"/v1/vdisks/{vpool}:{name}?purge=true")
+            self.stack.ovsd.stop(120)
 
     def sequential(self, vpool):
         """MB/s, and ms of ovsd's CPU per MiB, of a write until it is on the backend, and of a read of it."""
-        stack, mib = self.stack, self.size / MIB
-        stack.configure(SOON)
-        stack.restart()
-        try:
-            with self.vdisk(vpool, self.size) as place:
-                begun, cpu = time.monotonic(), bench.cpu_seconds(stack.ovsd.pid)
-                load.fio([place], ["--rw=write", *SEQUENTIAL], self.size)
-                wait_until("all has left the write buffer", lambda: load.buffered(stack) == 0, 300, every_s=0.02)
-                write, write_cpu = self.size / (time.monotonic() - begun) / 1e6, bench.cpu_seconds(stack.ovsd.pid) - cpu
-                stack.ovsd.stop()
-                drop_from_cache(self.drives)
-                stack.restart()
-                done = load.fio([place], ["--rw=read", *SEQUENTIAL], self.size, servers={"ovsd": stack.ovsd.pid})
-                return {"write": write, "write_cpu": write_cpu * 1000 / mib, "read": done.mb_s, "read_cpu": done.cpu_us["ovsd"] / 1000}
-        finally:
-            stack.ovsd.stop()
+        mib = self.size / MIB
+        with self.runs(SOON) as ovsd:
+            place = self.vdisk(vpool, self.size)
+            begun, cpu = time.monotonic(), bench.cpu_seconds(ovsd.pid)
+            load.fio([place], ["--rw=write", *SEQUENTIAL], self.size)
+            wait_until("all has left the write buffer", lambda: load.buffered(self.stack) == 0, 300, every_s=0.02)
+            write, write_cpu = self.size / (time.monotonic() - begun) / 1e6, bench.cpu_seconds(ovsd.pid) - cpu
+        drop_from_cache(self.drives)
+        with self.runs(SOON) as ovsd:
+            done = load.fio([place], ["--rw=read", *SEQUENTIAL], self.size, servers={"ovsd": ovsd.pid})
+        return {"write": write, "write_cpu": write_cpu * 1000 / mib, "read": done.mb_s, "read_cpu": done.cpu_us["ovsd"] / 1000}
 
     def flush(self, vpool, seconds):
         """4 KiB at a time, a flush after each."""
         @contextlib.contextmanager
         def opened(_row):
-            self.stack.configure(EXPERIMENTAL)
-            self.stack.restart()
-            try:
-                with self.vdisk(vpool, bench.WORKING_SET) as place:
-                    yield place, self.stack.ovsd.pid
-            finally:
-                self.stack.ovsd.stop()
+            with self.runs(EXPERIMENTAL) as ovsd:
+                yield self.vdisk(vpool, bench.WORKING_SET), ovsd.pid
 
         return bench.measure(types.SimpleNamespace(open=opened), "write-4k-flush", seconds)
 
@@ -245,31 +247,33 @@ def details_cpu(results, profiles):
 def details_nbd(vpools):
     columns = {"write": ("write MB/s", 0), "write_cpu": ("CPU ms per MiB", 2), "read": ("read MB/s", 0), "read_cpu": ("CPU ms per MiB", 2),
                "iops": ("writes and flushes per second", 0), "p50_us": ("p50 µs", 0), "p99_us": ("p99 µs", 0), "cpu_us": ("CPU µs of each", 1)}
-    lines = [[title, *(spread([one[what] for one in vpools[vpool]], digits) for what, (_, digits) in columns.items())] for vpool, title in VPOOLS.items()]
+    lines = [[title, *(spread([one.get(what) for one in vpools[vpool]], digits) for what, (_, digits) in columns.items())] for vpool, title in VPOOLS.items()]
     return "## Over NBD\n\n" + table(["", *(title for title, _ in columns.values())], lines)
 
 
 def main():
-    page = Page("coded", "Coded backends", __doc__, disk_gib=10, rounds=3, seconds=4)
+    page = Page("coded", "Coded backends", __doc__, disk_gib=12, rounds=3, seconds=4)
     page.parser.add_argument("--mib", type=int, default=1024, help="of objects, and of a vDisk")
     options = page.options()
     assert PROGRAM.exists(), f"{PROGRAM} is not there: cargo build --release -p ovs-backend --example coded"
     results, profiles, vpools = {case: [] for case in CASES}, [], {vpool: [] for vpool in VPOOLS}
-    for number, case in alternate(options.rounds, [*CASES, "profile"]):
-        if case == "profile":
-            profiles.append(profile(options.mib))
-            continue
-        one = measure(case, options.mib, number)
-        results[case].append(one)
-        page.note(f"round {number + 1}/{options.rounds} {case:11} " + ", ".join(f"{step} {found['mb_s']:,.0f}" for step, found in one.items() if step != "cold") + " MB/s")
-    ovs = Ovs(options.mib * MIB)
-    try:
+    with contextlib.ExitStack() as cleanups:
+        alone = Alone(options.mib)
+        cleanups.callback(alone.close)
+        for number, case in alternate(options.rounds, [*CASES, "profile"]):
+            if case == "profile":
+                profiles.append(alone.profile())
+                continue
+            one = alone.measure(case, number)
+            results[case].append(one)
+            page.note(f"round {number + 1}/{options.rounds} {case:11} " + ", ".join(f"{step} {found['mb_s']:,.0f}" for step, found in one.items() if step != "cold") + " MB/s")
+        ovs = Ovs(options.mib * MIB)
+        cleanups.callback(ovs.close)
         for number, vpool in alternate(options.rounds, VPOOLS):
-            one = ovs.flush(vpool, options.seconds) | ovs.sequential(vpool)
+            one = ovs.flush(vpool, options.seconds) | (ovs.sequential(vpool) if vpool != "again" else {})
             vpools[vpool].append(one)
-            page.note(f"round {number + 1}/{options.rounds} {vpool:11} write {one['write']:,.0f}, read {one['read']:,.0f} MB/s; a write and its flush p50 {one['p50_us']:,.0f} µs")
-    finally:
-        ovs.close()
+            page.note(f"round {number + 1}/{options.rounds} {vpool:11} a write and its flush p50 {one['p50_us']:,.0f} µs"
+                      + (f"; write {one['write']:,.0f}, read {one['read']:,.0f} MB/s" if "write" in one else ""))
     page.write(f"{options.mib:,} MiB in objects of {OBJECT_MIB} MiB, and a vDisk of as many; all directories on one device. x: of what the row names.",
                judge(results, profiles, vpools), details(results), details_cold(results), details_cpu(results, profiles), details_nbd(vpools))
 
