@@ -164,12 +164,13 @@ bench: setup build ## alternating rounds against nbdkit and qemu-nbd, table into
 	@/usr/bin/python3 -B tests/bench/bench.py
 
 # The other rows, a page of docs/benchmarks each; ROWS_ARGS, for instance --rounds 1. What they need beside `build`:
-ROWS := overwrite snapshots memory restart many edge thousand objects cache maps
+ROWS := overwrite snapshots memory restart many edge thousand objects cache maps coded
 bench-memory bench-restart bench-maps: large-map
 bench-objects: setup-ceph
+bench-coded: coded
 
 .PHONY: bench-rows
-bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache, maps; 20 GiB of disk (45 min)
+bench-rows: $(addprefix bench-,$(ROWS)) ## every row beside those: snapshots, memory, restarts, many vDisks, files, objects, read cache, maps, coded backends; 20 GiB of disk (50 min)
 
 .PHONY: $(addprefix bench-,$(ROWS))
 bench-snapshots: ## snapshots and clones, beside qcow2 and reflinks; 16 GiB of disk (5 min)
@@ -182,12 +183,17 @@ bench-objects: ## beside Ceph's RBD, and ZeroFS if it is there; installs ceph-mo
 bench-cache: ## random reads with a read cache in memory, on an SSD, too small, and without (3 min)
 bench-overwrite: ## steady overwrites with scrub: disk bytes per client byte, stored per live byte (3 min)
 bench-maps: ## random reads through a map of 2^28 places in 256 MiB beside the same in memory; 3 GiB of disk (4 min)
+bench-coded: ## a coded backend over six directories beside one directory: writes, degraded reads, rebuild, flushes; 12 GiB of disk (6 min)
 $(addprefix bench-,$(ROWS)): bench-%: setup build
 	@/usr/bin/python3 -B tests/bench/$*.py $(ROWS_ARGS)
 
 .PHONY: large-map
 large-map: setup-build
 	@cargo build -q --release --locked -p ovs-cluster --example large_map
+
+.PHONY: coded
+coded: setup-build
+	@cargo build -q --release --locked -p ovs-backend --example coded
 
 .PHONY: setup-ceph
 setup-ceph:

@@ -63,7 +63,8 @@ pub(crate) fn check_origin(
         // Ceph's words; OpenStack's are those for an object.
         Protocol::Swift => contains(&body[..body.len().min(ERROR_BYTES_MAX)], "NoSuchBucket"),
         Protocol::Azblob => error_code(headers) == Some("ContainerNotFound"),
-        Protocol::Gcs => false,
+        // Its words: "The specified bucket does not exist."
+        Protocol::Gcs => contains(&body[..body.len().min(ERROR_BYTES_MAX)], "bucket does not exist"),
     };
     if code == 404 && is_nowhere {
         return Err(HttpError::Status { code, text: quote(body) });

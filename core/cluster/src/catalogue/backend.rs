@@ -560,7 +560,7 @@ mod tests {
         record["key"] = json!("file:/k");
         record["keys"] = json!([{"number": 1, "wrapped": "00"}, {"number": 2, "wrapped": "01"}]);
         assert_eq!(read(&record).unwrap().key_in_use(), Some(2));
-        record["encrypts_under"] = json!(1);
+        (record["encrypts_under"], record["labels"]) = (json!(1), json!({}));
         let waiting = read(&record).unwrap();
         assert_eq!(waiting.key_in_use(), Some(1));
         assert_eq!(serde_json::to_value(&waiting).unwrap(), record);

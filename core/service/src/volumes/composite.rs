@@ -200,7 +200,8 @@ impl Composite {
             return Verdict::Wait;
         }
         let Some(looked) = self.looked().filter(|looked| looked.began >= since) else { return Verdict::Look };
-        let names: Vec<&str> = candidates.iter().map(|uuid| members[uuid].name.as_str()).collect();
+        let mut names: Vec<&str> = candidates.iter().map(|uuid| members[uuid].name.as_str()).collect();
+        names.sort_unstable();
         let keep = |why: &str| {
             Verdict::Keep(format!(
                 "{} silent for longer than {grace:?}, and not given up: {why}",
@@ -227,7 +228,9 @@ impl Composite {
         if let Some(together) = lost_together(&members, &lost, &silent) {
             return Verdict::GiveUp(together.intersection(&candidates).copied().collect());
         }
-        if !lost.is_empty() {
+        // While another is silent nothing is done with, and only what cannot be on that one is made again.
+        let has_done_its_best = looked.mended && looked.survey.to_mend == 0;
+        if !lost.is_empty() && !has_done_its_best {
             return keep("what was on drives that are lost is not made again yet");
         }
         let first = |uuid: &&Uuid| self.silent_since.borrow().get(*uuid).copied();
@@ -318,6 +321,7 @@ mod tests {
         let survey = Survey {
             silent: composite.silent().into_iter().collect(),
             is_readable_without_silent: is_readable,
+            to_mend: 1,
             ..Survey::default()
         };
         composite.has_looked(survey, began, began, true, composite.generation());
@@ -332,11 +336,12 @@ mod tests {
         Verdict::GiveUp(drives.iter().copied().map(uuid).collect())
     }
 
-    const SIX: [(&str, &str); 6] = [("a", "s"), ("a", "s"), ("b", "s"), ("c", "t"), ("d", "t"), ("e", "u")];
+    const EIGHT: [(&str, &str); 8] =
+        [("a", "s"), ("a", "s"), ("b", "s"), ("c", "t"), ("d", "t"), ("e", "u"), ("f", "u"), ("g", "u")];
 
     #[test]
     fn one_that_is_silent_for_the_whole_grace_is_given_up_when_all_could_be_read_without_it() {
-        let composite = composite(&SIX);
+        let composite = composite(&EIGHT);
         assert_eq!(composite.verdict(GRACE, LATER), Verdict::Wait);
         let since = Duration::from_secs(100);
         fall_silent(&composite, &[2], since);
@@ -355,7 +360,7 @@ mod tests {
 
     #[test]
     fn what_was_found_before_a_drive_changed_is_no_reason() {
-        let composite = composite(&SIX);
+        let composite = composite(&EIGHT);
         fall_silent(&composite, &[2], Duration::ZERO);
         look(&composite, GRACE, true);
         let member = composite.members()[&uuid(5)].clone();
@@ -366,7 +371,7 @@ mod tests {
     #[test]
     fn one_drive_at_a_time_but_a_node_or_a_site_as_a_whole() {
         let check = |silent: &[usize], lost: &[usize], expected: Verdict| {
-            let composite = composite(&SIX);
+            let composite = composite(&EIGHT);
             lost.iter().for_each(|drive| lose(&composite, *drive));
             fall_silent(&composite, silent, Duration::ZERO);
             look(&composite, GRACE, true);
@@ -376,6 +381,15 @@ mod tests {
                 _ => assert_eq!(verdict, expected, "{silent:?} silent, {lost:?} lost"),
             }
         };
+        // What is left of that, only the other one that is silent can have: each would wait for the other.
+        let both = composite(&EIGHT);
+        lose(&both, 5);
+        fall_silent(&both, &[2], Duration::ZERO);
+        let survey = Survey { silent: vec![uuid(2)], is_readable_without_silent: true, ..Survey::default() };
+        both.has_looked(survey.clone(), GRACE, GRACE, false, both.generation());
+        assert!(matches!(both.verdict(GRACE, LATER), Verdict::Keep(_)), "nobody has mended yet");
+        both.has_looked(survey, GRACE, GRACE, true, both.generation());
+        assert_eq!(both.verdict(GRACE, LATER), given_up(&[2]));
         let keep = Verdict::Keep(String::new());
         check(&[2, 5], &[], given_up(&[2]));
         check(&[0, 1], &[], given_up(&[0, 1]));

@@ -10,6 +10,8 @@
 //! drives → the open composite → event. A crash after the record is made good by the next opening, which takes what drives are for
 //! from there; the layout is renewed after each start.
 //!
+//! How they go in the end is in `departed.rs`.
+//!
 //! A drive that was lost is never asked again under its name, whatever is on it when it comes back: what it has not was deleted
 //! perhaps, and what it has.
 
@@ -24,11 +26,9 @@ use super::{
     problem::{from_catalogue, not_found},
     stores::{BackendSet, NESTING_MAX, Opened, duty_of},
 };
-use crate::tasks::{About, Running};
-use futures_util::future::join_all;
 use ovs_api::{
-    Accepted, AddDrive, Backend as ApiBackend, EventKind, Problem, ProblemKind, RemoveDriveQuery, Task,
-    TaskId,
+    Accepted, AddDrive, Backend as ApiBackend, BackendPlan, EventKind, Problem, ProblemKind,
+    RemoveDriveQuery, Task,
 };
 use ovs_backend::coded::{self, Duty, Survey};
 use ovs_cluster::catalogue::{
@@ -40,28 +40,25 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     rc::Rc,
-    time::Duration,
 };
 use uuid::Uuid;
 
-/// So often somebody who waits for a drive to go is told how far that is.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Names of objects in a refusal.
 const NAMES_TOLD: usize = 5;
 
 /// A composite, while nobody else changes it.
-struct Change {
+pub(super) struct Change {
     stored: Stored<BackendRecord>,
-    set: BackendSet,
+    pub(super) set: BackendSet,
     /// What it is a part of in the end.
     root: Uuid,
     /// The vPool on that.
-    pool: Option<Rc<Pool>>,
+    pub(super) pool: Option<Rc<Pool>>,
     _locked: (Locked, Option<Locked>),
 }
 
 impl Change {
-    fn record(&self) -> &BackendRecord {
+    pub(super) fn record(&self) -> &BackendRecord {
         &self.stored.record
     }
 
@@ -72,15 +69,15 @@ impl Change {
 
 /// What a composite's record says of its drives.
 #[derive(Clone)]
-struct Drives {
-    drives: Vec<Uuid>,
+pub(super) struct Drives {
+    pub(super) drives: Vec<Uuid>,
     preset: Uuid,
-    duties: BTreeMap<Uuid, DutyRecord>,
-    departed: Vec<DepartedRecord>,
+    pub(super) duties: BTreeMap<Uuid, DutyRecord>,
+    pub(super) departed: Vec<DepartedRecord>,
 }
 
 impl Drives {
-    fn of(record: &BackendRecord) -> Result<Drives, Problem> {
+    pub(super) fn of(record: &BackendRecord) -> Result<Drives, Problem> {
         match record.store.clone() {
             StoreRecord::Composite { drives, preset, duties, departed } => {
                 Ok(Drives { drives, preset, duties, departed })
@@ -98,7 +95,7 @@ impl Drives {
     }
 }
 
-fn conflict(detail: String) -> Problem {
+pub(super) fn conflict(detail: String) -> Problem {
     Problem::new(ProblemKind::Conflict, detail)
 }
 
@@ -316,6 +313,21 @@ impl Volumes {
                 format!("without drive {} no policy is satisfied: {}", drive.name, reasons.join("; "));
             return Err(conflict(detail));
         }
+        let now = self.plan_of(set, &set.serving(composite), set.preset(*preset)?).await?;
+        let places = |plan: &BackendPlan| {
+            let used = plan.policies.iter().find(|of| Some(of.policy) == now.policy);
+            used.map_or(0, |of| of.fragment_count)
+        };
+        if plan.policy == now.policy && places(&plan) < places(&now) {
+            let detail = format!(
+                "without drive {} there are places for {} fragments of an object instead of {}, and one that has no other place stays \
+                 on it: add a drive first",
+                drive.name,
+                places(&plan),
+                places(&now)
+            );
+            return Err(conflict(detail));
+        }
         let stored = self.open_composite(composite.uuid).and_then(|(_, open)| open.coded.upkeep().last);
         let Some(stored) = stored.map(|survey| survey.all.bytes) else { return Ok(()) };
         let mut free = Some(0u64);
@@ -407,7 +419,7 @@ impl Volumes {
     }
 
     /// Drives leave, or are lost. Where there is no vPool nothing is on them, and they are none any more at once.
-    async fn let_go(
+    pub(super) async fn let_go(
         &self,
         change: Change,
         going: &[Uuid],
@@ -415,8 +427,9 @@ impl Volumes {
         why: &str,
     ) -> Result<BackendRecord, Problem> {
         let mut drives = Drives::of(change.record())?;
-        let names: Vec<&str> =
+        let mut names: Vec<&str> =
             going.iter().filter_map(|uuid| Some(change.set.backend(*uuid).ok()?.name.as_str())).collect();
+        names.sort_unstable();
         let what = match duty {
             DutyRecord::Leaving => "leaving",
             DutyRecord::Lost | DutyRecord::GivenUp => "lost",
@@ -449,137 +462,14 @@ impl Volumes {
             self.open_composite(composite).is_some_and(|(_, open)| open.generation() == generation);
         let are_serving =
             |uuid: &Uuid| change.record().drives().contains(uuid) && change.record().duty(*uuid).is_none();
-        if !is_of_now || !drives.iter().all(are_serving) {
+        // One that came back while this waited is none of those.
+        let is_silent = self
+            .open_composite(composite)
+            .is_some_and(|(_, open)| drives.iter().all(|uuid| open.silent().contains(uuid)));
+        if !is_of_now || !is_silent || !drives.iter().all(are_serving) {
             return Ok(false);
         }
         self.let_go(change, drives, DutyRecord::Lost, why).await.map(|_| true)
-    }
-
-    /// Drives of which nothing is needed any more are none from now on. Those that were lost only where that cost nothing, or
-    /// somebody has said that it may.
-    pub(super) async fn finish_drives(&self, composite: Uuid) -> Result<(), Problem> {
-        let Some((_, open)) = self.open_composite(composite) else { return Ok(()) };
-        let is_done = |uuid: &Uuid| open.coded.is_done_with(*uuid);
-        if !open.members().keys().any(is_done) {
-            return Ok(());
-        }
-        let change = self.begin_change(composite).await?;
-        let mut drives = Drives::of(change.record())?;
-        let costs = open
-            .coded
-            .upkeep()
-            .last
-            .is_some_and(|survey| survey.unreadable > 0 || survey.may_have_lost_unseen);
-        let Some(pool) = &change.pool else { return Ok(()) };
-        let namespace = pool.record().namespace;
-        let (mut done, mut names) = (Vec::new(), Vec::new());
-        for (uuid, duty) in drives.duties.clone() {
-            // Whether the drives are still those that were looked at, is asked now.
-            if !is_done(&uuid) || duty == DutyRecord::Lost && costs {
-                continue;
-            }
-            let record = change.set.backend(uuid)?;
-            let place = change.set.place(uuid);
-            drives.drives.retain(|drive| *drive != uuid);
-            drives.duties.remove(&uuid);
-            drives.departed.push(DepartedRecord {
-                uuid,
-                node: place.node,
-                site: place.site,
-                weight: record.labels.weight,
-                left_behind: (!duty.is_lost()).then(|| namespace.clone()),
-                was_lost: duty.is_lost(),
-            });
-            names.push(record.name.to_string());
-            done.push(uuid);
-        }
-        if done.is_empty() {
-            return Ok(());
-        }
-        let detail = format!("{}: no drive any more, nothing on it is needed", names.join(", "));
-        self.store_change(&change, drives, detail, |volumes, change, set| {
-            for uuid in &done {
-                volumes.drop_drive(change, set, *uuid, Duty::Gone);
-            }
-        })
-        .await
-        .map(drop)
-    }
-
-    /// Removes what vPools have on drives that have left, beside everything else: a store may take hours for it, and a directory that
-    /// hangs for ever.
-    pub(super) async fn begin_emptying_departed(self: &Rc<Self>) -> Result<(), Problem> {
-        for composite in self.all_backends().await? {
-            for gone in composite.departed() {
-                let Some(namespace) = gone.left_behind.clone() else { continue };
-                let (volumes, composite, drive) = (self.clone(), composite.uuid, gone.uuid);
-                let Some(turn) = self.locks.try_lock(format!("departed/{drive}")) else { continue };
-                tokio::task::spawn_local(async move {
-                    if let Err(problem) = volumes.empty_one(composite, drive, &namespace).await {
-                        tracing::debug!(%drive, %problem, "what a vPool has on a drive that has left is still there");
-                    }
-                    drop(turn);
-                });
-            }
-        }
-        Ok(())
-    }
-
-    async fn empty_one(&self, composite: Uuid, drive: Uuid, namespace: &str) -> Result<(), Problem> {
-        // As long as a layout says that it is a drive, a recovery looks for it.
-        let pools = self.all_pools();
-        let pool = pools.iter().find(|pool| pool.record().namespace == namespace);
-        if pool.is_some_and(|pool| self.layouts_due.borrow().contains_key(&pool.record().id)) {
-            return Ok(());
-        }
-        let set = self.backend_set().await?;
-        let record = set.backend(composite)?;
-        let is_left = |gone: &DepartedRecord| gone.uuid == drive && gone.left_behind.is_some();
-        if !record.departed().iter().any(is_left) {
-            return Ok(());
-        }
-        if set.backend(drive).is_ok() {
-            let parts = self.parts_left(&set, drive, namespace)?;
-            for removed in join_all(parts.iter().map(|part| part.remove())).await {
-                removed?;
-            }
-        }
-        let change = self.begin_change(composite).await?;
-        let mut drives = Drives::of(change.record())?;
-        for gone in drives.departed.iter_mut().filter(|gone| gone.uuid == drive) {
-            gone.left_behind = None;
-        }
-        let detail = "what was on a drive that has left is removed".to_owned();
-        self.store_change(&change, drives, detail, |_, _, _| {}).await?;
-        // From now on it is anybody's.
-        for part in change.set.parts_asked(drive).unwrap_or_default() {
-            if let Some(folder) = part.folder().filter(|_| part.uuid == drive) {
-                let mark = mark_of(Path::new(folder), drive);
-                let _left = look(&*self.clock, move || std::fs::remove_file(mark)).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Drives that were to go from composites that no vPool is on any more have nothing on them.
-    pub(super) async fn finish_unused_drives(&self) -> Result<(), Problem> {
-        let set = self.backend_set().await?;
-        let is_going = |record: &&&BackendRecord| match &record.store {
-            StoreRecord::Composite { duties, .. } => !duties.is_empty(),
-            StoreRecord::Dir { .. } | StoreRecord::Remote { .. } => false,
-        };
-        for record in set.by_name().iter().filter(is_going) {
-            if self.pool_on(set.root(record.uuid)).is_some() {
-                continue;
-            }
-            let change = self.begin_change(record.uuid).await?;
-            let going: Vec<Uuid> = Drives::of(change.record())?.duties.into_keys().collect();
-            let is_left = change.record().drives().iter().any(|uuid| !going.contains(uuid));
-            if change.pool.is_none() && is_left && !going.is_empty() {
-                self.let_go(change, &going, DutyRecord::Leaving, "").await?;
-            }
-        }
-        Ok(())
     }
 
     async fn composite_named(&self, name: &Name) -> Result<Stored<BackendRecord>, Problem> {
@@ -588,7 +478,7 @@ impl Volumes {
     }
 
     /// Takes care that nobody else changes a composite, and that the vPool on it, if any, stays as it is.
-    async fn begin_change(&self, composite: Uuid) -> Result<Change, Problem> {
+    pub(super) async fn begin_change(&self, composite: Uuid) -> Result<Change, Problem> {
         let locked = self.locks.lock("backends").await;
         let set = self.backend_set().await?;
         let root = set.root(composite);
@@ -616,7 +506,7 @@ impl Volumes {
     }
 
     /// Writes down what a composite's drives are for, everywhere where that is kept, and then makes it so.
-    async fn store_change(
+    pub(super) async fn store_change(
         &self,
         change: &Change,
         drives: Drives,
@@ -669,7 +559,7 @@ impl Volumes {
     }
 
     /// Nobody asks it any more.
-    fn drop_drive(&self, change: &Change, set: &BackendSet, drive: Uuid, duty: Duty) {
+    pub(super) fn drop_drive(&self, change: &Change, set: &BackendSet, drive: Uuid, duty: Duty) {
         let Some(pool) = &change.pool else { return };
         if let Some(open) = pool.composite(change.uuid()) {
             if !open.coded.set_duty(drive, duty) {
@@ -702,59 +592,6 @@ impl Volumes {
             tracing::error!(composite = %open.name, %error, "a new drive is used after the next start only");
         }
         open.set_member(drive, Member { name: record.name.clone(), place, duty });
-    }
-
-    /// A task that ends when a drive is none any more.
-    fn begin_removal_task(
-        self: &Rc<Self>,
-        going: (Uuid, Uuid),
-        (composite, drive): (Name, Name),
-    ) -> Result<Task, Problem> {
-        let about = About {
-            kind: "backend.drive.remove",
-            subject: Some(going.0),
-            subject_name: Some(format!("{drive} of {composite}")),
-            unit: "objects",
-        };
-        let running = self.tasks.begin(TaskId(self.chance.uuid()), about, self.clock.wall_ms());
-        let task = self.tasks.get(running.id)?;
-        let volumes = self.clone();
-        tokio::task::spawn_local(async move {
-            let end = volumes.wait_for_removal(&running, going, &drive).await;
-            volumes.finish_task(&running, end.map(|()| json!({"drive": drive})));
-        });
-        Ok(task)
-    }
-
-    async fn wait_for_removal(
-        &self,
-        running: &Running,
-        (composite, uuid): (Uuid, Uuid),
-        drive: &Name,
-    ) -> Result<(), Problem> {
-        loop {
-            let stored = self.catalogue.get::<BackendRecord>(composite).await.map_err(from_catalogue)?;
-            let is_drive = stored.record.drives().contains(&uuid);
-            match (is_drive, stored.record.duty(uuid)) {
-                (false, _) => return Ok(()),
-                (true, None) => return Err(conflict(format!("drive {drive} was taken back: it serves"))),
-                (true, Some(_)) => {}
-            }
-            if running.is_cancelled() {
-                return Ok(());
-            }
-            if self.is_stopping() {
-                let detail =
-                    format!("ovsd stops; what is under way with drive {drive} goes on after its start");
-                return Err(Problem::new(ProblemKind::Unavailable, detail));
-            }
-            if let Some((_, open)) = self.open_composite(composite) {
-                let upkeep = open.coded.upkeep();
-                let total = upkeep.objects_mended + upkeep.objects_to_mend;
-                running.progress(upkeep.objects_mended, (total > 0).then_some(total));
-            }
-            self.clock.sleep(PROGRESS_EVERY).await;
-        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! Invariant: at most one `DirBackend` of a folder; two would not know of each other's failed syncs.
 
 use super::{
-    layout::check_drive,
+    layout::{DRIVE_PREFIX, check_drive, drives_at},
     namespace::{Namespace, cannot_use, mark_of, remove_folder},
     problem::from_backend,
     remotes::open_store,
@@ -149,6 +149,28 @@ impl Leaf {
         }
     }
 
+    /// Removes all that a drive that has left has of a vPool: of this one. What is mounted in its place may be another by now, and may
+    /// have all that there is of something.
+    async fn empty(&self) -> Result<(), Problem> {
+        let Some(drive) = self.drive else { return self.remove().await };
+        match &self.location {
+            Location::Dir { root, folder, .. } => {
+                self.check_root(root, folder).await.map_err(from_backend)?;
+                let own = folder.clone();
+                let emptied = tokio::task::spawn_blocking(move || empty_folder(&own, drive)).await;
+                emptied.map_err(std::io::Error::other).flatten().map_err(|error| cannot_use(folder, &error))
+            }
+            Location::Remote(leaf) => {
+                let store = leaf.open().await?;
+                let found = drives_at(&store).await.map_err(from_backend)?;
+                check_is_alone(&found, drive).map_err(from_backend)?;
+                // That it is this drive goes last: who goes on with this has to know it.
+                remove_objects(&store, |name| !name.as_str().starts_with(DRIVE_PREFIX)).await?;
+                remove_objects(&store, |_| true).await
+            }
+        }
+    }
+
     /// Removes all that is there.
     async fn remove(&self) -> Result<(), Problem> {
         let store = match &self.location {
@@ -159,16 +181,57 @@ impl Leaf {
             }
             Location::Remote(leaf) => leaf.open().await?,
         };
-        let mut after = None;
-        loop {
-            let found = store.list("", after.as_ref(), 1000).await.map_err(from_backend)?;
-            let Some(last) = found.last() else { return Ok(()) };
-            after = Some(last.name.clone());
-            let deletes = found.iter().map(|info| store.delete(&info.name));
-            let deleted = stream::iter(deletes).buffer_unordered(DELETES_MAX).try_collect::<()>().await;
-            deleted.map_err(from_backend)?;
+        remove_objects(&store, |_| true).await
+    }
+}
+
+async fn remove_objects(store: &dyn Backend, is_it: impl Fn(&ObjectName) -> bool) -> Result<(), Problem> {
+    let mut after = None;
+    loop {
+        let found = store.list("", after.as_ref(), 1000).await.map_err(from_backend)?;
+        let Some(last) = found.last() else { return Ok(()) };
+        after = Some(last.name.clone());
+        let deletes = found.iter().filter(|info| is_it(&info.name)).map(|info| store.delete(&info.name));
+        let deleted = stream::iter(deletes).buffer_unordered(DELETES_MAX).try_collect::<()>().await;
+        deleted.map_err(from_backend)?;
+    }
+}
+
+/// A place that says nothing was emptied before, but for what says nothing of guests.
+fn check_is_alone(found: &[Uuid], drive: Uuid) -> Result<(), BackendError> {
+    match found.iter().find(|other| **other != drive) {
+        Some(other) => Err(cannot_open(format!("the place of drive {other} is there, not that of {drive}"))),
+        None => Ok(()),
+    }
+}
+
+/// Removes a vPool's folder on a drive, and last of all what says which drive it is.
+fn empty_folder(folder: &Path, drive: Uuid) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let (of_pool, mut found) = (folder.join("pool"), Vec::new());
+    if let Ok(names) = std::fs::read_dir(&of_pool) {
+        for name in names {
+            let name = format!("pool/{}", name?.file_name().to_string_lossy());
+            found.extend(name.strip_prefix(DRIVE_PREFIX).and_then(|uuid| Uuid::try_parse(uuid).ok()));
         }
     }
+    check_is_alone(&found, drive).map_err(std::io::Error::other)?;
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    for entry in entries.iter().filter(|entry| entry.path() != of_pool) {
+        // Objects in a place that does not say whose it is are somebody's: this one's say so to the end.
+        if found.is_empty() && entry.file_type()?.is_dir() {
+            let why = format!("{} does not say which drive it is of", folder.display());
+            return Err(std::io::Error::other(why));
+        }
+        match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    std::fs::remove_dir_all(folder)
 }
 
 pub(super) fn cannot_open(reason: String) -> BackendError {
@@ -312,6 +375,11 @@ impl Drive {
         self.within(OPENING_PATIENCE, pin!(self.leaf.ask())).await?
     }
 
+    /// Removes all that is there of a drive that has left, if it is that drive.
+    pub(super) async fn empty(&self) -> Result<(), Problem> {
+        self.leaf.empty().await
+    }
+
     /// Removes all that is there, however long that takes: who asks again while it goes on would begin it again.
     pub(super) async fn remove(&self) -> Result<(), Problem> {
         self.leaf.remove().await
@@ -394,5 +462,46 @@ impl Backend for Drive {
 
     fn capacity(&self) -> LocalBoxFuture<'_, Result<Option<Capacity>, BackendError>> {
         Box::pin(self.told(async move |store| store.capacity().await))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A vPool's folder on this drive, with objects.
+    fn folder_of(drive: Uuid) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for object in
+            [format!("{DRIVE_PREFIX}{drive}"), "pool/layout-1".into(), "v/a/s/1".into(), ".marker".into()]
+        {
+            let path = folder.path().join(object);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_folder_is_emptied_if_it_is_of_this_drive() {
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        // Another disk is mounted there by now.
+        let of_other = folder_of(other);
+        let refused = empty_folder(of_other.path(), own).unwrap_err().to_string();
+        assert!(refused.contains(&other.to_string()), "{refused}");
+        assert!(of_other.path().join("v/a/s/1").exists());
+        // Nobody knows whose.
+        let unknown = folder_of(own);
+        std::fs::remove_dir_all(unknown.path().join("pool")).unwrap();
+        empty_folder(unknown.path(), own).unwrap_err();
+        assert!(unknown.path().join("v/a/s/1").exists());
+        let of_own = folder_of(own);
+        // As a crash in the middle leaves it.
+        std::fs::remove_dir_all(of_own.path().join("v")).unwrap();
+        empty_folder(of_own.path(), own).unwrap();
+        let whole = folder_of(own);
+        empty_folder(whole.path(), own).unwrap();
+        assert!(!whole.path().exists() && !of_own.path().exists());
+        empty_folder(whole.path(), own).unwrap();
     }
 }

@@ -33,7 +33,7 @@ use std::{
 use uuid::Uuid;
 
 const LAYOUT_PREFIX: &str = "pool/layout-";
-const DRIVE_PREFIX: &str = "pool/drive-";
+pub(super) const DRIVE_PREFIX: &str = "pool/drive-";
 /// A layout on a backend is never longer than this.
 const LAYOUT_BYTES_MAX: u64 = 4 << 20;
 /// The number of a vPool's first.

@@ -20,6 +20,7 @@ mod background;
 mod composite;
 mod composites;
 mod create;
+mod departed;
 mod drive;
 mod idempotency;
 #[doc(hidden)]

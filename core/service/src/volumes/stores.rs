@@ -15,7 +15,7 @@ use super::{
     composite::{Composite, Member},
     drive::{Drive, Leaf, Location, RemoteLeaf, cannot_open},
     layout::put_first_layout,
-    namespace::Namespace,
+    namespace::{Namespace, in_time},
     presets::open_preset,
     problem::{from_backend, not_found},
     remotes::decode_store,
@@ -322,7 +322,8 @@ impl Volumes {
         drives.retain(|uuid, _| leaves.contains(uuid));
         let begin = |drive: Rc<Drive>| async move {
             drive.open(Namespace::New).await?;
-            check_is_empty(&drive).await
+            let empty = in_time(&*self.clock, check_is_empty(&drive)).await;
+            empty.unwrap_or_else(|| Err(cannot_open("it does not answer".into())))
         };
         let begun = async {
             let away = away(set, &drives, begin).await;

@@ -40,6 +40,15 @@ struct Tended {
     composite: Rc<Composite>,
 }
 
+/// Whoever sees that nobody looks after it any more begins anew.
+struct UntilItEnds(Rc<Composite>);
+
+impl Drop for UntilItEnds {
+    fn drop(&mut self) {
+        self.0.is_tended.set(false);
+    }
+}
+
 impl Tended {
     /// Nothing, once the composite is none of an open vPool's any more.
     fn present(&self) -> Option<(Rc<Volumes>, Rc<Pool>)> {
@@ -52,6 +61,7 @@ impl Tended {
     }
 
     async fn tend(self) {
+        let _until_it_ends = UntilItEnds(self.composite.clone());
         // After a failure drives are not given up, nor is anything cut off for that, until then.
         let mut quiet_until = Duration::ZERO;
         loop {

@@ -5,7 +5,7 @@ use crate::SystemChance;
 use crate::head::Head;
 use crate::vdisk::catch_up;
 use ovs_backend::Fault;
-use ovs_backend::coded::{CodedBackend, Drive, Policy, Preset, Work};
+use ovs_backend::coded::{CodedBackend, Drive, Duty, Policy, Preset, Work};
 
 /// Six drives; what is put is read from two fragments, and acknowledged with three. Short objects: from one, with two.
 pub(crate) struct Drives {
@@ -34,11 +34,11 @@ impl Drives {
             node: String::new(),
             site: String::new(),
             weight: 1,
+            duty: Duty::Serving,
             backend: Rc::new(store(number, inner)),
         };
         let preset = Preset::new(vec![Policy::new(2, 1, 3, 9).unwrap()]).unwrap();
-        CodedBackend::new(self.stores.iter().enumerate().map(drive).collect(), &[], preset, Work::Here)
-            .unwrap()
+        CodedBackend::new(self.stores.iter().enumerate().map(drive).collect(), preset, Work::Here).unwrap()
     }
 
     fn fragments(&self, object: &ObjectName) -> Vec<(&MemoryBackend, ObjectName)> {
