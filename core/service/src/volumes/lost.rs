@@ -146,7 +146,8 @@ impl Volumes {
             return Ok(());
         }
         let unheard = opened.drives.iter().filter(|(uuid, _)| !told.contains_key(uuid));
-        let unheard: Vec<&str> = unheard.map(|(_, drive)| drive.name().as_str()).collect();
+        let mut unheard: Vec<&str> = unheard.map(|(_, drive)| drive.name().as_str()).collect();
+        unheard.sort_unstable();
         unavailable(format!(
             "of the drives of vPool {name} these do not tell what it is made of: {}. They may know of something newer than the others \
              do: recover the vPool when they answer",
