@@ -303,7 +303,10 @@ fn what_was_lost_is_let_go_only_by_who_accepts_what_it_costs() {
         // Nobody has asked before it went; as when a drive falls silent while another is made good.
         let uuid = volumes.get_backend(name("all")).await.unwrap().uuid;
         let b = volumes.get_backend(name("b")).await.unwrap().uuid;
-        let generation = volumes.open_composite(uuid).unwrap().1.generation();
+        let open = volumes.open_composite(uuid).unwrap().1;
+        let generation = open.generation();
+        assert!(!volumes.give_up(uuid, generation, &[b], "a test").await.unwrap(), "it answers");
+        open.note_silent(&[b].into(), volumes.clock.now());
         assert!(!volumes.give_up(uuid, generation + 1, &[b], "a test").await.unwrap(), "of another time");
         assert!(volumes.give_up(uuid, generation, &[b], "a test").await.unwrap());
         volumes.begin_background();
