@@ -31,8 +31,7 @@ impl Inner {
     pub(super) async fn mend(self: &Rc<Self>, name: &ObjectName) -> Result<bool, BackendError> {
         self.on_their_way.is_put(name).await;
         // From here on a delete waits: what it removed would be put again.
-        let _at_work =
-            (!planted("drives: a delete does not wait for mending")).then(|| PutAtWork::new(self, name));
+        let _at_work = PutAtWork::new(self, name);
         if self.on_their_way.is_being_deleted(name) {
             return Ok(false);
         }

@@ -3,7 +3,6 @@
 use super::{Inner, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::Bytes;
-use ovs_units::planted;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeSet, HashMap},
@@ -106,9 +105,7 @@ impl Inner {
         if overdue >= OVERDUE_MAX {
             return Err(retry(format!("has not answered for {overdue} fragments yet")));
         }
-        if self.on_their_way.removing_from(object).contains(&drive)
-            && !planted("drives: something is put where it is still to be removed")
-        {
+        if self.on_their_way.removing_from(object).contains(&drive) {
             return Err(retry("is still asked to remove a fragment of it".to_owned()));
         }
         let (backend, name) = (Rc::clone(&self.drives()[drive].backend), own.clone());

@@ -262,6 +262,34 @@ mod tests {
         }
     }
 
+    /// Until what is crowded has another place, what leaves counts.
+    #[test]
+    fn what_leaves_is_needed_while_anything_is_still_to_be_put() {
+        let mut duties = [Duty::Serving; 8];
+        duties[7] = Duty::Leaving;
+        let drives = drives(&duties, 1);
+        let policy = Policy::new(3, 3, 3, 1).expect("a policy");
+        for seed in 0..50 {
+            let name = ObjectName::new(format!("v/s/{seed}")).expect("a good name");
+            let homes: Vec<(u8, Home)> =
+                (0..).zip(placement::homes(&drives, &name, 0, policy, 6).0).collect();
+            let order = placement::order(&drives, &name, 0);
+            let found: BTreeMap<u8, Vec<usize>> = [(0, vec![0]), (4, vec![2, 7]), (5, vec![0, 2])].into();
+            let (bad, silent) = Default::default();
+            let chunk = Chunk {
+                drives: &drives,
+                order: &order,
+                homes: &homes,
+                per_node: 1,
+                found: &found,
+                bad: &bad,
+                silent: &silent,
+            };
+            let plan = plan(&chunk, |_| true);
+            assert!(!plan.makes.is_empty() && plan.needed_on.contains(&7), "{plan:?}");
+        }
+    }
+
     #[test]
     fn what_lies_well_is_left_and_a_loss_moves_nothing_else() {
         let all_serving = drives(&[Duty::Serving; 8], 1);
