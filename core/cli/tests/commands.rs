@@ -325,7 +325,7 @@ fn every_verb_asks_for_what_it_says() {
         ),
         (
             &["backend", "drive", "remove", "all", "d", "--lost", "--accept-loss"],
-            "DELETE /v1/backends/all/drives/d?lost=true&accept_loss=true",
+            "DELETE /v1/backends/all/drives/d?accept_loss=true&lost=true",
             json!(null),
         ),
         (
