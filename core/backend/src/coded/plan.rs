@@ -140,7 +140,8 @@ pub(super) fn plan(chunk: &Chunk<'_>, may: impl Fn(usize) -> bool) -> Plan {
         let all = chunk.found.values().flatten().copied();
         plan.needed_on.extend(all.filter(|drive| !chunk.drives[*drive].duty.takes()));
     }
-    if !chunk.silent.is_empty() {
+    // What lies badly may need the place that something else has twice.
+    if has_unwell || !chunk.silent.is_empty() {
         plan.extra.clear();
     }
     plan
