@@ -164,6 +164,12 @@ impl Leaf {
                 let store = leaf.open().await?;
                 let found = drives_at(&store).await.map_err(from_backend)?;
                 check_is_alone(&found, drive).map_err(from_backend)?;
+                let is_objects = |info: &ObjectInfo| !info.name.as_str().starts_with("pool/");
+                if found.is_empty()
+                    && store.list("", None, 1000).await.map_err(from_backend)?.iter().any(is_objects)
+                {
+                    return Err(from_backend(cannot_open("it does not say which drive it is of".into())));
+                }
                 // That it is this drive goes last: who goes on with this has to know it.
                 remove_objects(&store, |name| !name.as_str().starts_with(DRIVE_PREFIX)).await?;
                 remove_objects(&store, |_| true).await
