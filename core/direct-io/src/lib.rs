@@ -24,11 +24,41 @@ pub const BLOCK_BYTES: usize = 4096;
 const PIECE_BYTES_MIN: usize = 64 << 10;
 /// Pieces of one system call: the kernel takes 1024.
 const PIECES_MAX: usize = 512;
-/// Buffers that are kept for who comes next, so that a write does not have to have memory made for it, and how large they may be.
-const KEPT_MAX: usize = 4;
+/// Buffers up to this size are kept for who comes next, so that a write does not have to have memory made for it, …
 const KEPT_BYTES_MAX: usize = 8 << 20;
+/// … and so many bytes of them.
+const KEPT_BYTES: usize = 32 << 20;
 
-static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: Vec::new(), bytes: 0 });
+
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Kept {
+    /// The smallest that is large enough, unless most of it would be wasted.
+    fn take(&mut self, needed: usize) -> Option<Vec<u8>> {
+        let fits = |(_, memory): &(usize, &Vec<u8>)| (needed..=2 * needed).contains(&memory.len());
+        let (at, _) = self.buffers.iter().enumerate().filter(fits).min_by_key(|(_, memory)| memory.len())?;
+        let memory = self.buffers.swap_remove(at);
+        self.bytes -= memory.len();
+        Some(memory)
+    }
+
+    /// Those that are not kept any more: what nobody asked for longest goes first.
+    fn keep(&mut self, memory: Vec<u8>) -> Vec<Vec<u8>> {
+        self.bytes += memory.len();
+        self.buffers.push(memory);
+        let mut surplus = Vec::new();
+        while self.bytes > KEPT_BYTES {
+            let memory = self.buffers.remove(0);
+            self.bytes -= memory.len();
+            surplus.push(memory);
+        }
+        surplus
+    }
+}
 
 /// Bytes that begin where direct I/O may. What is in it at first may be anything that was written before.
 #[derive(Debug)]
@@ -42,13 +72,16 @@ impl Buffer {
     /// A buffer of so many bytes.
     pub fn of(length: usize) -> Buffer {
         let needed = if length == 0 { 0 } else { length + BLOCK_BYTES };
-        let found = kept(|kept| {
-            let at = kept.iter().position(|memory| memory.len() >= needed && needed > 0)?;
-            Some(kept.swap_remove(at))
-        });
+        let found = if needed == 0 { None } else { kept(|kept| kept.take(needed)) };
         let memory = found.unwrap_or_else(|| vec![0; needed]);
         let start = if length == 0 { 0 } else { memory.as_ptr().align_offset(BLOCK_BYTES) };
         Buffer { memory, start, length }
+    }
+
+    /// Ends it there. It must not be longer than it is.
+    pub fn truncate(&mut self, length: usize) {
+        assert!(length <= self.length, "a buffer of {} bytes, not {length}", self.length);
+        self.length = length;
     }
 
     /// The parts one behind the other.
@@ -77,23 +110,29 @@ impl DerefMut for Buffer {
     }
 }
 
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Buffer> for Bytes {
+    fn from(buffer: Buffer) -> Bytes {
+        Bytes::from_owner(buffer)
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
         if (BLOCK_BYTES..=KEPT_BYTES_MAX).contains(&memory.len()) {
             // What is not kept is given back behind the lock.
-            let _surplus = kept(|kept| match kept.len() < KEPT_MAX {
-                true => {
-                    kept.push(memory);
-                    None
-                }
-                false => Some(memory),
-            });
+            let _surplus = kept(|kept| kept.keep(memory));
         }
     }
 }
 
-fn kept<T>(with: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
+fn kept<T>(with: impl FnOnce(&mut Kept) -> T) -> T {
     with(&mut KEPT.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -176,17 +215,32 @@ mod tests {
     /// One case: what is kept is the process's.
     #[test]
     fn a_few_buffers_are_kept() {
-        let large = Buffer::of(KEPT_BYTES_MAX);
-        drop(large);
-        let count = || kept(|kept| kept.len());
-        let many: Vec<Buffer> = (0..2 * KEPT_MAX).map(|_| Buffer::of(8192)).collect();
+        drop(Buffer::of(KEPT_BYTES_MAX));
+        let mebibytes = |count: usize| (0..count).map(|_| Buffer::of(1 << 20)).collect::<Vec<_>>();
+        let many = mebibytes(50);
+        let first = many[0].as_ptr();
         for buffer in &many {
-            assert_eq!((buffer.len(), buffer.as_ptr().align_offset(BLOCK_BYTES)), (8192, 0));
+            assert_eq!((buffer.len(), buffer.as_ptr().align_offset(BLOCK_BYTES)), (1 << 20, 0));
         }
         drop(many);
-        assert!(count() <= KEPT_MAX);
-        assert!(kept(|kept| kept.iter().all(|memory| memory.len() <= KEPT_BYTES_MAX)));
+        let (bytes, counted) = kept(|kept| (kept.bytes, kept.buffers.iter().map(Vec::len).sum::<usize>()));
+        assert!(bytes == counted && (KEPT_BYTES - (2 << 20)..=KEPT_BYTES).contains(&bytes), "{bytes} bytes");
+        assert!(kept(|kept| kept.buffers.iter().all(|memory| memory.len() <= KEPT_BYTES_MAX)));
+        let again = mebibytes(20);
+        assert!(kept(|kept| kept.bytes) <= bytes - (20 << 20), "they come from what is kept");
+        assert!(again.iter().all(|buffer| buffer.as_ptr() != first), "what was given back first is gone");
+        drop(again);
+        let (few, before) = (Buffer::of(8192), kept(|kept| kept.bytes));
+        drop(few);
+        assert!(
+            kept(|kept| kept.bytes) > before || before > KEPT_BYTES - (1 << 20),
+            "a small one does not use up a large one"
+        );
         assert_eq!((Buffer::of(3).len(), Buffer::of(0).len()), (3, 0));
+        let mut cut = Buffer::of(8192);
+        cut.fill(7);
+        cut.truncate(5);
+        assert_eq!(Bytes::from(cut), [7; 5][..]);
     }
 
     #[test]

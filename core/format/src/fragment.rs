@@ -1,9 +1,12 @@
 //! A fragment: one of the k + m parts in which a chunk of an object lies on drives.
 //!
 //! ```text
-//!  object ─▶ chunks ─▶ frames ─▶ data fragment: header │ index: an entry per frame, its checksum │ frames
+//! object ─▶ chunks ─▶ frames ─▶ data fragment: header │ index: an entry per frame, its checksum │ frames
 //!                               parity fragment: header │ parity of the data fragments' index and frames
 //! ```
+//!
+//! Where a chunk's fragments are long there are zeros behind the index and behind the frames, so that the frames begin at a block and a fragment
+//! is whole blocks: it can be written as it is, past the page cache.
 //!
 //! Which bytes of the object are in which frame of which fragment is arithmetic ([`Geometry`]): it needs the object's length and what
 //! every header says. Checksums of index and frames begin with the identity of the fragment, so that what lies in the wrong
@@ -15,12 +18,17 @@ use ovs_units::PutId;
 use std::ops::Range;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"OVSFRG01");
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const WHAT: &str = "fragment header";
 const INDEX: &str = "fragment index";
 /// In the stored length of a frame: it is compressed.
 const COMPRESSED: u32 = 1 << 31;
 const ENTRY_BYTES: usize = 8;
+
+/// What direct I/O wants: see `core/direct-io`.
+const BLOCK_BYTES: u64 = 4096;
+/// Fragments of a chunk are whole blocks from so many bytes of the object in each.
+const BLOCKS_BYTES_MIN: u64 = 128 << 10;
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 128;
@@ -135,6 +143,30 @@ impl Geometry {
         let frame = (offset - self.chunk_range(chunk).start) / u64::from(self.frame_bytes);
         let per_fragment = u64::from(self.frames_per_fragment(chunk));
         Position { chunk, fragment: (frame / per_fragment) as u8, frame: (frame % per_fragment) as u32 }
+    }
+
+    /// Are the fragments of a chunk whole blocks?
+    fn is_in_blocks(&self, chunk: u32) -> bool {
+        u64::from(self.frames_per_fragment(chunk)) * u64::from(self.frame_bytes) >= BLOCKS_BYTES_MIN
+    }
+
+    /// So many bytes behind the header, and zeros, where the chunk's fragments are whole blocks.
+    fn filled_up(&self, chunk: u32, bytes: u64) -> u64 {
+        let header = HEADER_BYTES as u64;
+        match self.is_in_blocks(chunk) {
+            true => (header + bytes).next_multiple_of(BLOCK_BYTES) - header,
+            false => bytes,
+        }
+    }
+
+    /// Where the frames of a data fragment begin, counted from the end of the header.
+    pub fn frames_at(&self, chunk: u32, fragment: u8) -> u64 {
+        self.filled_up(chunk, self.index_bytes(chunk, fragment) as u64)
+    }
+
+    /// Bytes behind the header of a data fragment whose last frame ends there (counted from the end of the header).
+    pub fn body_bytes(&self, chunk: u32, frames_end: u64) -> u64 {
+        self.filled_up(chunk, frames_end)
     }
 
     /// Bytes of the index of a data fragment.
@@ -325,7 +357,7 @@ impl Header {
         }
         let mut r = Reader::new(INDEX, entries);
         let mut frames = Vec::with_capacity(entries.len() / ENTRY_BYTES);
-        let mut offset = length as u64;
+        let mut offset = self.geometry.frames_at(self.chunk, fragment);
         for number in 0..self.geometry.frames(self.chunk, fragment) {
             let (word, checksum) = (r.u32()?, r.u32()?);
             let (stored_bytes, is_compressed) = (word & !COMPRESSED, word & COMPRESSED != 0);

@@ -251,7 +251,7 @@ fn fragment() {
         body_bytes: 1234,
         body_checksum: 5,
     };
-    check("fragment", &header.encode(), 128, FRAGMENT, "4f56534652473031010002");
+    check("fragment", &header.encode(), 128, FRAGMENT, "4f56534652473031020002");
     assert_eq!(Header::decode(&header.encode()), Ok(header));
     let entry = FrameEntry { offset: 20, stored_bytes: 700, is_compressed: true, checksum: 8 };
     let second = FrameEntry { offset: 720, checksum: header.frame_checksum(1, 1, b"x"), ..entry };
@@ -260,7 +260,34 @@ fn fragment() {
     assert_eq!(header.decode_index(1, &index), Ok(vec![entry, second]));
 }
 
-const FRAGMENT: u32 = 0xb0f7_9c50;
+#[test]
+fn long_fragments_are_whole_blocks() {
+    let geometry = Geometry {
+        object_bytes: (4 << 20) + 5 * 131_072 + 1,
+        data: 4,
+        parity: 2,
+        frame_bytes: 32_768,
+        fragment_bytes: 1 << 20,
+    };
+    // The second chunk has six frames in all but its last fragments; the last one has a frame of one byte.
+    assert_eq!((geometry.chunks(), geometry.frames(1, 0), geometry.frames(1, 3)), (2, 6, 3));
+    for (chunk, fragment) in [(0, 0), (0, 3), (1, 0), (1, 3)] {
+        assert_eq!(geometry.frames_at(chunk, fragment), 4096 - 128);
+    }
+    assert_eq!(geometry.body_bytes(0, 4096 - 128 + (1 << 20)), 4096 - 128 + (1 << 20));
+    assert_eq!(geometry.body_bytes(0, 4096 - 128 + 700), 8192 - 128);
+    assert_eq!(geometry.body_bytes(1, 4096 - 128 + 1), 8192 - 128);
+    // Of 96 KiB they are as long as they are.
+    let short = Geometry { object_bytes: 3 * 131_072, ..geometry };
+    assert_eq!((short.frames_at(0, 0), short.body_bytes(0, 777)), (3 * 8 + 4, 777));
+    let long = Geometry { object_bytes: 3 * 131_072 + 1, ..geometry };
+    assert_eq!((long.frames_at(0, 0), long.body_bytes(0, 777)), (4096 - 128, 4096 - 128));
+    // An index of more than a block.
+    let large = Geometry { object_bytes: 256 << 20, fragment_bytes: 64 << 20, ..geometry };
+    assert_eq!((large.index_bytes(0, 0), large.frames_at(0, 0)), (2048 * 8 + 4, 5 * 4096 - 128));
+}
+
+const FRAGMENT: u32 = 0xdd12_f599;
 const INDEX: u32 = 0xf234_8c7a;
 const TOMBSTONE: u32 = 0x1beb_87a9;
 const SEGMENT: u32 = 0xbfd3_396f;

@@ -1,7 +1,7 @@
 //! Frames: what is stored of 32 KiB of an object, and the way back.
 
 use lz4_flex::block;
-use ovs_format::fragment::{Compression, FrameEntry, Header, NONCE_BYTES, Position};
+use ovs_format::fragment::{Compression, FrameEntry, Header, NONCE_BYTES, Position, SEAL_BYTES};
 use ovs_units::PutId;
 use ring::{aead, hkdf};
 use std::{fmt, num::NonZeroU32};
@@ -75,35 +75,45 @@ impl Cipher {
     }
 }
 
-/// Appends what is stored of a frame, and says of it what the index does.
+/// Room for so many frames of so many bytes in all, also while the last of them is compressed.
+pub(super) fn room(header: &Header, frames: u32, bytes: usize) -> usize {
+    let frame_bytes = bytes.min(header.geometry.frame_bytes as usize);
+    let sealed = if header.key == 0 { 0 } else { SEAL_BYTES as usize };
+    bytes
+        + frames as usize * sealed
+        + compressed_max(header.compression, frame_bytes).saturating_sub(frame_bytes)
+}
+
+/// Writes what is stored of a frame to its place in the body, and says of it what the index does.
 pub(super) fn seal(
     header: &Header,
     cipher: Option<&Cipher>,
     at: Position,
     plain: &[u8],
-    body: &mut Vec<u8>,
+    body: &mut [u8],
+    begin: usize,
 ) -> FrameEntry {
-    let begin = body.len();
-    if cipher.is_some() {
-        body.extend_from_slice(&[0; NONCE_BYTES]);
-    }
-    let text = body.len();
-    let is_compressed = compress(header.compression, plain, body);
+    let text = begin + if cipher.is_some() { NONCE_BYTES } else { 0 };
+    let compressed = compress(header.compression, plain, &mut body[text..]);
+    let is_compressed = compressed.is_some();
+    let mut end = text + compressed.unwrap_or(plain.len());
     if !is_compressed {
-        body.extend_from_slice(plain);
+        body[text..end].copy_from_slice(plain);
     }
     if let Some(cipher) = cipher {
         let associated = header.associated_data(at.fragment, is_compressed);
-        let nonce = cipher.nonce(&associated, at.frame, &body[text..]);
+        let nonce = cipher.nonce(&associated, at.frame, &body[text..end]);
         body[begin..text].copy_from_slice(&nonce);
         let nonce = aead::Nonce::assume_unique_for_key(nonce);
         let tag = cipher
             .key
-            .seal_in_place_separate_tag(nonce, aead::Aad::from(associated), &mut body[text..])
+            .seal_in_place_separate_tag(nonce, aead::Aad::from(associated), &mut body[text..end])
             .expect("a frame is not longer than AES-GCM takes");
-        body.extend_from_slice(tag.as_ref());
+        let tag = tag.as_ref();
+        body[end..end + tag.len()].copy_from_slice(tag);
+        end += tag.len();
     }
-    let stored = &body[begin..];
+    let stored = &body[begin..end];
     FrameEntry {
         offset: begin as u64,
         stored_bytes: stored.len() as u32,
@@ -112,23 +122,25 @@ pub(super) fn seal(
     }
 }
 
-/// Appends the bytes compressed, if that is shorter.
-fn compress(compression: Compression, plain: &[u8], body: &mut Vec<u8>) -> bool {
-    let begin = body.len();
-    let room = match compression {
-        Compression::None => return false,
-        Compression::Lz4 => block::get_maximum_output_size(plain.len()),
-        Compression::Zstd => zstd::zstd_safe::compress_bound(plain.len()),
-    };
-    body.resize(begin + room, 0);
+/// Bytes that compressing so many may take meanwhile.
+fn compressed_max(compression: Compression, bytes: usize) -> usize {
+    match compression {
+        Compression::None => 0,
+        Compression::Lz4 => block::get_maximum_output_size(bytes),
+        Compression::Zstd => zstd::zstd_safe::compress_bound(bytes),
+    }
+}
+
+/// Writes the bytes compressed to the beginning of `to`, if that is shorter. Returns how long they are then.
+fn compress(compression: Compression, plain: &[u8], to: &mut [u8]) -> Option<usize> {
+    // The same room wherever the frame lies: how much there is must not decide.
+    let to = &mut to[..compressed_max(compression, plain.len())];
     let length = match compression {
         Compression::None => None,
-        Compression::Lz4 => block::compress_into(plain, &mut body[begin..]).ok(),
-        Compression::Zstd => zstd::bulk::compress_to_buffer(plain, &mut body[begin..], ZSTD_LEVEL).ok(),
+        Compression::Lz4 => block::compress_into(plain, to).ok(),
+        Compression::Zstd => zstd::bulk::compress_to_buffer(plain, to, ZSTD_LEVEL).ok(),
     };
-    let length = length.filter(|length| *length < plain.len());
-    body.truncate(begin + length.unwrap_or(0));
-    length.is_some()
+    length.filter(|length| *length < plain.len())
 }
 
 /// The reverse of [`seal`]: verified and plain, or why not.

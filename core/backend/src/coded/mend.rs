@@ -188,7 +188,7 @@ impl Inner {
                 let is_elsewhere = there.contains_key(number);
                 Some(async move {
                     let put = self.put_there(object, chunk, fragment, (*to, is_elsewhere)).await;
-                    (*number, *to, put, fragment.bytes())
+                    (*number, *to, put, fragment.bytes.len() as u64)
                 })
             }));
             let mut is_all_put = true;
@@ -247,7 +247,7 @@ impl Inner {
         (to, is_elsewhere): (usize, bool),
     ) -> Result<(), BackendError> {
         let own = name::fragment(&object.name, object.layout(), chunk, fragment.number)?;
-        match self.put_on(to, &object.name, &own, fragment.parts.clone(), Urgency::Reserve).await {
+        match self.put_on(to, &object.name, &own, fragment.bytes.clone(), Urgency::Reserve).await {
             Err(BackendError::Conflict { .. }) => {
                 self.replace_rotten(to, (&object.name, chunk), &own, fragment, is_elsewhere).await
             }
@@ -308,8 +308,7 @@ impl Inner {
         }
         let template = object.header(chunk, 0);
         if wanted.iter().all(|number| bodies.contains_key(number)) {
-            let fragments =
-                wanted.iter().map(|number| encode::fragment(&template, *number, bodies[number].clone()));
+            let fragments = wanted.iter().map(|number| encode::fragment(&template, *number, &bodies[number]));
             return Ok(Made::Fragments(fragments.collect()));
         }
         let stored = geometry.data_stored(chunk);
@@ -438,22 +437,26 @@ fn make_of(template: &Header, bodies: &BTreeMap<u8, Bytes>, wanted: &BTreeSet<u8
         let header = Header { fragment: number, ..*template };
         let index_bytes = geometry.index_bytes(chunk, number);
         let entries = header.decode_index(number, body.get(..index_bytes)?).ok()?;
-        let end =
+        let frames_end =
             entries.last().map_or(index_bytes as u64, |last| last.offset + u64::from(last.stored_bytes));
-        if end > body.len() as u64 {
+        let end = geometry.body_bytes(chunk, frames_end) as usize;
+        if end > body.len() {
             return None;
         }
-        body.truncate(end as usize);
+        body.truncate(end);
         Some(body.into())
     });
     let data: Vec<Bytes> = data.collect::<Option<_>>()?;
     let slices: Vec<&[u8]> = data.iter().map(|body| &body[..]).collect();
     let needs_parity = wanted.iter().any(|number| *number >= geometry.data);
-    let parity =
-        if needs_parity { parity::encode(&slices, geometry.data, geometry.parity) } else { Vec::new() };
+    let parity_count = if needs_parity { usize::from(geometry.parity) } else { 0 };
+    let length = slices.iter().map(|body| body.len()).max().unwrap_or(0);
+    let mut parity = vec![vec![0; length]; parity_count];
+    let mut made: Vec<&mut [u8]> = parity.iter_mut().map(Vec::as_mut_slice).collect();
+    parity::encode(&slices, geometry.data, &mut made);
     let body = |number: &u8| match number.checked_sub(geometry.data) {
-        Some(of_parity) => parity.get(usize::from(of_parity)).map(|body| Bytes::from(body.clone())),
-        None => data.get(usize::from(*number)).cloned(),
+        Some(of_parity) => parity.get(usize::from(of_parity)).map(Vec::as_slice),
+        None => slices.get(usize::from(*number)).copied(),
     };
     wanted.iter().map(|number| Some(encode::fragment(template, *number, body(number)?))).collect()
 }

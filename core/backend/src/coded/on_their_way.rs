@@ -93,7 +93,7 @@ impl Inner {
         drive: usize,
         object: &ObjectName,
         own: &ObjectName,
-        parts: Vec<Bytes>,
+        bytes: Bytes,
         urgency: Urgency,
     ) -> Result<(), BackendError> {
         let retry = |reason: String| BackendError::Retry {
@@ -113,7 +113,7 @@ impl Inner {
         let asked = Asked::new(self, object, drive, |all| &all.asked);
         let mut put = tokio::task::spawn_local(async move {
             let _asked = asked;
-            backend.put(&name, parts, urgency).await
+            backend.put(&name, vec![bytes], urgency).await
         });
         if let Ok(done) = timeout(PATIENCE, &mut put).await {
             return done.unwrap_or_else(|stopped| Err(retry(format!("has ended early: {stopped}"))));

@@ -3,33 +3,40 @@
 
 use reed_solomon_erasure::galois_8::ReedSolomon;
 
-/// Parity fragments of the data fragments, which may differ in length: each ends in zeros where it is shorter, and `data` may
-/// be fewer than `data_count`.
-pub(super) fn encode(data: &[&[u8]], data_count: u8, parity_count: u8) -> Vec<Vec<u8>> {
+/// So much of each fragment is in the processor's cache while parity of it is made.
+const STRIP_BYTES: usize = 16 << 10;
+
+/// Makes parity of the data fragments, which may differ in length: each counts as ending in zeros where it is shorter, and `data` may
+/// be fewer than `data_count`. All parity is as long as the longest; what was in it before does not matter.
+pub(super) fn encode(data: &[&[u8]], data_count: u8, parity: &mut [&mut [u8]]) {
     let length = data.iter().map(|fragment| fragment.len()).max().unwrap_or(0);
-    let mut parity = vec![vec![0; length]; parity_count.into()];
     if length == 0 || parity.is_empty() {
-        return parity;
+        return;
     }
     if data_count == 1 {
         parity.iter_mut().for_each(|copy| copy.copy_from_slice(data[0]));
-        return parity;
+        return;
     }
-    let code = code(data_count, parity_count);
-    let mut padded = vec![0; length];
-    for index in 0..usize::from(data_count) {
-        let fragment = data.get(index).copied().unwrap_or_default();
-        let whole = if fragment.len() == length {
-            fragment
-        } else {
-            padded[..fragment.len()].copy_from_slice(fragment);
-            padded[fragment.len()..].fill(0);
-            &padded
-        };
-        code.encode_single_sep(index, whole, &mut parity)
-            .expect("as many and as long as the code is made for");
+    let code = code(data_count, parity.len() as u8);
+    let mut padded = [0; STRIP_BYTES];
+    for from in (0..length).step_by(STRIP_BYTES) {
+        let to = length.min(from + STRIP_BYTES);
+        let mut parity: Vec<&mut [u8]> = parity.iter_mut().map(|parity| &mut parity[from..to]).collect();
+        for index in 0..usize::from(data_count) {
+            let fragment = data.get(index).copied().unwrap_or_default();
+            let strip = match fragment.get(from..to) {
+                Some(strip) => strip,
+                None => {
+                    let end = fragment.get(from..).unwrap_or_default();
+                    padded.fill(0);
+                    padded[..end.len()].copy_from_slice(end);
+                    &padded[..to - from]
+                }
+            };
+            let coded = code.encode_single_sep(index, strip, &mut parity);
+            coded.expect("as many and as long as the code is made for");
+        }
     }
-    parity
 }
 
 /// One range of all fragments of a chunk, data first; `None` where it is not known. Finds out the range of data fragment
@@ -65,8 +72,9 @@ mod tests {
             let data: Vec<Vec<u8>> =
                 (0..k).map(|i| (0..100 - i * 7).map(|j| (i * 31 + j * 17 % 251) as u8).collect()).collect();
             let slices: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
-            let parity = encode(&slices, k as u8, m);
             let length = data[0].len();
+            let mut parity = vec![vec![0xa5; length]; m];
+            encode(&slices, k as u8, &mut parity.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
             let padded = data.iter().cloned().map(|mut fragment| {
                 fragment.resize(length, 0);
                 fragment
@@ -80,7 +88,7 @@ mod tests {
                     .collect();
                 for (wanted, fragment) in all[..k].iter().enumerate() {
                     let found = reconstruct(&known, k as u8, wanted as u8);
-                    let expected = (lost.count_ones() <= u32::from(m)).then(|| fragment[20..60].to_vec());
+                    let expected = (lost.count_ones() as usize <= m).then(|| fragment[20..60].to_vec());
                     assert_eq!(found, expected, "({k}, {m}) without {lost:b}: fragment {wanted}");
                 }
             }

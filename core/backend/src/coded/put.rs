@@ -8,7 +8,8 @@ use super::placement::{self, Choice};
 use super::reconstruct::has_body;
 use super::{Compression, Inner, Policy, name, timed};
 use crate::{BackendError, ObjectName, Urgency};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::future::try_join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ovs_format::fragment::Header;
 use std::{cell::RefCell, rc::Rc, sync::Arc};
@@ -59,7 +60,7 @@ impl Inner {
         let own = Arc::clone(&preset);
         let (put, parts) =
             self.compute(object_bytes, move |_| (encode::put_id(&own, &hash, &parts), parts)).await?;
-        let mut template = encode::template(&preset, compression, hash, put, policy, object_bytes);
+        let template = encode::template(&preset, compression, hash, put, policy, object_bytes);
         let layout = encode::layout(&template);
         let last = template.geometry.chunks() - 1;
         let highest = (policy.fragments() - 1) as u8;
@@ -74,14 +75,29 @@ impl Inner {
         // The object is there when its first chunk is: that is put when the others stand.
         let first = plain_of(0);
         let others = (1..=last).map(|chunk| (chunk, plain_of(chunk)));
-        for (chunk, plain) in others.chain([(0, first)]) {
-            template.chunk = chunk;
-            let bytes = plain.len() as u64;
+        let encoded = async |(chunk, plain): (u32, Vec<Bytes>)| {
+            let template = Header { chunk, ..template };
+            let bytes = plain.iter().map(|part| part.len() as u64).sum();
             let own = Arc::clone(&preset);
-            let fragments =
-                self.compute(bytes, move |_| encode::chunk(&template, own.keys.last(), &plain)).await?;
+            let fragments = self.compute(bytes, move |_| encode::chunk(&template, own.keys.last(), &plain));
+            Ok::<_, BackendError>((chunk, fragments.await?))
+        };
+        let mut chunks = others.chain([(0, first)]);
+        let mut next = match chunks.next() {
+            Some(chunk) => Some(encoded(chunk).await?),
+            None => None,
+        };
+        while let Some((chunk, fragments)) = next {
             let needed = usize::from(template.geometry.data_stored(chunk)) + policy.spare() as usize;
-            self.store((&name, layout, chunk), policy, fragments, needed, why).await?;
+            let store = self.store((&name, layout, chunk), policy, fragments, needed, why);
+            // The next one is made while this one is stored.
+            let encode_next = async {
+                match chunks.next() {
+                    Some(chunk) => encoded(chunk).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            ((), next) = try_join(store, encode_next).await?;
         }
         self.known.borrow_mut().learn(Object::new(&name, template));
         Ok(())
@@ -125,7 +141,7 @@ impl Inner {
                 .map(|(fragment, home)| inner.place((&name, layout, chunk), fragment, home, &choice, why))
                 .collect();
             let (mut stored, mut failure) = (0, None);
-            let mut bytes: u64 = fragments.iter().map(Fragment::bytes).sum();
+            let mut bytes: u64 = fragments.iter().map(|fragment| fragment.bytes.len() as u64).sum();
             while let Some(done) = puts.next().await {
                 match done {
                     Ok(stored_bytes) => {
@@ -189,7 +205,7 @@ impl Inner {
         let mut at = home.filter(is_away).and_then(instead_of).or(home);
         let mut failure = None;
         while let Some(index) = at {
-            let mut put = self.put_on(index, name, &own, fragment.parts.clone(), why.urgency()).await;
+            let mut put = self.put_on(index, name, &own, fragment.bytes.clone(), why.urgency()).await;
             let is_taken = matches!(put, Err(BackendError::Conflict { .. }));
             if is_taken && !why.gives_way() {
                 put = self.replace_rotten(index, (name, chunk), &own, fragment, false).await;
@@ -201,7 +217,7 @@ impl Inner {
                         self.count(|stats| stats.misplaced += 1);
                         self.upkeep.ask_for_survey();
                     }
-                    return Ok(fragment.bytes());
+                    return Ok(fragment.bytes.len() as u64);
                 }
                 Err(conflict @ BackendError::Conflict { .. }) if why.gives_way() => return Err(conflict),
                 Err(error) => error,
@@ -230,7 +246,7 @@ impl Inner {
         fragment: &Fragment,
         is_elsewhere: bool,
     ) -> Result<(), BackendError> {
-        let put_on = |index| self.put_on(index, name, own, fragment.parts.clone(), Urgency::Reserve);
+        let put_on = |index| self.put_on(index, name, own, fragment.bytes.clone(), Urgency::Reserve);
         let drives = self.drives();
         let there = timed("get", own.as_str(), drives[index].backend.get(own)).await?;
         if is_rotten(&there, fragment) && is_elsewhere {
@@ -263,7 +279,7 @@ impl Inner {
 
 /// Are these bytes of this fragment, and not all that was put?
 fn is_rotten(there: &Bytes, fragment: &Fragment) -> bool {
-    let own = fragment.parts.first().and_then(|header| Header::decode(header).ok());
+    let own = Header::decode(&fragment.bytes).ok();
     match Header::decode(there) {
         // Somebody else's is not ours to judge.
         Ok(header) => Some(header) == own && !has_body(&header, there),
@@ -279,27 +295,21 @@ fn conflict_of(name: &ObjectName, failure: BackendError) -> BackendError {
     }
 }
 
-impl Fragment {
-    pub(super) fn bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.len() as u64).sum()
-    }
-}
-
-/// The next bytes of the parts; copied only where they are in several.
-fn take(left: &mut Bytes, rest: &mut impl Iterator<Item = Bytes>, length: usize) -> Bytes {
-    if left.len() >= length {
-        return left.split_to(length);
-    }
-    let mut taken = BytesMut::with_capacity(length);
+/// The next bytes of the parts, in as many of them as there are.
+fn take(left: &mut Bytes, rest: &mut impl Iterator<Item = Bytes>, length: usize) -> Vec<Bytes> {
+    let (mut taken, mut missing) = (Vec::new(), length);
     loop {
-        let part = left.split_to(left.len().min(length - taken.len()));
-        taken.extend_from_slice(&part);
-        if taken.len() == length {
-            return taken.freeze();
+        let part = left.split_to(left.len().min(missing));
+        missing -= part.len();
+        if !part.is_empty() {
+            taken.push(part);
+        }
+        if missing == 0 {
+            return taken;
         }
         match rest.next() {
             Some(next) => *left = next,
-            None => return taken.freeze(),
+            None => return taken,
         }
     }
 }

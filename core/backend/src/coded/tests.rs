@@ -3,6 +3,7 @@
 use super::*;
 use crate::conformance::{Rules, check_backend};
 use crate::{Call, Fault, FaultyBackend, MemoryBackend, Operation};
+use ovs_direct_io::Buffer;
 use ovs_format::fragment::{HEADER_BYTES, Header, NONCE_BYTES};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,8 @@ type Memory = FaultyBackend<MemoryBackend>;
 
 struct World {
     drives: Vec<Rc<Memory>>,
+    /// How often it was restarted.
+    process: Rc<Cell<u32>>,
     backend: CodedBackend,
 }
 
@@ -33,7 +36,7 @@ fn preset(policies: &[Policy]) -> Preset {
 fn world(count: usize, preset: Preset) -> World {
     let drives: Vec<Rc<Memory>> =
         (0..count).map(|_| Rc::new(FaultyBackend::new(MemoryBackend::new(), |_| None))).collect();
-    World { backend: reopen(&drives, preset), drives }
+    World { backend: reopen(&drives, preset), drives, process: Rc::default() }
 }
 
 fn reopen(drives: &[Rc<Memory>], preset: Preset) -> CodedBackend {
@@ -579,6 +582,51 @@ fn what_is_put_again_under_another_policy_is_the_same_object() {
         assert!(world.get("v/s/1").await == Ok(expected));
         world.backend.delete(&name("v/s/1")).await.expect("deleted");
         assert!(!world.fragments().iter().any(|(_, fragment)| fragment.as_str().starts_with("v/s/1-")));
+    });
+}
+
+/// So that directories take them as they are, past the page cache.
+#[test]
+fn long_fragments_are_whole_blocks() {
+    local(async {
+        let plain = preset(&[policy(4, 2, 6, 6)]);
+        let sealed =
+            || preset(&[policy(4, 2, 6, 6)]).with_compression(Compression::Lz4).with_keys(vec![key(1)]);
+        for preset in [plain, sealed().expect("one key")] {
+            let mut world = world(6, preset);
+            // What a buffer had in it before shows nowhere.
+            (0..8)
+                .map(|_| Buffer::of(300_000))
+                .collect::<Vec<_>>()
+                .iter_mut()
+                .for_each(|buffer| buffer.fill(0xee));
+            let mut expected = vec![7; 1_000_001];
+            expected[300_000..].copy_from_slice(&bytes(1, 700_001));
+            let expected = Bytes::from(expected);
+            let parts = [0..1, 1..40_000, 40_000..40_000, 40_000..900_000, 900_000..1_000_001];
+            let parts = parts.map(|part| expected.slice(part)).to_vec();
+            world.backend.put(&name("v/s/1"), parts, Urgency::Normal).await.expect("stored");
+            world.put_whole("v/s/1", &expected).await;
+            assert_eq!(world.fragments().len(), 6, "the same again, from other buffers and parts");
+            for (drive, fragment) in world.fragments() {
+                let stored = world.drives[drive].inner().bytes(&fragment).expect("it is there");
+                let header = Header::decode(&stored).expect("a header");
+                assert!(stored.len() > 4096 && stored.len().is_multiple_of(4096), "{} bytes", stored.len());
+                if header.fragment < 4 {
+                    let entries =
+                        header.decode_index(header.fragment, &stored[HEADER_BYTES..]).expect("an index");
+                    let last = entries.last().expect("frames");
+                    let index_end = HEADER_BYTES + header.geometry.index_bytes(0, header.fragment);
+                    let frames_end = HEADER_BYTES + last.offset as usize + last.stored_bytes as usize;
+                    assert_eq!(HEADER_BYTES as u64 + entries[0].offset, 4096);
+                    assert!(
+                        stored[index_end..4096].iter().chain(&stored[frames_end..]).all(|byte| *byte == 0)
+                    );
+                }
+            }
+            world.forget();
+            assert!(world.get("v/s/1").await == Ok(expected));
+        }
     });
 }
 

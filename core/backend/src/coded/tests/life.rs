@@ -34,7 +34,15 @@ impl World {
     pub(super) fn add(&mut self, number: usize) {
         assert_eq!(self.drives.len(), number);
         self.drives.push(Rc::new(FaultyBackend::new(MemoryBackend::new(), |_| None)));
-        self.backend.add_drive(drive(number, &self.drives[number])).expect("a new one");
+        self.backend.add_drive(self.drive(number)).expect("a new one");
+    }
+
+    /// As the process of now knows it: what an ended one still asks for does not reach it.
+    fn drive(&self, number: usize) -> Drive {
+        let (process, now) = (self.process.get(), Rc::clone(&self.process));
+        let has_ended = move |_: &Call<'_>| (process != now.get()).then_some(Fault::HangBefore);
+        let backend = Rc::new(FaultyBackend::new(Rc::clone(&self.drives[number]), has_ended));
+        Drive { backend, ..drive(number, &self.drives[number]) }
     }
 
     /// The drive and all that is on it.
@@ -45,8 +53,9 @@ impl World {
 
     /// With what is remembered of drives and their duties.
     pub(super) fn restart(&mut self) {
+        self.process.set(self.process.get() + 1);
         let all = self.backend.duties().into_iter().enumerate().map(|(number, (_, duty))| {
-            let drive = drive(number, &self.drives[number]);
+            let drive = self.drive(number);
             match duty {
                 Duty::Serving | Duty::Leaving => Drive { duty, ..drive },
                 Duty::Lost | Duty::Gone => Drive::departed(drive.id, drive.node, drive.site, 1, duty),

@@ -49,6 +49,8 @@ proptest! {
     fn a_life(policies in prop_oneof![Just(vec![policy(2, 2, 4, 9)]), Just(vec![policy(4, 2, 6, 9), policy(1, 2, 3, 9)])], steps in prop::collection::vec(step(), 1..60)) {
         local(async move {
             let mut world = world(5, preset(&policies));
+            // So that also what the first process leaves behind ends with it.
+            world.restart();
             let (mut objects, mut deleted, mut count): (BTreeSet<usize>, BTreeSet<usize>, usize) = Default::default();
             // Fragments that may be missing of an object: two may be.
             let (mut trouble, mut is_silent): (usize, Option<usize>) = (0, None);
