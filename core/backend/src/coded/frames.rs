@@ -65,10 +65,11 @@ pub(super) struct Cipher {
 
 impl Cipher {
     /// The same for the same bytes at the same place, and for no others: an object that is put again may be cut up or
-    /// compressed in another way.
-    fn nonce(&self, associated: &[u8], frame: u32, text: &[u8]) -> [u8; NONCE_BYTES] {
+    /// compressed in another way. What is not compressed follows from the put and the place, so that it needs no hash of its own; what a compressor
+    /// makes of it, from its version, too.
+    fn nonce(&self, associated: &[u8], frame: u32, compressed: Option<&[u8]>) -> [u8; NONCE_BYTES] {
         let mut hasher = self.nonces.clone();
-        hasher.update(associated).update(&frame.to_le_bytes()).update(text);
+        hasher.update(associated).update(&frame.to_le_bytes()).update(compressed.unwrap_or_default());
         let mut nonce = [0; NONCE_BYTES];
         nonce.copy_from_slice(&hasher.finalize().as_bytes()[..NONCE_BYTES]);
         nonce
@@ -102,7 +103,7 @@ pub(super) fn seal(
     }
     if let Some(cipher) = cipher {
         let associated = header.associated_data(at.fragment, is_compressed);
-        let nonce = cipher.nonce(&associated, at.frame, &body[text..end]);
+        let nonce = cipher.nonce(&associated, at.frame, is_compressed.then_some(&body[text..end]));
         body[begin..text].copy_from_slice(&nonce);
         let nonce = aead::Nonce::assume_unique_for_key(nonce);
         let tag = cipher
@@ -170,7 +171,9 @@ pub(super) fn open(
             let nonce = aead::Nonce::assume_unique_for_key(*nonce);
             let opened = cipher.key.open_in_place(nonce, aead::Aad::from(&associated), &mut decrypted);
             let text = &*opened.map_err(|_| "its tag differs")?;
-            if cipher.nonce(&associated, at.frame, text) != stored[..NONCE_BYTES] {
+            if cipher.nonce(&associated, at.frame, entry.is_compressed.then_some(text))
+                != stored[..NONCE_BYTES]
+            {
                 return Err("its nonce is another's");
             }
             text
@@ -207,10 +210,10 @@ mod tests {
         let key = Key::new(NonZeroU32::MIN, &[3; 32]);
         let mut nonces: Vec<[u8; NONCE_BYTES]> = Vec::new();
         for object in 0..1_000_000u128 {
-            // The same text in all of them, at two places of each; half of them are puts under names that others have.
+            // At two places of each the same; half of them are puts under names that others have.
             let cipher = key.of_put(&(object / 2).to_le_bytes(), PutId(uuid::Uuid::from_u128(object)));
-            nonces.push(cipher.nonce(b"place", 0, b"text"));
-            nonces.push(cipher.nonce(b"place", 1, b"text"));
+            nonces.push(cipher.nonce(b"place", 0, None));
+            nonces.push(cipher.nonce(b"place", 1, Some(b"text")));
         }
         let count = nonces.len();
         nonces.sort_unstable();

@@ -1,7 +1,7 @@
 //! A read that takes unusually long is asked of the others as well, and the first answer counts.
 //!
 //! How long is unusual, earlier reads tell. Where many reads are slow it is no one drive's fault, and to ask for more would make it
-//! worse: so only a tenth of all reads may be asked twice.
+//! worse: so only a tenth of all reads may be asked twice, not counting those that the others answer as soon as usual: then it is that drive's.
 
 use super::Inner;
 use super::get::{Miss, Piece};
@@ -24,7 +24,7 @@ const WAIT_MIN: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// For so long others are asked at once, with a drive that was slower than they.
 const SLOW: Duration = Duration::from_secs(5);
-/// Reads asked twice, for each that is read.
+/// Reads asked twice, for each that is read, without those that others answered soon.
 const SHARE: f64 = 0.1;
 /// Reads asked twice in a row.
 const BURST: f64 = 16.0;
@@ -62,6 +62,10 @@ impl Hedges {
         }
     }
 
+    fn was_worth_it(&self) {
+        self.allowed.set((self.allowed.get() + 1.0).min(BURST));
+    }
+
     fn may_ask_twice(&self) -> bool {
         let may = self.allowed.get() >= 1.0;
         if may {
@@ -89,12 +93,16 @@ impl Inner {
             self.hedges.answered(began.elapsed());
             return read;
         }
+        let asked = Instant::now();
         let others = pin!(self.reconstruct_from(object, piece, false));
         let read = match select(own, others).await {
             Either::Left((Ok(plain), _)) => Ok(plain),
             Either::Left((Err(miss), others)) => others.await.map_err(|other| miss.or(other)),
             Either::Right((Ok(plain), _)) => {
                 self.count(|stats| stats.hedged += 1);
+                if asked.elapsed() <= self.hedges.wait(None) {
+                    self.hedges.was_worth_it();
+                }
                 if let Some(drive) = drive {
                     self.hedges.slow.borrow_mut().insert(drive, Instant::now() + SLOW);
                 }
