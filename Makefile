@@ -14,6 +14,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 2000
 FIRST ?= 10000
 SCHEDULES ?= 3000
+CORRUPTIONS ?= 1000000
 MUTANTS_SHARD ?= 0/25
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Debian's own python3: that is where python3-pytest is.
@@ -144,6 +145,11 @@ soak: setup-build ## many seeds of the model, the simulation and the crash sweep
 	    echo "--- $$test"
 	    cargo test -q --release --locked -p ovs-tests --test $$test -- --nocapture
 	done
+
+# A case has one to three of them.
+.PHONY: corruptions
+corruptions: setup-build ## CORRUPTIONS (1,000,000) of fragments: none served, all found, mended where parity allows (1 h)
+	@OVS_CORRUPTIONS=$$(($(CORRUPTIONS) / 2)) cargo test -q --release --locked -p ovs-backend --lib nothing_that_was_changed_is_served
 
 .PHONY: sweep
 sweep: setup-build ## 150,000 crash points, and every failing call and damage, of 20 workloads (5 min)

@@ -250,13 +250,15 @@ proptest! {
         which in 0..6usize,
         damages in prop::collection::vec((any::<prop::sample::Index>(), damage()), 1..4),
         at in any::<prop::sample::Index>(),
+        // Of the second size fragments are whole blocks.
+        size in prop_oneof![Just(210_000), Just(310_000)],
     ) {
         let (k, m) = (3, 2);
         let preset = presets(&[policy(k, m, k + m, 3)])[which].clone();
         local(async move {
             let older = world(9, preset.clone());
             let mut world = world(9, preset);
-            let (first, second) = (bytes(1, 210_000), bytes(2, 210_000));
+            let (first, second) = (bytes(1, size), bytes(2, size));
             older.put_whole("v/a/1", &second).await;
             world.put_whole("v/a/1", &first).await;
             world.put_whole("v/b/1", &second).await;
