@@ -1,11 +1,12 @@
 //! The verbs of vPools, trash, vMachines and exports.
 
 use super::{
+    backend::{BackendKindArg, RemoteArgs},
     cache::VpoolCacheArgs,
     target::{NewVdisk, VdiskTarget, duration_ms, label, vdisk_size},
     vdisk::FullArgs,
 };
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
 use ovs_api::ExportProtocol;
 use ovs_units::{ByteCount, Name};
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ pub enum VpoolCommand {
         discard_unread: bool,
     },
     /// Rebuild a vPool's vDisks, snapshots and clones from what is on its backend
-    Recover(RecoverArgs),
+    Recover(Box<RecoverArgs>),
 }
 
 /// `ovs vpool create`
@@ -76,15 +77,21 @@ pub struct CreateVpoolArgs {
 
 /// `ovs vpool recover`
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("user").args(["user_file", "user_env"]), group = ArgGroup::new("secret").args(["secret_file", "secret_env"]))]
 pub struct RecoverArgs {
-    /// The vPool; with --backend, the name that it is to have
+    /// The vPool; with --backend or --type, the name that it is to have
     pub name: Name,
     /// The directory that holds its objects, when this ovsd does not know the vPool (any more); of a composite, that of any drive
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub backend: Option<PathBuf>,
-    /// The name of that backend [default: the vPool's]
+    /// The object store that holds them; of a composite, any one that is a drive
+    #[arg(long = "type", value_enum, conflicts_with = "backend")]
+    pub kind: Option<BackendKindArg>,
+    /// The name of a directory that was all of the vPool's backend [default: the vPool's]; others keep theirs
     #[arg(long, value_name = "NAME", requires = "backend")]
     pub backend_name: Option<Name>,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// Begin, and print the task
     #[arg(long)]
     pub no_wait: bool,

@@ -154,6 +154,22 @@ fn check_fits(kind: BackendKindArg, args: &CreateBackendArgs) -> Result<(), Fail
     Ok(())
 }
 
+/// The store that a recovery begins at, if it begins at one.
+pub(super) fn store_to_recover(
+    kind: Option<BackendKindArg>,
+    args: RemoteArgs,
+) -> Result<Option<(BackendKind, RemoteStore)>, Failure> {
+    match (kind, args.first_given()) {
+        (None, None) => Ok(None),
+        (None, Some(option)) => Err(usage(format!("{option} is for object stores: say which with --type"))),
+        (Some(BackendKindArg::Dir | BackendKindArg::Composite), _) => Err(usage(
+            "--type is for object stores: a directory is named by --backend, a composite by any of its drives"
+                .to_owned(),
+        )),
+        (Some(kind), _) => Ok(Some((kind.into(), new_remote(kind, args)?))),
+    }
+}
+
 fn usage(detail: String) -> Failure {
     Failure::usage(Problem::new(ProblemKind::Invalid, detail))
 }

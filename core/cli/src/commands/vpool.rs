@@ -1,6 +1,6 @@
 //! `ovs vpool ...`
 
-use super::{Context, cache, every, label_lines, state, task, word};
+use super::{Context, backend, cache, every, label_lines, state, task, word};
 use crate::{
     args::{CreateVpoolArgs, RecoverArgs, VpoolCommand},
     failure::Failure,
@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, command: VpoolCommand) -> Result<(), 
             client.delete_vpool(&name, &DeleteVpoolQuery { purge_trash, discard_unread }).await?;
             context.output.gone(format!("{name} is deleted"))
         }
-        VpoolCommand::Recover(args) => recover(context, args).await,
+        VpoolCommand::Recover(args) => recover(context, *args).await,
     }
 }
 
@@ -51,14 +51,20 @@ async fn create(context: &Context, args: CreateVpoolArgs) -> Result<(), Failure>
 }
 
 async fn recover(context: &Context, args: RecoverArgs) -> Result<(), Failure> {
-    let begun = match args.backend {
-        None => context.client.recover_vpool(&args.name).await?,
-        Some(directory) => {
-            let name = args.backend_name.unwrap_or_else(|| args.name.clone());
-            let path = absolute("--backend", &directory)?;
-            let backend = CreateBackend::dir(name, path);
-            context.client.recover_lost_vpool(&RecoverVpool { name: args.name.clone(), backend }).await?
+    let own = args.name.clone();
+    let place = match (args.backend, backend::store_to_recover(args.kind, args.remote)?) {
+        (Some(directory), None) => {
+            let name = args.backend_name.unwrap_or_else(|| own.clone());
+            Some(CreateBackend::dir(name, absolute("--backend", &directory)?))
         }
+        (_, store) => store.map(|(kind, remote)| {
+            let remote = Some(remote);
+            CreateBackend { remote, ..CreateBackend::new(own.clone(), kind) }
+        }),
+    };
+    let begun = match place {
+        None => context.client.recover_vpool(&own).await?,
+        Some(backend) => context.client.recover_lost_vpool(&RecoverVpool { name: own, backend }).await?,
     };
     task::finish(context, begun.0, args.no_wait, &format!("{} is recovered", args.name)).await
 }

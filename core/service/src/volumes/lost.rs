@@ -4,6 +4,7 @@
 //!  a directory ─▶ vpool-<uuid>/pool/config-…: the vPool was on that alone
 //!              ─▶ vpool-<uuid>/pool/layout-…: it is a drive of others: which of them has the newest layout?
 //!                                             the drives that this one names are opened, and tell the vPool's record together
+//!  a store     ─▶ vpool-<uuid>/pool/layout-…: the same, also where the vPool was on that alone
 //! ```
 //!
 //! What was too late to be asked for its layout is asked again when all are open: an old layout is never taken for the newest
@@ -19,26 +20,70 @@ use super::{
     layout::{Layout, ask_layouts, drives_at, newest_layout},
     namespace::{Namespace, get_config, put_newest_config, real_path},
     problem::{exists, from_backend, from_catalogue},
+    remotes::{PROBE_RETRY, decode_store, open_store, store_of},
     stores::{BackendSet, Opened},
 };
-use ovs_api::{Accepted, BackendKind, EventKind, Problem, ProblemKind, RecoverVpool, Task};
-use ovs_backend::{DirBackend, DirOptions};
+use ovs_api::{Accepted, BackendKind, CreateBackend, EventKind, Problem, ProblemKind, RecoverVpool, Task};
+use ovs_backend::{Backend, BackendError, DirBackend, DirOptions, ObjectName};
 use ovs_cluster::catalogue::{
-    BackendRecord, FORMAT, LayoutRecord, PresetRecord, Record, State, StoreRecord, VpoolRecord,
+    BackendRecord, CredentialsRecord, FORMAT, LayoutRecord, PresetRecord, Record, State, StoreRecord,
+    VpoolRecord,
 };
+use ovs_remote::{RemoteBackend, RemoteOptions, RemoteStore};
 use ovs_units::{Name, VpoolId};
 use ovs_volume::Clock;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    rc::Rc,
-};
+use std::{collections::BTreeMap, path::Path, rc::Rc};
 use uuid::Uuid;
+
+/// Where a recovery begins.
+enum Place {
+    Dir(String),
+    /// With the credentials that are here now.
+    Store(Box<RemoteStore>, CredentialsRecord),
+}
+
+impl Place {
+    fn of(asked: &CreateBackend) -> Result<Place, Problem> {
+        if let (BackendKind::Dir, Some(path)) = (asked.kind, &asked.path) {
+            return Ok(Place::Dir(path.clone()));
+        }
+        match asked.remote.as_ref().and_then(|remote| store_of(asked.kind, remote)) {
+            Some(StoreRecord::Remote { store, credentials, .. }) => {
+                Ok(Place::Store(Box::new(decode_store(&store)?), credentials))
+            }
+            _ => {
+                let allowed = "a directory or an object store: of a composite, that of any of its drives";
+                Err(Problem::field("backend", &asked.name, allowed))
+            }
+        }
+    }
+
+    /// As it is named in problems.
+    fn shown(&self) -> String {
+        match self {
+            Place::Dir(path) => format!("path: {path}"),
+            Place::Store(store, _) => format!("remote: {store}"),
+        }
+    }
+
+    /// A layout has a store's credentials as they were: those that are given now count.
+    fn with_its_credentials(&self, mut layout: Layout, drive: Uuid) -> Layout {
+        let record = layout.record.backends.iter_mut().find(|record| record.uuid == drive);
+        if let (Place::Store(_, given), Some(record)) = (self, record)
+            && let StoreRecord::Remote { credentials, .. } = &mut record.store
+            && credentials != given
+        {
+            credentials.clone_from(given);
+            record.version += 1;
+        }
+        layout
+    }
+}
 
 /// What a namespace says of its vPool.
 enum Told {
-    /// Its record.
-    Config(Box<VpoolRecord>),
+    /// Its record; and the directory that is all of its backend.
+    Config(Box<VpoolRecord>, String),
     /// What its record is to be read with, as this drive knows it, and which of the drives this one is.
     Layout(Box<Layout>, Uuid),
 }
@@ -46,7 +91,7 @@ enum Told {
 impl Told {
     fn vpool(&self) -> (VpoolId, &Name) {
         match self {
-            Told::Config(config) => (config.id, &config.name),
+            Told::Config(config, _) => (config.id, &config.name),
             Told::Layout(layout, _) => (layout.record.vpool, &layout.record.name),
         }
     }
@@ -57,7 +102,7 @@ fn conflict(detail: String) -> Problem {
 }
 
 impl Volumes {
-    /// Takes in a vPool that nothing here knows, out of its folder alone.
+    /// Takes in a vPool that nothing here knows, out of its folder or its part of a store alone.
     pub async fn recover_lost_vpool(
         self: &Rc<Self>,
         request: RecoverVpool,
@@ -67,18 +112,16 @@ impl Volumes {
             return Err(exists("vPool", &request.name, pool.record().id.0));
         }
         self.check_nothing_is_half_done(&request.name).await?;
-        let (BackendKind::Dir, Some(path)) = (request.backend.kind, request.backend.path.clone()) else {
-            let allowed = "a directory: of a composite, that of any of its drives";
-            return Err(Problem::field("backend", &request.backend.name, allowed));
-        };
-        let (namespace, told) = self.find_namespace(&path, &request.name).await?;
+        let place = Place::of(&request.backend)?;
+        let (namespace, told) = self.find_namespace(&place, &request.name).await?;
         let layout = match told {
-            Told::Config(config) => self.layout_of_directory(&request, &path, *config).await?,
+            Told::Config(config, path) => self.layout_of_directory(&request, &path, *config).await?,
             Told::Layout(told, drive) => {
-                let newest = self.newest_of_all_drives(*told, &namespace).await;
+                let told = place.with_its_credentials(*told, drive);
+                let newest = self.newest_of_all_drives(told, &namespace).await;
                 let newest = newest.inspect_err(|_| self.forget_drives(&namespace))?;
-                check_is_its_place(&*self.clock, &newest.record, drive, &path).await?;
-                newest
+                check_is_its_place(&*self.clock, &newest.record, drive, &place).await?;
+                place.with_its_credentials(newest, drive)
             }
         };
         let taken = self.take_in_layout(&layout, &namespace, request.name).await;
@@ -262,6 +305,16 @@ impl Volumes {
         }
     }
 
+    /// A part of a store, with these credentials.
+    async fn open_part(
+        &self,
+        store: RemoteStore,
+        credentials: &CredentialsRecord,
+    ) -> Result<RemoteBackend, Problem> {
+        let options = RemoteOptions { retry: PROBE_RETRY, ..RemoteOptions::new(self.seed()) };
+        open_store(store, credentials, &self.secrets(), options, self.runtime.clone()).await
+    }
+
     /// A directory that was all of a vPool's backend, as the backend that is known at this place or a new one.
     async fn layout_of_directory(
         &self,
@@ -295,13 +348,22 @@ impl Volumes {
         Ok(Layout { number: 0, record })
     }
 
-    /// The vPool's own folder in a backend's: the only one that nobody knows, or the one whose vPool has this name.
-    async fn find_namespace(&self, path: &str, name: &Name) -> Result<(String, Told), Problem> {
-        let folder = path.to_owned();
-        let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
-        let folders = folders
-            .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
-            .map_err(|error| Problem::new(ProblemKind::NotFound, format!("path: {path}: {error}")))?;
+    /// The vPool's own part of a backend's: the only one that nobody knows, or the one whose vPool has this name.
+    async fn find_namespace(&self, place: &Place, name: &Name) -> Result<(String, Told), Problem> {
+        let shown = place.shown();
+        let folders = match place {
+            Place::Dir(path) => {
+                let folder = path.clone();
+                let folders = tokio::task::spawn_blocking(move || list_namespaces(Path::new(&folder))).await;
+                folders
+                    .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?
+                    .map_err(|error| Problem::new(ProblemKind::NotFound, format!("{shown}: {error}")))?
+            }
+            Place::Store(store, credentials) => {
+                let store = self.open_part((**store).clone(), credentials).await?;
+                list_namespaces_of_store(&store).await.map_err(from_backend)?
+            }
+        };
         let (mut found, mut problems, mut known) = (Vec::new(), Vec::new(), None);
         for (namespace, id) in folders {
             // Whoever uses a folder is not disturbed by another one that opens it.
@@ -309,7 +371,17 @@ impl Volumes {
                 known = Some(stored.record);
                 continue;
             }
-            match ask_namespace(Path::new(path).join(&namespace)).await {
+            let told = match place {
+                Place::Dir(path) => ask_folder(path, &namespace).await,
+                Place::Store(store, credentials) => {
+                    let prefix = format!("{}/{namespace}", store.prefix);
+                    match self.open_part(RemoteStore { prefix, ..(**store).clone() }, credentials).await {
+                        Ok(store) => ask_layout(&store).await,
+                        Err(problem) => Err(problem),
+                    }
+                }
+            };
+            match told {
                 Ok(Some(told)) if told.vpool().0 == VpoolId(id) => found.push((namespace, told)),
                 Ok(Some(told)) => {
                     problems.push(format!("{namespace}: it has the record of vPool {}", told.vpool().0))
@@ -325,16 +397,16 @@ impl Volumes {
         match (found.pop(), found.is_empty(), known) {
             (Some(found), true, _) => Ok(found),
             (Some(_), false, _) => {
-                let detail = format!("path: several vPools in {path} are named {name}");
+                let detail = format!("{shown}: several vPools there are named {name}");
                 Err(Problem::new(ProblemKind::Damaged, detail))
             }
             (None, _, _) if is_damaged => {
-                let detail = format!("path: no vPool {name} can be read in {path}: {}", problems.join("; "));
+                let detail = format!("{shown}: no vPool {name} can be read there: {}", problems.join("; "));
                 Err(Problem::new(ProblemKind::Damaged, detail))
             }
             (None, _, Some(known)) => Err(exists("vPool", &known.name, known.id.0)),
             (None, _, None) => {
-                let detail = format!("path: there is no vPool {name} in {path}");
+                let detail = format!("{shown}: there is no vPool {name}");
                 Err(Problem::new(ProblemKind::NotFound, detail))
             }
         }
@@ -350,31 +422,46 @@ fn is_heard(set: &BackendSet, opened: &Opened, told: &BTreeMap<Uuid, Option<Layo
     unheard <= composite.silent_max() as usize
 }
 
-/// The directory is where the layout says that this drive is: where the others are is not known otherwise either.
+/// The place is where the layout says that this drive is: where the others are is not known otherwise either.
 async fn check_is_its_place(
     clock: &dyn Clock,
     layout: &LayoutRecord,
     drive: Uuid,
-    path: &str,
+    place: &Place,
 ) -> Result<(), Problem> {
+    let shown = place.shown();
     let Some(record) = layout.backends.iter().find(|record| record.uuid == drive) else {
         let folders: Vec<&str> = layout.backends.iter().filter_map(|record| record.folder()).collect();
         let detail = format!(
-            "path: {path} has a drive that is none of vPool {} any more: recover it from {}",
+            "{shown} has a drive that is none of vPool {} any more: recover it from {}",
             layout.name,
             if folders.is_empty() { "one that is".to_owned() } else { folders.join(" or ") }
         );
         return Err(conflict(detail));
     };
-    let folder = record.folder().unwrap_or_default();
-    if real_path(clock, Path::new(folder)).await? == real_path(clock, Path::new(path)).await? {
-        return Ok(());
+    let wrong = match (place, &record.store) {
+        (Place::Dir(path), StoreRecord::Dir { path: folder }) => {
+            let is_it =
+                real_path(clock, Path::new(folder)).await? == real_path(clock, Path::new(path)).await?;
+            (!is_it).then(|| format!("{folder}: mount it there"))
+        }
+        (Place::Store(given, _), StoreRecord::Remote { store, .. }) => {
+            let told = decode_store(store)?;
+            let is_it = (&told.kind, &told.prefix) == (&given.kind, &given.prefix);
+            (!is_it).then(|| format!("{told}: name it so"))
+        }
+        (_, StoreRecord::Dir { path: folder }) => Some(format!("{folder}: mount it there")),
+        (_, StoreRecord::Remote { store, .. }) => Some(format!("{}: name it so", decode_store(store)?)),
+        (_, StoreRecord::Composite { .. }) => Some("no place of its own".to_owned()),
+    };
+    match wrong {
+        None => Ok(()),
+        Some(wrong) => Err(conflict(format!("{shown} has drive {}, which was at {wrong}", record.name))),
     }
-    let detail = format!("path: {path} has drive {}, which was at {folder}: mount it there", record.name);
-    Err(conflict(detail))
 }
 
-async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
+async fn ask_folder(path: &str, namespace: &str) -> Result<Option<Told>, Problem> {
+    let folder = Path::new(path).join(namespace);
     let options = DirOptions { io_uring: false, ..DirOptions::new(folder) };
     let opened = tokio::task::spawn_blocking(move || DirBackend::open_existing(options));
     let store = opened
@@ -382,10 +469,14 @@ async fn ask_namespace(folder: PathBuf) -> Result<Option<Told>, Problem> {
         .map_err(|error| Problem::new(ProblemKind::Internal, format!("opening a backend: {error}")))?
         .map_err(from_backend)?;
     if let Some(config) = get_config(&store).await? {
-        return Ok(Some(Told::Config(Box::new(config))));
+        return Ok(Some(Told::Config(Box::new(config), path.to_owned())));
     }
-    let drive = drives_at(&store).await.map_err(from_backend)?.into_iter().next();
-    let layout = newest_layout(&store).await.map_err(from_backend)?;
+    ask_layout(&store).await
+}
+
+async fn ask_layout(store: &dyn Backend) -> Result<Option<Told>, Problem> {
+    let drive = drives_at(store).await.map_err(from_backend)?.into_iter().next();
+    let layout = newest_layout(store).await.map_err(from_backend)?;
     Ok(layout.zip(drive).map(|(layout, drive)| Told::Layout(Box::new(layout), drive)))
 }
 
@@ -399,4 +490,47 @@ fn list_namespaces(path: &Path) -> std::io::Result<Vec<(String, Uuid)>> {
     }
     folders.sort();
     Ok(folders)
+}
+
+/// The same of a store. Each is looked for behind the one before, so that what is in them is not listed.
+async fn list_namespaces_of_store(store: &dyn Backend) -> Result<Vec<(String, Uuid)>, BackendError> {
+    let (mut namespaces, mut after) = (Vec::new(), None);
+    loop {
+        let found = store.list("vpool-", after.as_ref(), 1).await?;
+        let Some(first) = found.first() else { return Ok(namespaces) };
+        let namespace = first.name.as_str().split('/').next().unwrap_or_default();
+        let uuid = namespace.strip_prefix("vpool-").and_then(|uuid| Uuid::try_parse(uuid).ok());
+        namespaces.extend(uuid.map(|uuid| (namespace.to_owned(), uuid)));
+        // '0' is what comes after '/'.
+        after = Some(ObjectName::new(format!("{namespace}0")).unwrap_or_else(|_| first.name.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use ovs_backend::{CountingBackend, MemoryBackend, Urgency};
+
+    #[test]
+    fn namespaces_of_a_store_are_found_without_listing_what_is_in_them() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let store = CountingBackend::new(MemoryBackend::new());
+            let uuids = [1, 2, u128::MAX].map(Uuid::from_u128);
+            let namespaces = uuids.map(|uuid| format!("vpool-{uuid}"));
+            let mut names: Vec<String> =
+                ["a/b", "vpool-/x", "vpool-none/pool/x", "vpool", "vpoolx/y"].map(str::to_owned).into();
+            for namespace in &namespaces {
+                names.extend((0..20).map(|number| format!("{namespace}/v/{number}")));
+                names.push(format!("{namespace}/pool/drive-1"));
+            }
+            for name in names.iter().filter_map(|name| ObjectName::new(name.clone()).ok()) {
+                store.put(&name, vec![Bytes::from_static(b"x")], Urgency::Normal).await.unwrap();
+            }
+            let found = list_namespaces_of_store(&store).await.unwrap();
+            assert_eq!(found, namespaces.into_iter().zip(uuids).collect::<Vec<_>>());
+            assert!(store.counts().list.calls < 8);
+        });
+    }
 }

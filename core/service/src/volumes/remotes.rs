@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 /// What our names begin with where nobody says it.
 const PREFIX: &str = "ovs";
 /// Who creates a backend waits: a store that does not answer is tried for so long.
-const PROBE_RETRY: Duration = Duration::from_secs(3);
+pub(super) const PROBE_RETRY: Duration = Duration::from_secs(3);
 /// All of it takes so long at most.
 const PROBE_PATIENCE: Duration = Duration::from_secs(20);
 
