@@ -131,7 +131,13 @@ fn data_fragment(
     let length = geometry.body_bytes(chunk, end as u64) as usize;
     body[end..length].fill(0);
     buffer.truncate(HEADER_BYTES + length);
-    buffer
+    if 2 * buffer.len() > HEADER_BYTES + room {
+        return buffer;
+    }
+    // What compresses well does not keep the room that it might have needed, for as long as a drive takes.
+    let mut fitting = Buffer::of(buffer.len());
+    fitting.copy_from_slice(&buffer);
+    fitting
 }
 
 /// The fragment whose body this is, behind the room for its header.

@@ -84,7 +84,8 @@ impl Inner {
             return own.await;
         }
         let drive = self.places(object, piece.chunk, piece.fragment, false).first().copied();
-        if let Ok(read) = timeout(self.hedges.wait(drive), &mut own).await {
+        let wait = self.hedges.wait(drive);
+        if let Ok(read) = timeout(wait, &mut own).await {
             self.hedges.answered(began.elapsed());
             return read;
         }
@@ -103,7 +104,8 @@ impl Inner {
                 if asked.elapsed() <= self.hedges.wait(None) {
                     self.hedges.was_worth_it();
                 }
-                if let Some(drive) = drive {
+                // Of one that was not waited for nobody knows how long it takes: it is tried again when its time is over.
+                if let Some(drive) = drive.filter(|_| !wait.is_zero()) {
                     self.hedges.slow.borrow_mut().insert(drive, Instant::now() + SLOW);
                 }
                 Ok(plain)

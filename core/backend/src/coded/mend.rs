@@ -308,8 +308,11 @@ impl Inner {
         }
         let template = object.header(chunk, 0);
         if wanted.iter().all(|number| bodies.contains_key(number)) {
-            let fragments = wanted.iter().map(|number| encode::fragment(&template, *number, &bodies[number]));
-            return Ok(Made::Fragments(fragments.collect()));
+            let bytes = bodies.values().map(|body| body.len() as u64).sum();
+            let made = self.compute(bytes, move |_| {
+                wanted.iter().map(|number| encode::fragment(&template, *number, &bodies[number])).collect()
+            });
+            return made.await.map(Made::Fragments);
         }
         let stored = geometry.data_stored(chunk);
         if bodies.len() < stored.into() {

@@ -79,7 +79,7 @@ pub struct CreateVpoolArgs {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("user").args(["user_file", "user_env"]), group = ArgGroup::new("secret").args(["secret_file", "secret_env"]))]
 pub struct RecoverArgs {
-    /// The vPool; with --backend or --type, the name that it is to have
+    /// The vPool; with --backend, the name that it is to have
     pub name: Name,
     /// The directory that holds its objects, when this ovsd does not know the vPool (any more); of a composite, that of any drive
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

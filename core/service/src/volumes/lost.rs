@@ -35,6 +35,9 @@ use ovs_volume::Clock;
 use std::{collections::BTreeMap, path::Path, rc::Rc};
 use uuid::Uuid;
 
+/// Names of a store that are asked for at once.
+const NAMES_AT_ONCE: usize = 1000;
+
 /// Where a recovery begins.
 enum Place {
     Dir(String),
@@ -66,11 +69,12 @@ impl Place {
         }
     }
 
-    /// A layout has a store's credentials as they were: those that are given now count.
+    /// A layout has a store's credentials as they were: those that are given now count, for this store and no other.
     fn with_its_credentials(&self, mut layout: Layout, drive: Uuid) -> Layout {
         let record = layout.record.backends.iter_mut().find(|record| record.uuid == drive);
-        if let (Place::Store(_, given), Some(record)) = (self, record)
-            && let StoreRecord::Remote { credentials, .. } = &mut record.store
+        if let (Place::Store(place, given), Some(record)) = (self, record)
+            && let StoreRecord::Remote { store, credentials, .. } = &mut record.store
+            && decode_store(store).is_ok_and(|told| is_same_place(&told, place))
             && credentials != given
         {
             credentials.clone_from(given);
@@ -78,6 +82,11 @@ impl Place {
         }
         layout
     }
+}
+
+/// Whatever else is said of how it is asked.
+fn is_same_place(told: &RemoteStore, given: &RemoteStore) -> bool {
+    told.to_string() == given.to_string()
 }
 
 /// What a namespace says of its vPool.
@@ -348,7 +357,8 @@ impl Volumes {
         Ok(Layout { number: 0, record })
     }
 
-    /// The vPool's own part of a backend's: the only one that nobody knows, or the one whose vPool has this name.
+    /// The vPool's own part of a backend's: the one whose vPool has this name; or the only one that nobody knows. In a store, where others
+    /// may have theirs, or where one cannot be read, only the first.
     async fn find_namespace(&self, place: &Place, name: &Name) -> Result<(String, Told), Problem> {
         let shown = place.shown();
         let folders = match place {
@@ -390,10 +400,10 @@ impl Volumes {
                 Err(problem) => problems.push(format!("{namespace}: {problem}")),
             }
         }
-        if found.len() > 1 {
+        let is_damaged = !problems.is_empty();
+        if found.len() > 1 || is_damaged || matches!(place, Place::Store(..)) {
             found.retain(|(_, told)| told.vpool().1 == name);
         }
-        let is_damaged = !problems.is_empty();
         match (found.pop(), found.is_empty(), known) {
             (Some(found), true, _) => Ok(found),
             (Some(_), false, _) => {
@@ -447,8 +457,7 @@ async fn check_is_its_place(
         }
         (Place::Store(given, _), StoreRecord::Remote { store, .. }) => {
             let told = decode_store(store)?;
-            let is_it = (&told.kind, &told.prefix) == (&given.kind, &given.prefix);
-            (!is_it).then(|| format!("{told}: name it so"))
+            (!is_same_place(&told, given)).then(|| format!("{told}: name it so"))
         }
         (_, StoreRecord::Dir { path: folder }) => Some(format!("{folder}: mount it there")),
         (_, StoreRecord::Remote { store, .. }) => Some(format!("{}: name it so", decode_store(store)?)),
@@ -492,17 +501,21 @@ fn list_namespaces(path: &Path) -> std::io::Result<Vec<(String, Uuid)>> {
     Ok(folders)
 }
 
-/// The same of a store. Each is looked for behind the one before, so that what is in them is not listed.
+/// The same of a store. What else is in one that was found is passed by.
 async fn list_namespaces_of_store(store: &dyn Backend) -> Result<Vec<(String, Uuid)>, BackendError> {
-    let (mut namespaces, mut after) = (Vec::new(), None);
+    let (mut namespaces, mut after) = (BTreeMap::new(), None);
     loop {
-        let found = store.list("vpool-", after.as_ref(), 1).await?;
-        let Some(first) = found.first() else { return Ok(namespaces) };
-        let namespace = first.name.as_str().split('/').next().unwrap_or_default();
-        let uuid = namespace.strip_prefix("vpool-").and_then(|uuid| Uuid::try_parse(uuid).ok());
-        namespaces.extend(uuid.map(|uuid| (namespace.to_owned(), uuid)));
+        let found = store.list("vpool-", after.as_ref(), NAMES_AT_ONCE).await?;
+        let Some(last) = found.last() else { return Ok(namespaces.into_iter().collect()) };
+        let namespace = |name: &ObjectName| {
+            let (namespace, _) = name.as_str().split_once('/')?;
+            let uuid = Uuid::try_parse(namespace.strip_prefix("vpool-")?).ok()?;
+            Some((namespace.to_owned(), uuid))
+        };
+        namespaces.extend(found.iter().filter_map(|info| namespace(&info.name)));
         // '0' is what comes after '/'.
-        after = Some(ObjectName::new(format!("{namespace}0")).unwrap_or_else(|_| first.name.clone()));
+        let behind = namespace(&last.name).and_then(|(name, _)| ObjectName::new(format!("{name}0")).ok());
+        after = Some(behind.unwrap_or_else(|| last.name.clone()));
     }
 }
 
@@ -519,10 +532,19 @@ mod tests {
             let store = CountingBackend::new(MemoryBackend::new());
             let uuids = [1, 2, u128::MAX].map(Uuid::from_u128);
             let namespaces = uuids.map(|uuid| format!("vpool-{uuid}"));
-            let mut names: Vec<String> =
-                ["a/b", "vpool-/x", "vpool-none/pool/x", "vpool", "vpoolx/y"].map(str::to_owned).into();
+            let mut names: Vec<String> = [
+                "a/b",
+                "vpool-/x",
+                "vpool-none/pool/x",
+                "vpool",
+                "vpoolx/y",
+                "vpool-00000000/x",
+                "vpool-00000000-0000",
+            ]
+            .map(str::to_owned)
+            .into();
             for namespace in &namespaces {
-                names.extend((0..20).map(|number| format!("{namespace}/v/{number}")));
+                names.extend((0..3 * NAMES_AT_ONCE).map(|number| format!("{namespace}/v/{number}")));
                 names.push(format!("{namespace}/pool/drive-1"));
             }
             for name in names.iter().filter_map(|name| ObjectName::new(name.clone()).ok()) {
@@ -530,7 +552,7 @@ mod tests {
             }
             let found = list_namespaces_of_store(&store).await.unwrap();
             assert_eq!(found, namespaces.into_iter().zip(uuids).collect::<Vec<_>>());
-            assert!(store.counts().list.calls < 8);
+            assert!(store.counts().list.calls <= 6);
         });
     }
 }
