@@ -170,9 +170,9 @@ fn journal_records() {
 
 #[test]
 fn tombstone() {
-    let bytes = tombstone::encode(VDISK);
-    check("tombstone", &bytes, 32, TOMBSTONE, "4f565344454c303101000000");
-    assert_eq!(tombstone::decode(&bytes, VDISK), Ok(()));
+    let bytes = tombstone::encode(VDISK, Epoch(3));
+    check("tombstone", &bytes, 40, TOMBSTONE, "4f565344454c303102000000");
+    assert_eq!(tombstone::decode(&bytes, VDISK), Ok(Epoch(3)));
 }
 
 #[test]

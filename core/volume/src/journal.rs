@@ -12,11 +12,6 @@ pub fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
     object_name(format!("{}j/{:016x}-{:016x}", vdisk_prefix(vdisk), position.epoch.0, position.index.0))
 }
 
-/// The name of the mark that a vDisk is deleted. It is put first and goes last.
-pub(crate) fn tombstone_name(vdisk: VdiskId) -> ObjectName {
-    object_name(format!("{}tombstone", vdisk_prefix(vdisk)))
-}
-
 /// Puts a record; returns its bytes. The reserve may be used: commits lead to room.
 pub(crate) async fn put(
     backend: &dyn Backend,
