@@ -155,9 +155,7 @@ mod tests {
             epoch_of(&name, VDISK).map(|epoch| epoch.0)
         };
         assert_eq!(parsed("-0000000000000007"), Some(7));
-        for other in
-            ["", "-7", "-000000000000000A", "-ffffffffffffffff", "s-0000000000000007"]
-        {
+        for other in ["", "-7", "-00000000000000007", "-ffffffffffffffff", "s-0000000000000007"] {
             assert_eq!(parsed(other), None, "{other}");
         }
         // Such as earlier builds have left.

@@ -7,8 +7,9 @@ mod cache;
 mod context;
 mod delete;
 mod maps;
-mod recover;
+pub(crate) mod recover;
 mod scrub;
+mod strangers;
 mod sweep;
 mod types;
 
@@ -51,6 +52,8 @@ struct Inner {
     evidence: RefCell<Vec<Rc<Segment>>>,
     /// vPools of which vDisks are being adopted.
     recovering: RefCell<BTreeSet<VpoolId>>,
+    /// vPools whose backends were searched for vDisks that nobody knows.
+    strangers_looked_for: RefCell<BTreeSet<VpoolId>>,
     /// One vDisk is opened, made or deleted at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -77,6 +80,7 @@ impl Engine {
             damage: RefCell::new(replay.damage),
             evidence: RefCell::new(replay.evidence),
             recovering: RefCell::default(),
+            strangers_looked_for: RefCell::default(),
             turn: tokio::sync::Mutex::new(()),
         };
         let engine = Engine { inner: Rc::new(inner) };
@@ -98,6 +102,7 @@ impl Engine {
     /// Forgets a vPool whose vDisks are all gone.
     pub fn detach_backend(&self, vpool: VpoolId) {
         self.inner.backends.borrow_mut().remove(&vpool);
+        self.inner.strangers_looked_for.borrow_mut().remove(&vpool);
     }
 
     fn backend(&self, vpool: VpoolId) -> Result<Rc<dyn Backend>, VolumeError> {

@@ -35,8 +35,11 @@ impl Engine {
         // depend on them.
         if found.iter().all(|vdisk| vdisk.problem.is_none()) {
             for id in deleted.into_iter().filter(|id| !needed.contains(id)) {
-                if self.head_of(id).await?.is_none() {
-                    self.finish_removal(&*backend, id).await?;
+                if self.head_of(id).await?.is_none()
+                    && let Err(error) = self.finish_removal(&*backend, id).await
+                {
+                    // Whoever looks next goes on.
+                    tracing::warn!(vdisk = %id, %error, "a deleted vDisk's objects could not all be removed");
                 }
             }
         }
@@ -44,7 +47,7 @@ impl Engine {
     }
 
     /// What goes, goes on the tombstone's word: that stands before anything does, and nothing shows that was begun since.
-    async fn finish_removal(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
+    pub(super) async fn finish_removal(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
         let begun = highest_begun(backend, id).await?.unwrap_or_default();
         match tombstone::newest(backend, id, begun, begun.next(), Reading::ToRestOn).await? {
             Some(_) => self.remove_objects(backend, id).await,
@@ -326,7 +329,7 @@ fn or_damage<T>(answer: Result<T, VolumeError>) -> Result<Result<T, String>, Vol
 }
 
 /// Every vDisk that has any object. Listings are sorted, so that one object of each is enough.
-async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
+pub(super) async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
     let mut vdisks = Vec::new();
     let mut after: Option<ObjectName> = None;
     loop {
@@ -362,7 +365,7 @@ async fn tombstone_of(
 }
 
 /// The highest epoch that any name of a vDisk shows, but those of tombstones.
-async fn highest_begun(backend: &dyn Backend, id: VdiskId) -> Result<Option<Epoch>, VolumeError> {
+pub(super) async fn highest_begun(backend: &dyn Backend, id: VdiskId) -> Result<Option<Epoch>, VolumeError> {
     let prefix = vdisk_prefix(id);
     let (mut highest, mut after) = (None, None);
     loop {
@@ -380,4 +383,4 @@ async fn highest_begun(backend: &dyn Backend, id: VdiskId) -> Result<Option<Epoc
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
