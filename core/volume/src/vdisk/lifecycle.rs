@@ -260,11 +260,15 @@ impl Inner {
         Ok(())
     }
 
-    /// The head's epoch is one that nothing is in: a tombstone's. What is recorded next begins a higher one. The caller holds `meta`.
+    /// The head's epoch is one that nothing is in: a tombstone's. What is accepted or recorded next begins a higher one: else the
+    /// tombstone would count for it. The caller holds `meta`.
     pub(crate) async fn leave_epoch(&self) -> Result<(), VolumeError> {
         let mut raised = self.head.borrow().head.clone();
         raised.raise_epoch(&*self.context.chance)?;
         self.next.set(Next::HigherEpoch);
+        if !planted("tombstone: what is written goes on in the epoch before it") {
+            self.accepting.set(None);
+        }
         self.commit(|head| *head = raised).await
     }
 

@@ -55,6 +55,31 @@ async fn put_tombstone(host: &Host, epoch: Epoch) {
     host.backend.put(&name, vec![bytes.into()], Urgency::Reserve).await.unwrap();
 }
 
+/// Also what is only in the write buffer yet.
+#[test]
+fn what_is_written_after_a_deletion_that_failed_is_not_deleted_by_it() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let store = Rc::new(MemoryBackend::new());
+        host.backend = Rc::new(FaultyBackend::new(Rc::clone(&store), |call| {
+            let is_it = call.operation == Operation::Put && call.object.contains("tombstone");
+            is_it.then_some(Fault::ErrorBefore)
+        }));
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        let epoch = vdisk.stats().epoch;
+        engine.delete_vdisk(POOL, DISK).await.unwrap_err();
+        put(&vdisk, 4, 8).await;
+        vdisk.flush().await.unwrap();
+        host.backend = store;
+        put_tombstone(&host, Epoch(epoch.0 + 1)).await;
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!((byte(&vdisk, 3).await, byte(&vdisk, 4).await), (7, 8));
+    });
+}
+
 /// Kept for its clone, it sends out what that needs: in an epoch of its own, when another process does it.
 #[test]
 fn a_deleted_vdisk_that_goes_on_for_its_clones_stays_deleted() {
