@@ -262,7 +262,7 @@ fn fragment() {
 
 const FRAGMENT: u32 = 0xb0f7_9c50;
 const INDEX: u32 = 0xf234_8c7a;
-const TOMBSTONE: u32 = 0x1beb_87a9;
+const TOMBSTONE: u32 = 0x1f18_9f51;
 const SEGMENT: u32 = 0xbfd3_396f;
 const EARLY_SEGMENT: u32 = 0xc0e1_49bf;
 const BATCH: u32 = 0x7751_28ba;
