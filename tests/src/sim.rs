@@ -13,6 +13,7 @@
 
 mod client;
 mod disk;
+mod leftovers;
 mod life;
 mod operator;
 mod rot;

@@ -170,9 +170,9 @@ fn journal_records() {
 
 #[test]
 fn tombstone() {
-    let bytes = tombstone::encode(VDISK);
-    check("tombstone", &bytes, 32, TOMBSTONE, "4f565344454c303101000000");
-    assert_eq!(tombstone::decode(&bytes, VDISK), Ok(()));
+    let bytes = tombstone::encode(VDISK, Epoch(3));
+    check("tombstone", &bytes, 40, TOMBSTONE, "4f565344454c303102000000");
+    assert_eq!(tombstone::decode(&bytes, VDISK), Ok(Epoch(3)));
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn long_fragments_are_whole_blocks() {
 
 const FRAGMENT: u32 = 0xdd12_f599;
 const INDEX: u32 = 0xf234_8c7a;
-const TOMBSTONE: u32 = 0x1beb_87a9;
+const TOMBSTONE: u32 = 0x1f18_9f51;
 const SEGMENT: u32 = 0xbfd3_396f;
 const EARLY_SEGMENT: u32 = 0xc0e1_49bf;
 const BATCH: u32 = 0x7751_28ba;

@@ -12,11 +12,6 @@ pub fn record_name(vdisk: VdiskId, position: Position) -> ObjectName {
     object_name(format!("{}j/{:016x}-{:016x}", vdisk_prefix(vdisk), position.epoch.0, position.index.0))
 }
 
-/// The name of the mark that a vDisk is deleted. It is put first and goes last.
-pub(crate) fn tombstone_name(vdisk: VdiskId) -> ObjectName {
-    object_name(format!("{}tombstone", vdisk_prefix(vdisk)))
-}
-
 /// Puts a record; returns its bytes. The reserve may be used: commits lead to room.
 pub(crate) async fn put(
     backend: &dyn Backend,
@@ -131,14 +126,14 @@ async fn must_get(backend: &dyn Backend, vdisk: VdiskId, position: Position) -> 
     get(backend, vdisk, position).await?.ok_or_else(missing)
 }
 
-/// The records that make up the vDisk, oldest first, from just after `from` (the beginning: `None`) to `to`.
-pub(crate) async fn read_chain(
+/// Which stretch of each epoch counts from just after `from` (the beginning: `None`) to `to`, the newest first: its first record,
+/// and its last. Backwards by start objects.
+async fn stretches(
     backend: &dyn Backend,
     vdisk: VdiskId,
     from: Option<Position>,
     to: Position,
-) -> Result<Vec<(Position, Record)>, VolumeError> {
-    // Backwards by start objects: which stretch of each epoch counts.
+) -> Result<Vec<(JournalIndex, Position)>, VolumeError> {
     let mut stretches = Vec::new();
     let mut last = to;
     loop {
@@ -175,8 +170,18 @@ pub(crate) async fn read_chain(
             return Err(wrong_chain(vdisk, last));
         }
     }
+    Ok(stretches)
+}
+
+/// The records that make up the vDisk, oldest first, from just after `from` (the beginning: `None`) to `to`.
+pub(crate) async fn read_chain(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    from: Option<Position>,
+    to: Position,
+) -> Result<Vec<(Position, Record)>, VolumeError> {
     let mut records = Vec::new();
-    for (first, last) in stretches.into_iter().rev() {
+    for (first, last) in stretches(backend, vdisk, from, to).await?.into_iter().rev() {
         for index in first.0..=last.index.0 {
             let position = Position { epoch: last.epoch, index: JournalIndex(index) };
             records.push((position, must_get(backend, vdisk, position).await?));
@@ -266,6 +271,36 @@ pub(crate) async fn newest(
         return Err(VolumeError::Retry(format!("object {name} was there a moment ago: ask again")));
     }
     Ok(Some(End { position, epoch }))
+}
+
+/// Records after `from` of epochs before that of `to` that the vDisk passes by: given up, of an owner that was none any more, or of an
+/// epoch that came to nothing. Finished or not.
+pub(crate) async fn strays(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    from: Option<Position>,
+    to: Position,
+) -> Result<Vec<ObjectName>, VolumeError> {
+    let stretches = stretches(backend, vdisk, from, to).await?;
+    let counts = |at: Position| {
+        let is_within = |(first, last): &(JournalIndex, Position)| {
+            at.epoch == last.epoch && (*first..=last.index).contains(&at.index)
+        };
+        stretches.iter().any(is_within) && !planted("scrub: a record that counts is a stray")
+    };
+    let prefix = prefix(vdisk);
+    let (mut strays, mut after) = (Vec::new(), from.map(|from| record_name(vdisk, from)));
+    loop {
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { return Ok(strays) };
+        after = Some(last.name.clone());
+        let names = page.into_iter().map(|object| object.name);
+        strays.extend(
+            names.filter(|name| {
+                position_of(name, &prefix).is_some_and(|at| at.epoch < to.epoch && !counts(at))
+            }),
+        );
+    }
 }
 
 /// How many records there are after `from`, and their bytes.

@@ -25,6 +25,7 @@ mod pages;
 mod readers;
 mod registry;
 mod sco;
+mod tombstone;
 mod vdisk;
 
 pub use cache::{CacheDevice, CacheParts, CacheStats, CacheTierStats, FileCache, VdiskCacheStats};

@@ -228,7 +228,7 @@ pub(crate) const MAP_COPY: Family = Family {
                 | round_trip(part(&bytes), |pages| a_part(vdisk, put, number, pages), part)
                 | round_trip(
                     tombstone::decode(&bytes, vdisk),
-                    |()| tombstone::encode(vdisk),
+                    |epoch| tombstone::encode(vdisk, *epoch),
                     |bytes| tombstone::decode(bytes, vdisk),
                 )
         })
@@ -240,7 +240,7 @@ pub(crate) const MAP_COPY: Family = Family {
             (12, page::encode_leaf(12, &[7; FANOUT])),
             (11, page::encode_table(11, &[TableEntry::Put(sco_header().1)])),
         ];
-        vec![copy.encode(VDISK), a_part(VDISK, put, 5, &pages), tombstone::encode(VDISK)]
+        vec![copy.encode(VDISK), a_part(VDISK, put, 5, &pages), tombstone::encode(VDISK, Epoch(3))]
     },
     memory_bytes: 64 << 10,
     memory_per_byte: 16,

@@ -23,11 +23,13 @@ use ovs_format::{
     log::{BatchHeader, SegmentHeader},
     tombstone,
 };
-use ovs_units::VdiskId;
+use ovs_units::{Epoch, VdiskId};
 use ovs_volume::LogDevice;
 use std::{collections::BTreeSet, ops::Range, rc::Rc, time::Duration};
 
 const BLOCK_BYTES: usize = 4096;
+/// Of a tombstone that counts, whatever has been begun.
+const LATE: Epoch = Epoch(1 << 40);
 
 /// How much of the truth must be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +84,8 @@ pub fn rot(seed: u64) -> Result<Points, String> {
         if names.contains(&name) {
             continue;
         }
-        let other = tombstone::encode(vdisks[(at + 1) % vdisks.len()]);
-        for (how, bytes) in other_bytes(&tombstone::encode(*id).into(), other.into(), &random) {
+        let other = tombstone::encode(vdisks[(at + 1) % vdisks.len()], LATE);
+        for (how, bytes) in other_bytes(&tombstone::encode(*id, LATE).into(), other.into(), &random) {
             if bytes.is_none() || (how == "with another's bytes" && vdisks.len() == 1) {
                 continue;
             }
@@ -275,7 +277,7 @@ fn folder_of(id: VdiskId) -> String {
 }
 
 fn tombstone_of(id: VdiskId) -> ObjectName {
-    ObjectName::new(format!("{}tombstone", folder_of(id))).expect("a good name")
+    ObjectName::new(format!("{}tombstone-{:016x}", folder_of(id), LATE.0)).expect("a good name")
 }
 
 async fn check(disk: &Rc<Disk>, need: Need) -> Result<(), Failure> {

@@ -322,6 +322,7 @@ impl World {
         })?
         .or_else(|Stop| self.check())?;
         self.check()?;
+        self.check_leftovers(&life)?;
         self.drop_life(life, engine);
         self.ended = if self.random.one_in(2) { Ending::Death } else { Ending::PowerLoss };
         if self.ended == Ending::PowerLoss {

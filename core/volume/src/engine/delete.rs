@@ -1,40 +1,46 @@
 //! Deleting a vDisk.
 //!
-//! 1. A tombstone is put: a recovery from the backend alone does not raise the vDisk again.
-//! 2. The head says deleted: nobody opens it any more. While clones depend on it that is all.
-//! 3. It is taken off its parent's snapshot; a deleted parent whose last clone this was goes too.
-//! 4. Its objects go, the tombstone last; then its checkpoint; then its head. A crash in between is taken up again when
+//! 1. The epoch is raised, in the registry: whoever goes on with the vDisk, should this fail, does so in a higher one.
+//! 2. A tombstone of that epoch is put: a recovery from the backend alone does not raise the vDisk again.
+//! 3. The head says deleted: nobody opens it any more. While clones depend on it that is all.
+//! 4. It is taken off its parent's snapshot; a deleted parent whose last clone this was goes too.
+//! 5. Its objects go, tombstones last; then its checkpoint; then its head. A crash in between is taken up again when
 //!    the backend is attached.
 
 use super::{Engine, OnFull};
 use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
-use crate::journal;
+use crate::journal::Own;
 use crate::sco::vdisk_prefix;
-use crate::vdisk::finish_even_if_dropped;
-use crate::{Transaction, Vdisk, VolumeError};
-use ovs_backend::{Backend, Urgency};
-use ovs_format::tombstone;
+use crate::vdisk::{check_not_older, finish_even_if_dropped};
+use crate::{Transaction, Vdisk, VolumeError, tombstone};
+use ovs_backend::{Backend, ObjectName};
 use ovs_units::{VdiskId, VpoolId, planted};
 use std::rc::Rc;
 
 impl Engine {
-    /// Steps 1 and 2 are done when this returns, the rest goes on in the background. With clones left the vDisk is
+    /// Steps 1 to 3 are done when this returns, the rest goes on in the background. With clones left the vDisk is
     /// hidden until the last one goes. The caller sees to it that nobody uses it.
     pub async fn delete_vdisk(&self, vpool: VpoolId, id: VdiskId) -> Result<(), VolumeError> {
         let engine = self.clone();
         let work = async move {
             let _turn = engine.inner.turn.lock().await;
             let backend = engine.backend(vpool)?;
-            let Some(head) = engine.head_of(id).await? else {
+            let open = engine.inner.vdisks.borrow().get(&id).cloned();
+            // Nobody begins an epoch while its tombstone is on its way.
+            let meta = match &open {
+                Some(vdisk) => Some(vdisk.inner.meta.lock().await),
+                None => None,
+            };
+            let Some(VersionedHead { mut head, revision }) = engine.head_of(id).await? else {
                 return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
             };
-            if !planted("delete: no tombstone") {
-                backend
-                    .put(&journal::tombstone_name(id), vec![tombstone::encode(id).into()], Urgency::Reserve)
-                    .await?;
+            // Deleted already, it has one.
+            if !head.deleted {
+                let stored = VersionedHead { head, revision };
+                let stored = engine.put_tombstone(&*backend, id, open.as_ref(), stored).await?;
+                head = engine.mark_deleted(id, open.as_ref(), stored).await?;
             }
-            let open = engine.inner.vdisks.borrow().get(&id).cloned();
-            let head = engine.mark_deleted(id, open.as_ref(), head).await?;
+            drop(meta);
             if head.is_unneeded() {
                 engine.purge(vpool, id, head).await?;
             }
@@ -49,6 +55,49 @@ impl Engine {
         Ok(Some(VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision }))
     }
 
+    /// Steps 1 and 2. The caller holds `meta` of one that is open.
+    async fn put_tombstone(
+        &self,
+        backend: &dyn Backend,
+        id: VdiskId,
+        open: Option<&Vdisk>,
+        stored: VersionedHead,
+    ) -> Result<VersionedHead, VolumeError> {
+        // An older registry does not know which epochs there are, nor which clones. What is damaged may go.
+        match check_not_older(backend, id, &stored.head, Own::Record).await {
+            Ok(()) | Err(VolumeError::Damaged(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let stored = match planted("tombstone: it is of the epoch that is in use") {
+            true => stored,
+            false => self.leave_epoch(id, open, stored).await?,
+        };
+        if !planted("delete: no tombstone") {
+            tombstone::put(backend, id, stored.head.epoch).await?;
+        }
+        Ok(stored)
+    }
+
+    async fn leave_epoch(
+        &self,
+        id: VdiskId,
+        open: Option<&Vdisk>,
+        stored: VersionedHead,
+    ) -> Result<VersionedHead, VolumeError> {
+        if let Some(vdisk) = open {
+            vdisk.inner.leave_epoch().await?;
+            return Ok(vdisk.inner.head.borrow().clone());
+        }
+        let VersionedHead { mut head, revision } = stored;
+        head.raise_epoch(&*self.inner.context.chance)?;
+        let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
+        match self.inner.context.registry.commit(put).await? {
+            Some(revision) => Ok(VersionedHead { head, revision }),
+            None => Err(VolumeError::Retry(format!("the head of vDisk {id} changed meanwhile"))),
+        }
+    }
+
+    /// The caller holds `meta` of one that is open.
     pub(super) async fn mark_deleted(
         &self,
         id: VdiskId,
@@ -61,7 +110,6 @@ impl Engine {
             head.drop_snapshots();
         };
         if let Some(vdisk) = open {
-            let _meta = vdisk.inner.meta.lock().await;
             vdisk.inner.commit_with(Transaction::new(), change).await?;
             vdisk.inner.forget_gone_snapshots();
             vdisk.inner.cached.leave();
@@ -76,7 +124,7 @@ impl Engine {
         }
     }
 
-    /// Steps 3 and 4. The caller has the turn.
+    /// Steps 4 and 5. The caller has the turn.
     pub(super) async fn purge(&self, vpool: VpoolId, id: VdiskId, head: Head) -> Result<(), VolumeError> {
         let removed = self.inner.vdisks.borrow_mut().remove(&id);
         if let Some(vdisk) = removed {
@@ -118,17 +166,23 @@ impl Engine {
     }
 
     pub(super) async fn remove_objects(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
-        let tombstone = journal::tombstone_name(id);
+        let mut tombstones: Vec<ObjectName> = Vec::new();
         let mut after = None;
         loop {
             let page = backend.list(&vdisk_prefix(id), after.as_ref(), 500).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.name.clone());
-            for object in page.iter().filter(|object| object.name != tombstone) {
-                backend.delete(&object.name).await?;
+            for object in page {
+                match tombstone::epoch_of(&object.name, id) {
+                    Some(_) => tombstones.push(object.name),
+                    None => backend.delete(&object.name).await?,
+                }
             }
         }
-        backend.delete(&tombstone).await?;
+        // The one that counts is the highest.
+        for name in tombstones {
+            backend.delete(&name).await?;
+        }
         let context = &self.inner.context;
         context.pages.forget(&id.to_string()).await?;
         context.registry.commit(Transaction::new().delete(head_key(id))).await?;
@@ -161,3 +215,6 @@ impl Engine {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

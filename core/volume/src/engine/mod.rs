@@ -7,8 +7,9 @@ mod cache;
 mod context;
 mod delete;
 mod maps;
-mod recover;
+pub(crate) mod recover;
 mod scrub;
+mod strangers;
 mod sweep;
 mod types;
 
@@ -23,7 +24,7 @@ use crate::journal::{Own, Reading};
 use crate::log::{Log, Record, Segment};
 use crate::map::{Table, Tree};
 use crate::vdisk::{CloneSource, catch_up, check_not_older, finish_even_if_dropped};
-use crate::{Revision, Transaction, Vdisk, VolumeError};
+use crate::{Revision, Transaction, Vdisk, VolumeError, tombstone};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, Limits, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
@@ -51,6 +52,8 @@ struct Inner {
     evidence: RefCell<Vec<Rc<Segment>>>,
     /// vPools of which vDisks are being adopted.
     recovering: RefCell<BTreeSet<VpoolId>>,
+    /// vPools whose backends were searched for vDisks that nobody knows.
+    strangers_looked_for: RefCell<BTreeSet<VpoolId>>,
     /// One vDisk is opened, made or deleted at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -77,6 +80,7 @@ impl Engine {
             damage: RefCell::new(replay.damage),
             evidence: RefCell::new(replay.evidence),
             recovering: RefCell::default(),
+            strangers_looked_for: RefCell::default(),
             turn: tokio::sync::Mutex::new(()),
         };
         let engine = Engine { inner: Rc::new(inner) };
@@ -98,6 +102,7 @@ impl Engine {
     /// Forgets a vPool whose vDisks are all gone.
     pub fn detach_backend(&self, vpool: VpoolId) {
         self.inner.backends.borrow_mut().remove(&vpool);
+        self.inner.strangers_looked_for.borrow_mut().remove(&vpool);
     }
 
     fn backend(&self, vpool: VpoolId) -> Result<Rc<dyn Backend>, VolumeError> {
@@ -230,10 +235,14 @@ impl Engine {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
         };
         let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
-        if !head.head.deleted && recover::is_deleted(&*backend, id, Reading::ToRestOn).await? {
-            // A deletion that was cut short after its first step. A recovery from the backend would not raise the vDisk
+        let epoch = head.head.epoch;
+        if !head.head.deleted
+            && let Some(deleted) = tombstone::newest(&*backend, id, epoch, epoch, Reading::ToRestOn).await?
+        {
+            // A deletion that was cut short after its tombstone was put. A recovery from the backend would not raise the vDisk
             // either, so it is deleted. But not on the word of an older registry, which may not know of its clones.
             check_not_older(&*backend, id, &head.head, Own::Record).await?;
+            head.head.epoch = deleted;
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;

@@ -2,13 +2,12 @@
 
 use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, head_key};
-use crate::journal::{self, Reading};
+use crate::journal::Reading;
 use crate::sco::vdisk_prefix;
 use crate::vdisk::{found_vdisk, metadata_of};
-use crate::{Revision, Transaction, VolumeError};
+use crate::{Revision, Transaction, VolumeError, tombstone};
 use ovs_backend::{Backend, BackendError, ObjectName};
-use ovs_format::tombstone;
-use ovs_units::{SnapshotId, VdiskId, VpoolId, planted};
+use ovs_units::{COUNTER_MAX, Epoch, SnapshotId, VdiskId, VpoolId, planted};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use uuid::Uuid;
@@ -36,13 +35,27 @@ impl Engine {
         // depend on them.
         if found.iter().all(|vdisk| vdisk.problem.is_none()) {
             for id in deleted.into_iter().filter(|id| !needed.contains(id)) {
-                // What goes, goes on the tombstone's word: that stands before anything does.
-                if self.head_of(id).await?.is_none() && is_deleted(&*backend, id, Reading::ToRestOn).await? {
-                    self.remove_objects(&*backend, id).await?;
+                if self.head_of(id).await?.is_none()
+                    && let Err(error) = self.finish_removal(&*backend, id).await
+                {
+                    // Whoever looks next goes on.
+                    tracing::warn!(vdisk = %id, %error, "a deleted vDisk's objects could not all be removed");
                 }
             }
         }
         Ok(found)
+    }
+
+    /// What goes, goes on the tombstone's word: that stands before anything does, and nothing shows that was begun since.
+    pub(super) async fn finish_removal(&self, backend: &dyn Backend, id: VdiskId) -> Result<(), VolumeError> {
+        let begun = highest_begun(backend, id).await?.unwrap_or_default();
+        match tombstone::newest(backend, id, begun, begun.next(), Reading::ToRestOn).await? {
+            Some(_) => self.remove_objects(backend, id).await,
+            None => {
+                tracing::warn!(vdisk = %id, epoch = %begun, "a deleted vDisk has objects of a later epoch than its tombstone; they stay");
+                Ok(())
+            }
+        }
     }
 
     /// Writes the head of a vDisk found on the backend into the registry, where it is missing or older, and that of
@@ -125,16 +138,10 @@ impl Engine {
         };
         head.epochs_unknown = true;
         let is_open = self.inner.vdisks.borrow().contains_key(&id);
-        head.deleted = match tombstone_of(&*backend, id, Reading::ToRestOn).await? {
-            Tombstone::Stands => true,
-            Tombstone::None => false,
-            // One that shows when all answer again would take with it what is written until then.
-            Tombstone::MayShow => {
-                return Err(VolumeError::Retry(format!(
-                    "part of the backend is silent, and may know that vDisk {id} is being deleted"
-                )));
-            }
-        };
+        head.deleted = tombstone_of(&*backend, id, &head, Reading::ToRestOn).await?.is_some();
+        // Its name is used, whether it says anything or not.
+        let last = tombstone::list(&*backend, id).await?.last().copied().unwrap_or_default();
+        head.epoch = head.epoch.max(last);
         let known = registry.get(&head_key(id)).await?;
         if let Some(known) = &known {
             let mut old = Head::decode(id, &known.value)?;
@@ -249,8 +256,13 @@ impl Reader<'_> {
         if let Some(told) = self.told.get(&id) {
             return Ok(told.clone());
         }
-        let is_deleted = or_damage(is_deleted(self.backend, id, Reading::ToTell).await)?;
         let mut head = or_damage(metadata_of(self.backend, id, self.vpool, Reading::ToTell).await)?;
+        let tombstone = match &head {
+            Ok(Some(head)) => tombstone_of(self.backend, id, head, Reading::ToTell).await,
+            // Of one that is being removed, or is damaged, nothing is read any more to judge it by.
+            Ok(None) | Err(_) => self.tombstone_by_names(id).await,
+        };
+        let is_deleted = or_damage(tombstone.map(|epoch| epoch.is_some()))?;
         if let Ok(None) = head
             && self.has_objects(id).await?
         {
@@ -260,6 +272,11 @@ impl Reader<'_> {
         let told = Rc::new(Told { is_deleted, head });
         self.told.insert(id, told.clone());
         Ok(told)
+    }
+
+    async fn tombstone_by_names(&self, id: VdiskId) -> Result<Option<Epoch>, VolumeError> {
+        let begun = highest_begun(self.backend, id).await?.unwrap_or_default();
+        tombstone::newest(self.backend, id, begun, begun.next(), Reading::ToTell).await
     }
 
     /// Puts and deletes that were cut off leave what is none.
@@ -312,7 +329,7 @@ fn or_damage<T>(answer: Result<T, VolumeError>) -> Result<Result<T, String>, Vol
 }
 
 /// Every vDisk that has any object. Listings are sorted, so that one object of each is enough.
-async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
+pub(super) async fn vdisks_on(backend: &dyn Backend) -> Result<Vec<VdiskId>, VolumeError> {
     let mut vdisks = Vec::new();
     let mut after: Option<ObjectName> = None;
     loop {
@@ -335,42 +352,35 @@ fn unreadable(id: VdiskId, vpool: VpoolId, reason: String) -> FoundVdisk {
     found_vdisk(id, &nothing, Some(reason))
 }
 
-/// What is at a tombstone's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tombstone {
-    Stands,
-    /// None that was acknowledged; one that was begun may be where nobody answers.
-    MayShow,
-    None,
-}
-
-/// What is at the tombstone's place counts only if it is this vDisk's tombstone. One that was never finished says nothing; the
-/// next deletion puts the same bytes.
+/// The tombstone of a vDisk of which this is the newest record.
 async fn tombstone_of(
     backend: &dyn Backend,
     id: VdiskId,
+    head: &Head,
     reading: Reading,
-) -> Result<Tombstone, VolumeError> {
-    let name = journal::tombstone_name(id);
-    match reading.get(backend, &name).await {
-        Ok(bytes) => match tombstone::decode(&bytes, id) {
-            Ok(()) => Ok(Tombstone::Stands),
-            Err(error) => Err(VolumeError::Damaged(format!("object {name}: {error}"))),
-        },
-        Err(BackendError::Incomplete { is_silent: true, .. }) => Ok(Tombstone::MayShow),
-        Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(Tombstone::None),
-        Err(error) => Err(error.into()),
+) -> Result<Option<Epoch>, VolumeError> {
+    let epoch = head.position.map_or(Epoch(0), |(epoch, _)| epoch);
+    // Most are deleted in the epoch behind the last that was begun.
+    tombstone::newest(backend, id, epoch, head.epoch.next(), reading).await
+}
+
+/// The highest epoch that any name of a vDisk shows, but those of tombstones.
+pub(super) async fn highest_begun(backend: &dyn Backend, id: VdiskId) -> Result<Option<Epoch>, VolumeError> {
+    let prefix = vdisk_prefix(id);
+    let (mut highest, mut after) = (None, None);
+    loop {
+        let page = backend.list(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { return Ok(highest) };
+        after = Some(last.name.clone());
+        for object in &page {
+            // All of them: <kind>/<epoch>-…
+            let text = object.name.as_str().strip_prefix(&prefix).and_then(|name| name.split_once('/'));
+            let epoch = text.and_then(|(_, name)| name.split_once('-'));
+            let epoch = epoch.and_then(|(epoch, _)| u64::from_str_radix(epoch, 16).ok());
+            highest = highest.max(epoch.filter(|epoch| *epoch < COUNTER_MAX).map(Epoch));
+        }
     }
 }
 
-/// A vDisk that this registry knows is not used while it is being deleted: so it may be opened while part of its backend is silent.
-pub(super) async fn is_deleted(
-    backend: &dyn Backend,
-    id: VdiskId,
-    reading: Reading,
-) -> Result<bool, VolumeError> {
-    Ok(tombstone_of(backend, id, reading).await? == Tombstone::Stands)
-}
-
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,6 +20,11 @@ impl Engine {
                 for vdisk in vdisks {
                     vdisk.remove_what_is_going().await;
                 }
+                if let Some(inner) = engine.upgrade()
+                    && inner.context.config.scrub_by_itself
+                {
+                    Engine { inner }.look_for_strangers_once().await;
+                }
                 for vdisk in due {
                     match vdisk.scrub_by_itself().await {
                         Ok(report) if report.has_done_nothing() => {}

@@ -92,12 +92,20 @@ pub(crate) async fn remove(
     vdisk: VdiskId,
     is_old: impl Fn(CopyId) -> bool,
 ) -> Result<(), VolumeError> {
-    for (name, copy, ..) in objects(backend, vdisk).await? {
-        if is_old(copy) {
-            backend.delete(&name).await?;
-        }
+    for name in names_of(backend, vdisk, is_old).await? {
+        backend.delete(&name).await?;
     }
     Ok(())
+}
+
+/// Roots and parts of the copies that `is_it` names.
+pub(crate) async fn names_of(
+    backend: &dyn Backend,
+    vdisk: VdiskId,
+    is_it: impl Fn(CopyId) -> bool,
+) -> Result<Vec<ObjectName>, VolumeError> {
+    let all = objects(backend, vdisk).await?.into_iter();
+    Ok(all.filter(|(_, copy, ..)| is_it(*copy)).map(|(name, ..)| name).collect())
 }
 
 type Found = (ObjectName, CopyId, bool, u64);

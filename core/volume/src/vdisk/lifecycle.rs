@@ -5,6 +5,7 @@ use crate::engine::VdiskState;
 use crate::head::{Head, VersionedHead, head_key};
 use crate::journal;
 use crate::map::Tree;
+use crate::tombstone;
 use crate::{Transaction, VolumeError};
 use bytes::Bytes;
 use ovs_format::journal::{Position, Record};
@@ -259,6 +260,18 @@ impl Inner {
         Ok(())
     }
 
+    /// The head's epoch is one that nothing is in: a tombstone's. What is accepted or recorded next begins a higher one: else the
+    /// tombstone would count for it. The caller holds `meta`.
+    pub(crate) async fn leave_epoch(&self) -> Result<(), VolumeError> {
+        let mut raised = self.head.borrow().head.clone();
+        raised.raise_epoch(&*self.context.chance)?;
+        self.next.set(Next::HigherEpoch);
+        if !planted("tombstone: what is written goes on in the epoch before it") {
+            self.accepting.set(None);
+        }
+        self.commit(|head| *head = raised).await
+    }
+
     /// Raises the epoch in the registry, puts its start object, commits that. The caller holds `meta`.
     pub(super) async fn start_epoch_if_needed(&self) -> Result<(), VolumeError> {
         self.check_not_ended()?;
@@ -270,6 +283,11 @@ impl Inner {
             self.raise_epoch().await?;
         }
         let head = self.head.borrow().head.clone();
+        if head.deleted && !planted("tombstone: none of what a deleted vDisk begins") {
+            // Else its tombstone would be one that somebody has gone on after.
+            self.with_journal_patience(async || tombstone::put(&*self.backend, self.id, head.epoch).await)
+                .await?;
+        }
         let is_new = head.position.is_none();
         // The first epoch after an opening ends those before it here. One that follows in the same process ends nothing:
         // operations are accepted in the old one until this one is committed, and then in this one.

@@ -111,3 +111,22 @@ fn a_damaged_copy_of_the_map_costs_nothing_and_two_are_told() {
         assert!(problem.contains("/c/"), "{problem}");
     });
 }
+
+/// Of epochs that are over, as what crashes leave is; and the journal before them is gone.
+#[test]
+fn the_copies_that_count_stay_when_crashes_are_cleared_up_after() {
+    run(async {
+        let mut world = World::new().await;
+        world.copy_maps_every(1).await;
+        let disk = world.create(8 * MIB).await;
+        let clusters = fill_until_copied(&world, &disk).await;
+        world.copy_maps_every(1 << 30).await;
+        let disk = world.open(disk.id()).await;
+        disk.write(ByteOffset(4 * MIB), vec![9; 4096].into(), false).await.unwrap();
+        disk.scrub().await.unwrap();
+        let id = disk.id().0.simple().to_string();
+        assert_eq!(world.objects().await.iter().filter(|name| is_root_of(&id, name)).count(), 2);
+        world.lose_local_state().await;
+        check_filled(&world.open(disk.id()).await, clusters).await;
+    });
+}

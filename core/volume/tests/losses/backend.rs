@@ -2,8 +2,8 @@
 
 use crate::host::{Buffer, DISK, Host, ON_FULL, POOL, byte, create, newest_copy, open, put, run};
 use bytes::Bytes;
-use ovs_backend::{Backend, MemoryBackend, ObjectName, Urgency};
-use ovs_units::{ByteCount, Name, SnapshotId, VdiskId};
+use ovs_backend::{Backend, Fault, FaultyBackend, MemoryBackend, ObjectName, Operation, Urgency};
+use ovs_units::{ByteCount, Epoch, Name, SnapshotId, VdiskId};
 use ovs_volume::{CreateVdisk, Vdisk, VolumeError};
 use std::{rc::Rc, time::Duration};
 use uuid::Uuid;
@@ -49,6 +49,85 @@ fn a_stale_owner_neither_removes_nor_adds_anything() {
     }
 }
 
+async fn put_tombstone(host: &Host, epoch: Epoch) {
+    let name = ObjectName::new(format!("v/{}/tombstone-{:016x}", DISK.0.simple(), epoch.0)).unwrap();
+    let bytes = ovs_format::tombstone::encode(DISK, epoch);
+    host.backend.put(&name, vec![bytes.into()], Urgency::Reserve).await.unwrap();
+}
+
+/// Also what is only in the write buffer yet.
+#[test]
+fn what_is_written_after_a_deletion_that_failed_is_not_deleted_by_it() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let store = Rc::new(MemoryBackend::new());
+        host.backend = Rc::new(FaultyBackend::new(Rc::clone(&store), |call| {
+            let is_it = call.operation == Operation::Put && call.object.contains("tombstone");
+            is_it.then_some(Fault::ErrorBefore)
+        }));
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        let epoch = vdisk.stats().epoch;
+        engine.delete_vdisk(POOL, DISK).await.unwrap_err();
+        put(&vdisk, 4, 8).await;
+        vdisk.flush().await.unwrap();
+        host.backend = store;
+        put_tombstone(&host, Epoch(epoch.0 + 1)).await;
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        let vdisk = open(&engine).await;
+        assert_eq!((byte(&vdisk, 3).await, byte(&vdisk, 4).await), (7, 8));
+    });
+}
+
+/// Kept for its clone, it sends out what that needs: in an epoch of its own, when another process does it.
+#[test]
+fn a_deleted_vdisk_that_goes_on_for_its_clones_stays_deleted() {
+    run(async {
+        let (mut host, buffer) = (Host::new(false), Buffer::new());
+        let store = Rc::new(MemoryBackend::new());
+        host.backend = Rc::new(FaultyBackend::new(Rc::clone(&store), |call| {
+            let is_data = call.operation == Operation::Put && call.object.contains("/s/");
+            is_data.then_some(Fault::ErrorBefore)
+        }));
+        let engine = host.start(&buffer).await.unwrap();
+        let vdisk = create(&engine).await;
+        put(&vdisk, 3, 7).await;
+        let snapshot = SnapshotId(Uuid::from_u128(100));
+        vdisk.snapshot(snapshot, Name::new("s").unwrap()).await.unwrap();
+        let (id, size) = (VdiskId(Uuid::from_u128(11)), ByteCount(8 << 20));
+        let base = Some((DISK, snapshot));
+        let clone = CreateVdisk { id, vpool: POOL, size, properties: "{}".into(), base, on_full: ON_FULL };
+        engine.create_vdisk(clone).await.unwrap();
+        drop(vdisk);
+        engine.delete_vdisk(POOL, DISK).await.unwrap();
+
+        host.backend = store.clone();
+        let engine = host.start(&buffer.copy()).await.unwrap();
+        engine.claim_buffered(ON_FULL).await.unwrap();
+        let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+        clone.write(ovs_units::ByteOffset(0), vec![9; 4096].into(), false).await.unwrap();
+        clone.destage().await.unwrap();
+        let is_of = |text: &str| {
+            let prefix = format!("v/{}/{text}", DISK.0.simple());
+            store.names().iter().filter(|name| name.as_str().starts_with(&prefix)).count()
+        };
+        assert_eq!((is_of("s/"), is_of("tombstone-")), (1, 2));
+        drop((clone, engine));
+
+        (host.registry, host.pages) = Default::default();
+        let engine = host.start(&Buffer::new()).await.unwrap();
+        let found = engine.discover(POOL).await.unwrap();
+        assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [id]);
+        engine.adopt_vdisk(POOL, id).await.unwrap();
+        engine.finish_recovery(POOL).await.unwrap();
+        let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
+        assert!(matches!(answer, Err(VolumeError::NotFound(_))), "{answer:?}");
+        let clone = engine.open_vdisk(POOL, id, ON_FULL).await.unwrap();
+        assert_eq!((byte(&clone, 0).await, byte(&clone, 3).await), (9, 7));
+    });
+}
+
 /// A deletion is in the tombstone first; the registry may not have heard of it.
 #[test]
 fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
@@ -68,9 +147,7 @@ fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
                 engine.create_vdisk(clone).await.unwrap();
             }
             vdisk.destage().await.unwrap();
-            let tombstone = ObjectName::new(format!("v/{}/tombstone", DISK.0.simple())).unwrap();
-            let bytes = ovs_format::tombstone::encode(DISK);
-            host.backend.put(&tombstone, vec![bytes.into()], Urgency::Reserve).await.unwrap();
+            put_tombstone(&host, Epoch(vdisk.stats().epoch.0 + 1)).await;
 
             let engine = host.start(&buffer.copy()).await.unwrap();
             let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);
@@ -105,7 +182,7 @@ fn a_damaged_tombstone_deletes_nothing_and_hides_nobody() {
         vdisk.destage().await.unwrap();
         drop((vdisk, engine));
         // Another one, of which nothing but a damaged tombstone is there.
-        let name = format!("v/{}/tombstone", Uuid::from_u128(9).simple());
+        let name = format!("v/{}/tombstone-0000000000000002", Uuid::from_u128(9).simple());
         backend.damage(&ObjectName::new(&name).unwrap(), Some(Bytes::from_static(b"deleted")));
 
         (host.registry, host.pages) = Default::default();

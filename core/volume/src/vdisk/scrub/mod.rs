@@ -12,7 +12,7 @@
 //! 5. When the last one who reads what was there before has gone, the old SCOs go.
 //!
 //! A crash before 2 or in 5 leaves SCOs that nothing names. They are of an epoch that is over, and the next scrub finds
-//! them by their names.
+//! them by their names, as it does what else crashes leave (`strays.rs`).
 //!
 //! Nothing is taken for dead that is needed: the maps are marked as of a checkpoint, and since then places in SCOs that
 //! were in the table can only have become fewer. What a clone may read through its own table stays where it is.
@@ -287,8 +287,14 @@ impl Inner {
     async fn scrub_with(&self, report: &mut ScrubReport, is_asked_for: bool) -> Result<(), VolumeError> {
         self.remove_what_is_going().await;
         if !self.scrub.strays_looked_for.get() {
-            report.strays_removed = self.remove_strays().await?;
-            self.scrub.strays_looked_for.set(true);
+            let removed = self.remove_strays().await?;
+            report.strays_removed = removed.count;
+            self.scrub.strays_looked_for.set(removed.is_all);
+            if !removed.is_all {
+                self.scrub
+                    .not_before
+                    .set(self.context.clock.now() + self.context.config.scrub_every * AFTER_A_FAILURE);
+            }
         }
         if !is_asked_for && !self.has_much_to_give_back() {
             return Ok(());
