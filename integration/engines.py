@@ -4,7 +4,10 @@ Each has a folder and ports of its own and is stopped by pid. One copy of everyt
 be asked, killed, held and started again, and to keep what it acknowledged meanwhile.
 """
 
+import dataclasses
 import getpass
+import json
+import os
 import pathlib
 import shutil
 import socket
@@ -42,8 +45,34 @@ def make_container(auth, user, key):
         assert answer.status in (201, 202)
 
 
+@dataclasses.dataclass
+class Door:
+    """A store as core/remote/examples/conformance.rs takes it; a name and a secret for each store that is in it."""
+
+    store: dict
+    credentials: list
+
+    def environment(self, secret=None):
+        """With this secret instead of its own."""
+        words = {**os.environ, "RUST_BACKTRACE": "0"}
+        for number, (name, own) in enumerate(self.credentials):
+            words |= {f"OVS_STORE_NAME_{number}": name, f"OVS_STORE_SECRET_{number}": secret or own}
+        return words
+
+    def argument(self):
+        return json.dumps(self.store)
+
+
+def folder(path):
+    return Door({"dir": str(path)}, [])
+
+
+def composite(policy, *doors):
+    return Door({"policy": policy, "of": [door.store for door in doors]}, [pair for door in doors for pair in door.credentials])
+
+
 class Engine:
-    """What both have: a folder, programs, and doors, each a store's description with a name and a secret."""
+    """What all have: a folder, programs, and doors."""
 
     def __init__(self, kind):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix=f"ovs-{kind}-", dir=ROOTS))
@@ -158,12 +187,12 @@ rgw_lc_debug_interval = -1
         return self
 
     def s3(self, prefix):
-        return {"kind": "s3", "endpoint": f"http://127.0.0.1:{self.gateway_port}", "region": "us-east-1", "bucket": BUCKET,
-                "prefix": prefix}, "access", "secret-of-s3"
+        store = {"kind": "s3", "endpoint": f"http://127.0.0.1:{self.gateway_port}", "region": "us-east-1", "bucket": BUCKET}
+        return Door({**store, "prefix": prefix}, [("access", "secret-of-s3")])
 
     def swift(self, prefix):
-        return {"kind": "swift", "auth": f"http://127.0.0.1:{self.gateway_port}/auth/v1.0", "container": BUCKET,
-                "prefix": prefix}, "ovs:swift", "secret-of-swift"
+        store = {"kind": "swift", "auth": f"http://127.0.0.1:{self.gateway_port}/auth/v1.0", "container": BUCKET}
+        return Door({**store, "prefix": prefix}, [("ovs:swift", "secret-of-swift")])
 
 
 class Swift(Engine):
@@ -227,4 +256,13 @@ class Swift(Engine):
         self.memcached.start()
 
     def swift(self, prefix):
-        return {"kind": "swift", "auth": self.auth, "container": BUCKET, "prefix": prefix}, "ovs:swift", "secret-of-swift"
+        store = {"kind": "swift", "auth": self.auth, "container": BUCKET, "prefix": prefix}
+        return Door(store, [("ovs:swift", "secret-of-swift")])
+
+    def is_emptied(self):
+        """As after a disk that was replaced: all that was stored is gone, and it answers for an empty container."""
+        for program in self.programs:
+            program.kill9()
+        for path in (self.root / "dev" / "d1").iterdir():
+            shutil.rmtree(path)
+        return self.start()
