@@ -1,11 +1,15 @@
-"""Object stores of Debian's packages on loopback: Ceph (RADOS and its gateway, for S3 and Swift's API) and OpenStack Swift.
+"""Object stores on loopback: Ceph (RADOS and its gateway, for S3 and Swift's API), OpenStack Swift, and Azurite, which speaks as Azure.
 
 Each has a folder and ports of its own and is stopped by pid. One copy of everything and no authentication inside: enough to
 be asked, killed, held and started again, and to keep what it acknowledged meanwhile.
 """
 
+import base64
 import dataclasses
+import email.utils
 import getpass
+import hashlib
+import hmac
 import json
 import os
 import pathlib
@@ -15,7 +19,7 @@ import tempfile
 import urllib.request
 import uuid
 
-from stack import ROOTS, Program, run, wait_until
+from stack import CACHE, ROOTS, Program, run, wait_until
 
 BUCKET = "ovs-test"
 
@@ -266,3 +270,45 @@ class Swift(Engine):
         for path in (self.root / "dev" / "d1").iterdir():
             shutil.rmtree(path)
         return self.start()
+
+
+class Azurite(Engine):
+    """An emulator of Azure's blobs. What it acknowledged is in its memory for seconds, so that it is not to be killed."""
+
+    # Everybody's: it has no other.
+    ACCOUNT = "devstoreaccount1"
+    KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    def __init__(self):
+        super().__init__("azure")
+        [self.port] = free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{self.port}/{self.ACCOUNT}"
+        (self.root / "data").mkdir()
+        self.server = self.add("azurite", "node", CACHE / "azurite/node_modules/azurite/dist/src/blob/main.js", "--blobHost", "127.0.0.1",
+                               "--blobPort", self.port, "--location", self.root / "data", "--silent", "--disableTelemetry",
+                               "--skipApiVersionCheck")
+
+    def answers(self):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2):
+            return True
+
+    def start(self):
+        self.server.start()
+        wait_until("it answers", self.answers, 60)
+        self.make_container()
+        return self
+
+    def make_container(self):
+        """Put, as "Authorize with Shared Key" of the REST API's reference has it."""
+        headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
+        words = ["PUT", *[""] * 11, *(f"{name}:{value}" for name, value in headers.items()),
+                 f"/{self.ACCOUNT}/{self.ACCOUNT}/{BUCKET}", "restype:container"]
+        signed = hmac.new(base64.b64decode(self.KEY), "\n".join(words).encode(), hashlib.sha256).digest()
+        headers |= {"Authorization": f"SharedKey {self.ACCOUNT}:{base64.b64encode(signed).decode()}", "Content-Length": "0"}
+        put = urllib.request.Request(f"{self.endpoint}/{BUCKET}?restype=container", method="PUT", headers=headers)
+        with urllib.request.urlopen(put, timeout=30) as answer:
+            assert answer.status == 201
+
+    def azure(self, prefix):
+        store = {"kind": "azblob", "endpoint": self.endpoint, "container": BUCKET, "prefix": prefix}
+        return Door(store, [(self.ACCOUNT, self.KEY)])
