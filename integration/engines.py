@@ -220,6 +220,8 @@ class Swift(Engine):
                    "tempauth": "use = egg:swift#tempauth\nuser_ovs_swift = secret-of-swift .admin"}
         proxy = common + f"bind_port = {self.proxy_port}\n[pipeline:main]\npipeline = {' '.join(pipeline)}\n"
         proxy += "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+        # A server that has failed ten times is left out for a minute, and here there is no other.
+        proxy += "error_suppression_interval = 1\n"
         for name in pipeline[:-1]:
             text = filters.get(name, f"use = egg:swift#{name.replace('-', '_')}")
             proxy += f"[filter:{name}]\n{text}\n"
