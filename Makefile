@@ -82,7 +82,7 @@ test: ## every test there is: check, planted defects, threads, integration; prin
 test-full: ## as test, with larger data (4 GiB where test writes 1) (40 min)
 	@OVS_TEST_SCALE=4 $(MAKE) test
 
-# Real object stores (Ceph, Swift; 255 MB of packages), and the client that asks them.
+# Real object stores (Ceph, Swift; 255 MB of packages), an emulator of Azure's (190 MB), and the client that asks them.
 test-engines: engines-client
 
 .PHONY: engines-client

@@ -1,10 +1,17 @@
-"""Object stores of Debian's packages on loopback: Ceph (RADOS and its gateway, for S3 and Swift's API) and OpenStack Swift.
+"""Object stores on loopback: Ceph (RADOS and its gateway, for S3 and Swift's API), OpenStack Swift, and Azurite, which speaks as Azure.
 
 Each has a folder and ports of its own and is stopped by pid. One copy of everything and no authentication inside: enough to
 be asked, killed, held and started again, and to keep what it acknowledged meanwhile.
 """
 
+import base64
+import dataclasses
+import email.utils
 import getpass
+import hashlib
+import hmac
+import json
+import os
 import pathlib
 import shutil
 import socket
@@ -12,7 +19,7 @@ import tempfile
 import urllib.request
 import uuid
 
-from stack import ROOTS, Program, run, wait_until
+from stack import CACHE, ROOTS, Program, run, wait_until
 
 BUCKET = "ovs-test"
 
@@ -42,8 +49,34 @@ def make_container(auth, user, key):
         assert answer.status in (201, 202)
 
 
+@dataclasses.dataclass
+class Door:
+    """A store as core/remote/examples/conformance.rs takes it; a name and a secret for each store that is in it."""
+
+    store: dict
+    credentials: list
+
+    def environment(self, secret=None):
+        """With this secret instead of its own."""
+        words = {**os.environ, "RUST_BACKTRACE": "0"}
+        for number, (name, own) in enumerate(self.credentials):
+            words |= {f"OVS_STORE_NAME_{number}": name, f"OVS_STORE_SECRET_{number}": secret or own}
+        return words
+
+    def argument(self):
+        return json.dumps(self.store)
+
+
+def folder(path):
+    return Door({"dir": str(path)}, [])
+
+
+def composite(policy, *doors):
+    return Door({"policy": policy, "of": [door.store for door in doors]}, [pair for door in doors for pair in door.credentials])
+
+
 class Engine:
-    """What both have: a folder, programs, and doors, each a store's description with a name and a secret."""
+    """What all have: a folder, programs, and doors."""
 
     def __init__(self, kind):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix=f"ovs-{kind}-", dir=ROOTS))
@@ -158,12 +191,12 @@ rgw_lc_debug_interval = -1
         return self
 
     def s3(self, prefix):
-        return {"kind": "s3", "endpoint": f"http://127.0.0.1:{self.gateway_port}", "region": "us-east-1", "bucket": BUCKET,
-                "prefix": prefix}, "access", "secret-of-s3"
+        store = {"kind": "s3", "endpoint": f"http://127.0.0.1:{self.gateway_port}", "region": "us-east-1", "bucket": BUCKET}
+        return Door({**store, "prefix": prefix}, [("access", "secret-of-s3")])
 
     def swift(self, prefix):
-        return {"kind": "swift", "auth": f"http://127.0.0.1:{self.gateway_port}/auth/v1.0", "container": BUCKET,
-                "prefix": prefix}, "ovs:swift", "secret-of-swift"
+        store = {"kind": "swift", "auth": f"http://127.0.0.1:{self.gateway_port}/auth/v1.0", "container": BUCKET}
+        return Door({**store, "prefix": prefix}, [("ovs:swift", "secret-of-swift")])
 
 
 class Swift(Engine):
@@ -187,6 +220,8 @@ class Swift(Engine):
                    "tempauth": "use = egg:swift#tempauth\nuser_ovs_swift = secret-of-swift .admin"}
         proxy = common + f"bind_port = {self.proxy_port}\n[pipeline:main]\npipeline = {' '.join(pipeline)}\n"
         proxy += "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+        # A server that has failed ten times is left out for a minute, and here there is no other.
+        proxy += "error_suppression_interval = 1\n"
         for name in pipeline[:-1]:
             text = filters.get(name, f"use = egg:swift#{name.replace('-', '_')}")
             proxy += f"[filter:{name}]\n{text}\n"
@@ -227,4 +262,55 @@ class Swift(Engine):
         self.memcached.start()
 
     def swift(self, prefix):
-        return {"kind": "swift", "auth": self.auth, "container": BUCKET, "prefix": prefix}, "ovs:swift", "secret-of-swift"
+        store = {"kind": "swift", "auth": self.auth, "container": BUCKET, "prefix": prefix}
+        return Door(store, [("ovs:swift", "secret-of-swift")])
+
+    def is_emptied(self):
+        """As after a disk that was replaced: all that was stored is gone, and it answers for an empty container."""
+        for program in self.programs:
+            program.kill9()
+        for path in (self.root / "dev" / "d1").iterdir():
+            shutil.rmtree(path)
+        return self.start()
+
+
+class Azurite(Engine):
+    """An emulator of Azure's blobs. What it acknowledged is in its memory for seconds, so that it is not to be killed."""
+
+    # Everybody's: it has no other.
+    ACCOUNT = "devstoreaccount1"
+    KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    def __init__(self):
+        super().__init__("azure")
+        [self.port] = free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{self.port}/{self.ACCOUNT}"
+        (self.root / "data").mkdir()
+        self.server = self.add("azurite", "node", CACHE / "azurite/node_modules/azurite/dist/src/blob/main.js", "--blobHost", "127.0.0.1",
+                               "--blobPort", self.port, "--location", self.root / "data", "--silent", "--disableTelemetry",
+                               "--skipApiVersionCheck")
+
+    def answers(self):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2):
+            return True
+
+    def start(self):
+        self.server.start()
+        wait_until("it answers", self.answers, 60)
+        self.make_container()
+        return self
+
+    def make_container(self):
+        """Put, as "Authorize with Shared Key" of the REST API's reference has it."""
+        headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
+        words = ["PUT", *[""] * 11, *(f"{name}:{value}" for name, value in headers.items()),
+                 f"/{self.ACCOUNT}/{self.ACCOUNT}/{BUCKET}", "restype:container"]
+        signed = hmac.new(base64.b64decode(self.KEY), "\n".join(words).encode(), hashlib.sha256).digest()
+        headers |= {"Authorization": f"SharedKey {self.ACCOUNT}:{base64.b64encode(signed).decode()}", "Content-Length": "0"}
+        put = urllib.request.Request(f"{self.endpoint}/{BUCKET}?restype=container", method="PUT", headers=headers)
+        with urllib.request.urlopen(put, timeout=30) as answer:
+            assert answer.status == 201
+
+    def azure(self, prefix):
+        store = {"kind": "azblob", "endpoint": self.endpoint, "container": BUCKET, "prefix": prefix}
+        return Door(store, [(self.ACCOUNT, self.KEY)])

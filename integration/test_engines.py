@@ -1,23 +1,22 @@
-"""The remote leaf (core/remote) against real stores: Ceph's gateway by S3 and by Swift's API, and OpenStack Swift.
+"""Real stores: Ceph's gateway by S3 and by Swift's API, OpenStack Swift, an emulator of Azure's; composites of them and of directories.
 
 The client is core/remote/examples/conformance.rs: the suite that every backend passes, a probe, and a load that goes on
-while the store is killed and held, and checks each byte it reads.
+while stores are killed and held, and checks each byte it reads. Then ovsd on them, with guests.
 """
 
 import json
-import os
 import subprocess
+import tempfile
 import time
 
 import pytest
 
-from engines import Ceph, Swift
+from engines import Azurite, Ceph, Swift, composite, folder
 from nbd_client import Connection
-from stack import BIN, MIB, Refused, run, unique, wait_until
+from stack import BIN, MIB, ROOTS, Refused, run, unique, wait_until
+from test_drives import CONFIG, REPAIR_S, Guest, drives_of, files_of, make_drive, until_drives, until_safe
 
 CLIENT = BIN / "examples" / "conformance"
-# The client's bound for one operation: RETRY + 3 * PATIENCE in conformance.rs.
-BOUND_MS = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +37,30 @@ def swift():
         engine.close()
 
 
-@pytest.fixture(params=["ceph-s3", "ceph-swift", "swift"])
+@pytest.fixture(scope="module")
+def azure():
+    engine = Azurite()
+    try:
+        yield engine.start()
+    finally:
+        engine.close()
+
+
+REAL = ["ceph-s3", "ceph-swift", "swift-swift"]
+
+
+@pytest.fixture(params=[*REAL, "azure-azure"])
 def door(request):
-    """A store's description, name and secret, in a place of its own."""
-    engine = request.getfixturevalue(request.param.split("-")[0])
-    return getattr(engine, "s3" if request.param == "ceph-s3" else "swift")(f"{unique('t')}/pool")
-
-
-def environment(name, secret):
-    return {**os.environ, "RUST_BACKTRACE": "0", "OVS_STORE_NAME": name, "OVS_STORE_SECRET": secret}
+    """A store, in a place of its own."""
+    engine, protocol = request.param.split("-")
+    return getattr(request.getfixturevalue(engine), protocol)(f"{unique('t')}/pool")
 
 
 def client(door, *argv, timeout=60):
     """Runs the client to its end; what it printed."""
-    store, name, secret = door
-    done = run(CLIENT, json.dumps(store), *argv, timeout=timeout, env=environment(name, secret), check=False)
-    assert secret not in done.stdout + done.stderr
+    done = run(CLIENT, door.argument(), *argv, timeout=timeout, env=door.environment(), check=False)
+    for _, secret in door.credentials:
+        assert secret not in done.stdout + done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -62,8 +69,7 @@ class Load:
     """The client's load, under way beside the test."""
 
     def __init__(self, door, seconds):
-        store, name, secret = door
-        self.process = subprocess.Popen([CLIENT, json.dumps(store), "load", str(seconds)], env=environment(name, secret),
+        self.process = subprocess.Popen([CLIENT, door.argument(), "load", str(seconds)], env=door.environment(),
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self):
@@ -74,8 +80,8 @@ class Load:
         out, errors = self.process.communicate(timeout=90)
         assert self.process.returncode == 0, out + errors
         totals = json.loads(out)
-        print(totals)
-        assert totals["longest_ms"] < BOUND_MS and totals["retries_at_the_end"] == 0
+        print(totals, errors)
+        assert totals["retries_at_the_end"] == 0, errors
         assert totals["puts"] > 20 and totals["gets"] > 20 and totals["deletes"] > 2
         return totals
 
@@ -93,11 +99,11 @@ def test_a_probe_says_what_the_store_does(door):
     probe = json.loads(client(door, "probe"))
     good = {key for key, value in probe.items() if value is True}
     assert good == {"reads_after_put", "reads_ranges", "lists_after_put", "lists_in_order", "deletes", "lists_after_delete"}
-    assert probe["put_if_absent"] == ("one_winner" if door[0]["kind"] == "s3" else "not_offered")
+    assert probe["put_if_absent"] == ("not_offered" if door.store["kind"] == "swift" else "one_winner")
 
 
 def test_a_gateway_that_is_killed_and_held(ceph):
-    with Load(ceph.s3(unique("t")), 20) as load:
+    with Load(ceph.s3(unique("t")), 30) as load:
         time.sleep(2)
         ceph.gateway.kill9()
         # Longer than an operation tries.
@@ -111,7 +117,7 @@ def test_a_gateway_that_is_killed_and_held(ceph):
 
 
 def test_an_osd_that_is_killed_and_held(ceph):
-    with Load(ceph.s3(unique("t")), 20) as load:
+    with Load(ceph.s3(unique("t")), 30) as load:
         time.sleep(2)
         with ceph.osd.held():
             time.sleep(4.5)
@@ -122,7 +128,7 @@ def test_an_osd_that_is_killed_and_held(ceph):
 
 
 def test_swift_servers_that_are_killed_and_held(swift):
-    with Load(swift.swift(unique("t")), 20) as load:
+    with Load(swift.swift(unique("t")), 30) as load:
         time.sleep(2)
         swift.proxy.kill9()
         time.sleep(4.5)
@@ -130,6 +136,20 @@ def test_swift_servers_that_are_killed_and_held(swift):
         wait_until("the proxy answers", swift.answers, 30)
         time.sleep(1)
         with swift.servers["object"].held():
+            time.sleep(4.5)
+        assert load.totals()["retries"] > 0
+
+
+def test_azure_that_is_stopped_and_held(azure):
+    """Stopped and not killed: the emulator would have lost what it acknowledged last."""
+    with Load(azure.azure(unique("t")), 30) as load:
+        time.sleep(2)
+        azure.server.stop()
+        time.sleep(4.5)
+        azure.server.start()
+        wait_until("it answers", azure.answers, 30)
+        time.sleep(1)
+        with azure.server.held():
             time.sleep(4.5)
         assert load.totals()["retries"] > 0
 
@@ -143,11 +163,54 @@ def test_tokens_that_expire_in_mid_operation(swift):
         assert load.totals()["retries"] == 0
 
 
+# Those of a store of each kind, and directories d0 and d1.
+COMPOSITES = {
+    "2,2,3,1": ("ceph-s3", "swift", "d0", "d1"),
+    "2,1,3,1": ("swift", "d0", "ceph-s3"),
+    "1,2,2,1": ("ceph-s3", "ceph-swift", "swift"),
+}
+
+
+@pytest.fixture
+def make_composite(ceph, swift):
+    """Of a policy, in a place of its own on each drive."""
+    with tempfile.TemporaryDirectory(prefix="ovs-drives-", dir=ROOTS) as directories:
+
+        def make(policy):
+            doors = {"ceph-s3": ceph.s3, "ceph-swift": ceph.swift, "swift": swift.swift}
+            own = lambda name: doors[name](unique("t")) if name in doors else folder(f"{directories}/{name}")  # noqa: E731
+            return composite(policy, *map(own, COMPOSITES[policy]))
+
+        yield make
+
+
+@pytest.mark.parametrize("policy", COMPOSITES)
+def test_the_suite_of_composites(make_composite, policy):
+    client(make_composite(policy), "suite")
+
+
+@pytest.mark.parametrize("victim", ["ceph", "swift"])
+def test_a_composite_of_which_one_store_is_killed_and_held(make_composite, ceph, swift, victim):
+    """Whoever puts, reads and lists notices nothing. Only a delete has to wait for all drives."""
+    engine, program = (ceph, ceph.gateway) if victim == "ceph" else (swift, swift.proxy)
+    with Load(make_composite("2,2,3,1"), 44) as load:
+        time.sleep(2)
+        program.kill9()
+        time.sleep(4.5)
+        program.start()
+        wait_until("it answers", engine.answers, 30)
+        time.sleep(1)
+        with program.held():
+            time.sleep(8)
+        totals = load.totals()
+        assert totals["retries"] == totals["retries_of_deletes"] > 0
+
+
 def test_a_wrong_password_is_said_at_once(ceph, swift):
-    for store, name, secret in (ceph.s3("t"), ceph.swift("t"), swift.swift("t")):
+    for door in (ceph.s3("t"), ceph.swift("t"), swift.swift("t")):
         started = time.monotonic()
-        wrong = f"not-{secret}"
-        done = run(CLIENT, json.dumps(store), "probe", check=False, env=environment(name, wrong))
+        [(_, secret)] = door.credentials
+        done = run(CLIENT, door.argument(), "probe", check=False, env=door.environment(f"not-{secret}"))
         assert done.returncode != 0 and ("HTTP 401" in done.stderr or "HTTP 403" in done.stderr)
         assert time.monotonic() - started < 5 and secret not in done.stderr
 
@@ -163,26 +226,29 @@ experimental:
 
 def make_store(ovs, name, door):
     """The store as a backend of ovsd's; its credentials are in files."""
-    store, user, secret = door
-    folder = ovs.root / "etc" / "ovs" / "secrets" / "stores"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in (("user", user), ("secret", secret)):
-        (folder / file).write_text(text)
-        (folder / file).chmod(0o600)
-    place = store["endpoint"] if store["kind"] == "s3" else store["auth"]
-    bucket = store["bucket"] if store["kind"] == "s3" else store["container"]
+    store, [(user, secret)] = door.store, door.credentials
+    secrets = ovs.root / "etc" / "ovs" / "secrets" / "stores"
+    secrets.mkdir(parents=True, exist_ok=True)
+    files = secrets / f"{name}-user", secrets / f"{name}-secret"
+    for file, text in zip(files, (user, secret)):
+        file.write_text(text)
+        file.chmod(0o600)
+    kind = {"azblob": "azure"}.get(store["kind"], store["kind"])
+    place = store.get("endpoint") or store["auth"]
+    bucket = store.get("bucket") or store["container"]
     region = ["--region", store["region"]] if "region" in store else []
-    return ovs.ovs("backend", "create", name, "--type", store["kind"], "--endpoint", place, "--bucket", bucket, *region, "--prefix", store["prefix"],
-                   "--user-file", folder / "user", "--secret-file", folder / "secret")
+    return ovs.ovs("backend", "create", name, "--type", kind, "--endpoint", place, "--bucket", bucket, *region, "--prefix", store["prefix"],
+                   "--user-file", files[0], "--secret-file", files[1])
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("door", REAL, indirect=True)
 @pytest.mark.parametrize("is_composite", [False, True])
 def test_a_vpool_on_a_store(make_stack, chance, door, is_composite):
     """By itself, and as a drive beside directories of which one goes: written, overwritten, read by the next ovsd, deleted."""
     ovs = make_stack(EXPERIMENTAL).start()
     made = make_store(ovs, "cloud", door)
-    assert made["probe"]["is_usable"] and made["path"].endswith(door[0]["prefix"]), made
+    assert made["probe"]["is_usable"] and made["path"].endswith(door.store["prefix"]), made
     if is_composite:
         for name in ("d0", "d1"):
             ovs.ovs("backend", "create", name, "--path", ovs.root / "drives" / name, "--node", name)
@@ -209,13 +275,71 @@ def test_a_vpool_on_a_store(make_stack, chance, door, is_composite):
     with Connection(ovs.nbd_socket, "p/v") as connection:
         for number, data in blocks.items():
             assert connection.read(number * MIB, len(data)) == data, number
-    for secret in door[1:]:
+    for secret in door.credentials[0]:
         assert secret not in ovs.ovsd.log.read_text() + (ovs.state / "vpools.json").read_text()
     if is_composite:
         (ovs.root / "away").rename(ovs.root / "drives" / "d1")
     ovs.ovs("vdisk", "delete", "p/v", "--purge")
     wait_until("the vPool is gone", lambda: not refused(ovs, "vpool", "delete", "p"), 60)
     ovs.ovs("backend", "delete", "all" if is_composite else "cloud")
+
+
+def make_mixed_pool(ovs, policy, stores, directories):
+    """The vPool `p` with a vDisk `v` on a composite of stores and directories, each a node of its own."""
+    for name, door in stores.items():
+        make_store(ovs, name, door)
+    for name in directories:
+        make_drive(ovs, name, name)
+    ovs.ovs("preset", "create", "mixed", "--policy", policy, "--compression", "lz4", "--fragment", "1MiB")
+    ovs.ovs("backend", "create", "all", "--of", ",".join([*stores, *directories]), "--preset", "mixed")
+    ovs.ovs("vpool", "create", "p", "--backend", "all")
+    ovs.create("v", "32MiB", vpool="p")
+
+
+@pytest.mark.timeout(400)
+def test_a_guest_while_stores_are_killed_and_held(make_stack, chance, ceph, swift):
+    """One after the other, and both at once: it sees no error, and all is as safe as before when they are back."""
+    ovs = make_stack(CONFIG.format(grace="off")).start()
+    make_mixed_pool(ovs, "2,2,3,1", {"cloud": ceph.s3(unique("t")), "swift": swift.swift(unique("t"))}, ["d0", "d1"])
+    with Guest(ovs, "v", chance) as guest:
+        guest.another_round()
+        ceph.gateway.kill9()
+        guest.another_round()
+        ceph.gateway.start()
+        wait_until("the gateway answers", ceph.answers, 30)
+        with swift.proxy.held():
+            guest.another_round()
+        ceph.osd.kill9()
+        swift.servers["object"].kill9()
+        # Too few drives for anything to be acknowledged: what is written stays in the write buffer, what is read waits.
+        time.sleep(15)
+        ceph.osd.start()
+        swift.servers["object"].start()
+        guest.another_round()
+    until_safe(ovs, 2)
+    assert set(drives_of(ovs).values()) == {"serving"}
+
+
+@pytest.mark.timeout(400)
+def test_a_store_that_is_lost_for_good_is_replaced(make_stack, chance, ceph, swift):
+    """It comes back empty under its old address, and is not asked again."""
+    ovs = make_stack(CONFIG.format(grace="off")).start()
+    stores = {"cloud": ceph.s3(unique("t")), "swift": swift.swift(unique("t"))}
+    make_mixed_pool(ovs, "2,2,3,1", stores, ["d0", "d1", "d2"])
+    with Guest(ovs, "v", chance) as guest:
+        guest.another_round()
+        swift.is_emptied()
+        ovs.ovs("backend", "drive", "remove", "all", "swift", "--lost", timeout=REPAIR_S)
+        until_drives(ovs, ["cloud", "d0", "d1", "d2"])
+        guest.another_round()
+        make_store(ovs, "other", ceph.swift(unique("t")))
+        ovs.ovs("backend", "drive", "add", "all", "other")
+        guest.another_round()
+    ovs.ovsd.kill9()
+    ovs.restart()
+    with Guest(ovs, "v", chance) as guest:
+        guest.another_round()
+    until_safe(ovs, 2)
 
 
 def refused(ovs, *words):

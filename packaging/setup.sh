@@ -20,7 +20,7 @@ declare -A packages=(
     [vm]="cpio kmod busybox-static curl e2fsprogs"
     # A peer for tests/bench/objects.py: a one-node cluster on loopback.
     [ceph]="ceph-mon ceph-osd ceph-common"
-    # Object stores for integration/test_engines.py, on loopback.
+    # Object stores for integration/test_engines.py, on loopback; Azurite is installed apart.
     [engines]="ceph-mon ceph-osd ceph-common radosgw
                swift-proxy swift-account swift-container swift-object memcached attr curl python3 python3-pytest python3-pytest-timeout"
     [fuzz]=g++
@@ -139,6 +139,18 @@ install_fuzz() { # cargo-fuzz, beside fsx; a toolchain is its owner's business
     rm -rf "$cache/cargo-fuzz-target"
 }
 
+install_azurite() { # a server of Azure's blobs; Debian has none. The last version for Node.js 18, which Debian has
+    local version=3.35.0
+    [ "$(cat "$cache/azurite/version" 2>/dev/null)" = $version ] && return 0
+    command -v npm >/dev/null || install_packages nodejs npm
+    echo "setup: installing azurite $version (once, 190 MB)"
+    rm -rf "$cache/azurite"
+    mkdir -p "$cache/azurite"
+    # Nothing of what is installed is run by that.
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$cache/azurite" "azurite@$version"
+    echo $version >"$cache/azurite/version"
+}
+
 install_coverage() { # cargo-tarpaulin, without its uploads; its ptrace engine needs no part of LLVM
     local version=0.37.5
     grep -q "cargo-tarpaulin $version " "$cache/tools/.crates.toml" 2>/dev/null && return 0
@@ -177,6 +189,7 @@ case " $* " in
         fetch_kernel
         ;;
 esac
+case " $* " in *" engines "*) install_azurite ;; esac
 case " $* " in *" fuzz "*) install_fuzz ;; esac
 case " $* " in *" coverage "*) install_coverage ;; esac
 case " $* " in *" mutants "*) install_mutants ;; esac

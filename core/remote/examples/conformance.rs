@@ -1,26 +1,46 @@
-//! The conformance suite against a store that runs: integration/test_engines.py starts them.
+//! The conformance suite against stores that run: integration/test_engines.py starts them.
 //!
 //! ```text
-//! conformance STORE suite | probe | load SECONDS       STORE: a RemoteStore as JSON; $OVS_STORE_NAME, $OVS_STORE_SECRET
+//! conformance STORE suite | probe | load SECONDS
+//!
+//! STORE, as JSON: a RemoteStore | {"dir": PATH} | {"policy": "K,M,C,X", "of": [STORE, ...]}, a coded backend over those
+//! $OVS_STORE_NAME_N, $OVS_STORE_SECRET_N: of the N-th RemoteStore in it, from 0
 //! ```
 //!
 //! `suite` panics at the first rule that is broken. `probe` prints its report. `load` puts, gets, lists and deletes for so
-//! long, whatever becomes of the store meanwhile: only `Retry` is allowed for, and the last line says what there was of it.
+//! long, whatever becomes of the stores meanwhile: only `Retry` is allowed for, and the last line says what there was of it.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
-use ovs_backend::{Backend, BackendError, ObjectName, Urgency, conformance};
-use ovs_remote::{Credentials, RemoteBackend, RemoteOptions};
+use ovs_backend::{
+    Backend, BackendError, DirBackend, DirOptions, ObjectName, Urgency,
+    coded::{CodedBackend, Drive, Duty, Policy, Preset, Work},
+    conformance::{self, Rules},
+};
+use ovs_remote::{Credentials, RemoteBackend, RemoteOptions, RemoteStore};
+use serde::Deserialize;
 use std::{
     collections::BTreeSet,
     env,
     hash::{BuildHasher, RandomState},
+    path::PathBuf,
+    rc::Rc,
     time::Duration,
 };
 use tokio::{runtime::Handle, task::LocalSet, time::Instant};
+use uuid::Uuid;
 
 const RETRY: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is asked.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Store {
+    Composite { policy: String, of: Vec<Store> },
+    Dir { dir: PathBuf },
+    Remote(RemoteStore),
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -28,8 +48,7 @@ async fn main() -> anyhow::Result<()> {
     let [store, rest @ ..] = &arguments[..] else {
         bail!("usage: conformance STORE suite | probe | load SECONDS")
     };
-    let store = serde_json::from_str(store).context("the store's description")?;
-    let credentials = Credentials::new(env::var("OVS_STORE_NAME")?, env::var("OVS_STORE_SECRET")?);
+    let store: Store = serde_json::from_str(store).context("the store's description")?;
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let is_load = rest.first() == Some(&"load");
     // Another one in each process.
@@ -38,13 +57,20 @@ async fn main() -> anyhow::Result<()> {
         true => RemoteOptions { retry: RETRY, patience: PATIENCE, ..RemoteOptions::new(seed) },
         false => RemoteOptions::new(seed),
     };
-    let backend = RemoteBackend::open(store, credentials, options, Handle::current())?;
+    // A composite asks drives for what they have one after the other, each of them for as long as it tries.
+    let rounds = if matches!(store, Store::Composite { .. }) { 3 } else { 1 };
+    let longest = (RETRY + 3 * PATIENCE) * rounds;
+    let mut opening = Opening { options, remotes: Vec::new() };
+    let (backend, rules) = opening.open(store)?;
     let started = Instant::now();
     let work = async {
         match rest[..] {
-            ["suite"] => conformance::check_backend(&backend, conformance::Rules::OBJECTS).await,
-            ["probe"] => println!("{}", serde_json::to_string(&backend.probe().await?)?),
-            ["load", seconds] => load(&backend, Duration::from_secs(seconds.parse()?)).await?,
+            ["suite"] => conformance::check_backend(&*backend, rules).await,
+            ["probe"] => {
+                let remote = opening.remotes.first().context("only stores are probed")?;
+                println!("{}", serde_json::to_string(&remote.probe().await?)?);
+            }
+            ["load", seconds] => load(&*backend, Duration::from_secs(seconds.parse()?), longest).await?,
             _ => bail!("what? {rest:?}"),
         }
         Ok(())
@@ -52,6 +78,50 @@ async fn main() -> anyhow::Result<()> {
     LocalSet::new().run_until(work).await?;
     eprintln!("{} in {} ms", rest.join(" "), started.elapsed().as_millis());
     Ok(())
+}
+
+struct Opening {
+    options: RemoteOptions,
+    /// Those that are open, in their order.
+    remotes: Vec<RemoteBackend>,
+}
+
+impl Opening {
+    /// With the rules that it keeps.
+    fn open(&mut self, store: Store) -> anyhow::Result<(Rc<dyn Backend>, Rules)> {
+        Ok(match store {
+            Store::Dir { dir } => (Rc::new(DirBackend::open(DirOptions::new(dir))?), Rules::ALL),
+            Store::Remote(store) => {
+                let number = self.remotes.len();
+                let variable = |what| env::var(format!("OVS_STORE_{what}_{number}"));
+                let credentials = Credentials::new(variable("NAME")?, variable("SECRET")?);
+                let remote =
+                    RemoteBackend::open(store, credentials, self.options.clone(), Handle::current())?;
+                self.remotes.push(remote.clone());
+                (Rc::new(remote), Rules::OBJECTS)
+            }
+            Store::Composite { policy, of } => {
+                let numbers: Vec<u8> = policy.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                let [data, parity, acknowledged, per_node] = numbers[..] else {
+                    bail!("{policy} is no policy")
+                };
+                let policy = Policy::new(data, parity, acknowledged, per_node.into())?;
+                let drives: Vec<Drive> = of
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(store, number)| self.drive(store, number))
+                    .collect::<Result<_, _>>()?;
+                let coded = CodedBackend::new(drives, Preset::new(vec![policy])?, Work::OnThreads)?;
+                (Rc::new(coded), Rules { folders: false, lengths: false })
+            }
+        })
+    }
+
+    fn drive(&mut self, store: Store, number: u128) -> anyhow::Result<Drive> {
+        let (backend, _) = self.open(store).with_context(|| anyhow!("drive {number}"))?;
+        let (node, site) = (format!("n{number}"), "here".to_owned());
+        Ok(Drive { id: Uuid::from_u128(number), node, site, weight: 1, backend, duty: Duty::Serving })
+    }
 }
 
 /// What a load saw.
@@ -62,6 +132,8 @@ struct Totals {
     lists: u64,
     deletes: u64,
     retries: u64,
+    /// Of these so many were deletes: a composite's need the answers of all its drives.
+    retries_of_deletes: u64,
     longest_ms: u128,
     /// In the last two seconds.
     retries_at_the_end: u64,
@@ -77,9 +149,11 @@ fn name_of(number: u64) -> ObjectName {
 }
 
 struct Load<'a> {
-    backend: &'a RemoteBackend,
+    backend: &'a dyn Backend,
     totals: Totals,
     ends: Instant,
+    /// How long one operation may take.
+    longest: Duration,
 }
 
 impl Load<'_> {
@@ -92,10 +166,11 @@ impl Load<'_> {
         let answer = call.await;
         let took = asked.elapsed();
         self.totals.longest_ms = self.totals.longest_ms.max(took.as_millis());
-        ensure!(took < RETRY + 3 * PATIENCE, "an operation took {took:?}");
+        ensure!(took < self.longest, "an operation took {took:?}");
         match answer {
             Ok(answer) => Ok(Some(answer)),
-            Err(BackendError::Retry { .. }) => {
+            Err(error @ BackendError::Retry { .. }) => {
+                eprintln!("after {took:?}: {error}");
                 self.totals.retries += 1;
                 if self.ends.saturating_duration_since(Instant::now()) < Duration::from_secs(2) {
                     self.totals.retries_at_the_end += 1;
@@ -107,8 +182,8 @@ impl Load<'_> {
     }
 }
 
-async fn load(backend: &RemoteBackend, time: Duration) -> anyhow::Result<()> {
-    let mut load = Load { backend, totals: Totals::default(), ends: Instant::now() + time };
+async fn load(backend: &dyn Backend, time: Duration, longest: Duration) -> anyhow::Result<()> {
+    let mut load = Load { backend, totals: Totals::default(), ends: Instant::now() + time, longest };
     // Acknowledged; and those of which nobody knows, until they are asked for again.
     let (mut stored, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     let mut number = 0;
@@ -147,10 +222,13 @@ async fn load(backend: &RemoteBackend, time: Duration) -> anyhow::Result<()> {
             let first = *stored.first().expect("there is one");
             // Whatever is answered: it may be gone from here on.
             stored.remove(&first);
-            if load.ask(load.backend.delete(&name_of(first))).await?.is_some() {
-                load.totals.deletes += 1;
-                let gone = load.backend.get(&name_of(first)).await;
-                ensure!(gone.is_err(), "object {first} was deleted and is read");
+            match load.ask(load.backend.delete(&name_of(first))).await? {
+                Some(()) => {
+                    load.totals.deletes += 1;
+                    let gone = load.backend.get(&name_of(first)).await;
+                    ensure!(gone.is_err(), "object {first} was deleted and is read");
+                }
+                None => load.totals.retries_of_deletes += 1,
             }
         }
     }

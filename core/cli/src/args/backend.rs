@@ -1,10 +1,14 @@
 //! The verbs of backends and presets.
 
 use super::target::{byte_count, policy};
-use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
+use clap::{
+    Arg, ArgGroup, Args, Command, Error, Subcommand, ValueEnum, ValueHint,
+    builder::{EnumValueParser, PossibleValue, TypedValueParser},
+    error::ErrorKind,
+};
 use ovs_api::{BackendKind, Compression, Encryption, Policy};
 use ovs_units::{ByteCount, Name};
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
 /// `ovs backend ...`
 #[derive(Debug, Subcommand)]
@@ -69,7 +73,7 @@ pub struct CreateBackendArgs {
     /// The new backend
     pub name: Name,
     /// What it is made of [default: dir; with --of: composite]
-    #[arg(long = "type", value_enum)]
+    #[arg(long = "type", value_parser = BackendKindParser)]
     pub kind: Option<BackendKindArg>,
     /// Of dir: its directory; made when it does not exist
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -178,6 +182,48 @@ pub enum BackendKindArg {
     Azure,
     /// Other backends
     Composite,
+}
+
+/// Whoever asks for what cannot be one is told what to use instead (decision 0012).
+#[derive(Clone)]
+struct BackendKindParser;
+
+impl BackendKindParser {
+    fn instead_of(word: &str) -> Option<&'static str> {
+        match word {
+            "webdav" | "davfs" => Some(
+                "no backend is of type webdav: its servers answer before a disk has what they were sent, and it has no request for that. \
+                 A mount (davfs2, rclone) is no way around it. Instead: that server's disk over NFS, exported with sync, as --type dir; \
+                 or an object store on that server, as --type s3 or swift",
+            ),
+            "sftp" | "sshfs" => Some(
+                "no backend is of type sftp: the protocol cannot make a new file's name durable. A mount (sshfs) says it has, and has not. \
+                 Instead: that server's disk over NFS, exported with sync, as --type dir; or an object store on that server, as --type s3 or swift",
+            ),
+            _ => None,
+        }
+    }
+}
+
+impl TypedValueParser for BackendKindParser {
+    type Value = BackendKindArg;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<BackendKindArg, Error> {
+        match value.to_str().and_then(BackendKindParser::instead_of) {
+            Some(why) => Err(command.clone().error(ErrorKind::InvalidValue, why)),
+            None => EnumValueParser::<BackendKindArg>::new().parse_ref(command, arg, value),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let kinds = BackendKindArg::value_variants().iter();
+        Some(Box::new(kinds.filter_map(ValueEnum::to_possible_value)))
+    }
 }
 
 impl From<BackendKindArg> for BackendKind {

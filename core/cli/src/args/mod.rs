@@ -184,5 +184,14 @@ mod tests {
         check_usage("ovs vdisk resize p/x", &["--size"]);
         check_usage("ovs task show 7", &["TASK", "'7'"]);
         check_usage("ovs frobnicate", &["frobnicate"]);
+        check_usage("ovs backend create b --type tape", &["'tape'", "dir, s3, swift, gcs, azure, composite"]);
+        check_usage(
+            "ovs backend create b --type webdav",
+            &["type webdav", "davfs2", "NFS", "--type dir", "--type s3"],
+        );
+        check_usage(
+            "ovs backend create b --type sftp",
+            &["type sftp", "sshfs", "NFS", "--type dir", "--type s3"],
+        );
     }
 }
