@@ -5,7 +5,7 @@ use super::get::PIECES_MAX;
 use super::list::{Listing, Seen};
 use super::name::Place;
 use super::reconstruct::has_body;
-use super::{CodedBackend, Inner, PATIENCE, name, timed};
+use super::{CodedBackend, Inner, PATIENCE, name, timed, upkeep::SUSPICIOUS_MAX};
 use crate::{BackendError, ObjectName};
 use futures_util::stream::{self, StreamExt};
 use ovs_format::fragment::Header;
@@ -40,7 +40,8 @@ impl CodedBackend {
         let mut listing = Listing::new(inner, "", verified.after.clone());
         // Whoever lets one read wait that long would do so with all of them.
         let mut hanging = BTreeSet::new();
-        while verified.bytes < up_to {
+        // What is not remembered would not be mended: it waits until others are.
+        while verified.bytes < up_to && inner.upkeep.suspicious.borrow().len() < SUSPICIOUS_MAX {
             let next = listing.next().await;
             verified.missed.extend(listing.silent.iter().map(|index| drives[*index].id));
             let Some((name, seen)) = next else {
@@ -89,7 +90,7 @@ impl Inner {
                 return Answer::None { drive: *drive, hangs: true };
             }
             let began = Instant::now();
-            let bytes = match timed("get", own.as_str(), drives[*drive].backend.get(&own)).await {
+            let bytes = match timed("get", own.as_str(), drives[*drive].backend.get_stored(&own)).await {
                 Ok(bytes) => bytes,
                 // Nobody knows. If it answers otherwise, mending finds out.
                 Err(error @ BackendError::Retry { .. }) => {

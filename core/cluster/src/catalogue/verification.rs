@@ -20,6 +20,9 @@ pub struct VerificationRecord {
     pub last: Option<PassRecord>,
     /// The one that goes on.
     pub present: PassRecord,
+    /// Objects of which something bad was found that is not mended yet: the pass has gone on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspicious: Vec<String>,
 }
 
 /// One pass over all objects.

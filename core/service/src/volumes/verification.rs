@@ -20,7 +20,7 @@ use crate::tasks::{About, Running};
 use futures_util::future::select;
 use ovs_api::{Accepted, Problem, ProblemKind, Task, TaskId, Timestamp, Verification as ApiVerification};
 use ovs_backend::{ObjectName, coded::Verified};
-use ovs_cluster::catalogue::{FORMAT, PassRecord, VerificationRecord};
+use ovs_cluster::catalogue::{CatalogueError, FORMAT, PassRecord, VerificationRecord};
 use ovs_units::Name;
 use serde_json::{Value, json};
 use std::{
@@ -145,7 +145,10 @@ impl Verification {
         pass.ended_ms = Some(now_ms);
         let over = std::mem::replace(pass, begun(now_ms));
         record.last = Some(over.clone());
-        self.asked.set(Asked::No);
+        // One that is to begin has not begun.
+        if self.asked.get() == Asked::UnderWay {
+            self.asked.set(Asked::No);
+        }
         self.kept_at.set(None);
         Some(over)
     }
@@ -197,14 +200,18 @@ impl Volumes {
     /// How far the present pass is, and how many bytes are to be read now, if any are.
     async fn part_due(&self, pool: &Pool, uuid: Uuid, composite: &Composite) -> Option<(PassRecord, u64)> {
         let (verification, every) = (&composite.verification, self.settings.verify_every);
-        let is_asked = verification.asked.get() != Asked::No;
-        if pool.backend().is_none() || every.is_none() && !is_asked {
+        let total = composite.looked().filter(|looked| looked.mended)?.survey.all.bytes;
+        if pool.backend().is_none() {
             return None;
         }
-        let total = composite.looked().filter(|looked| looked.mended)?.survey.all.bytes;
         if verification.record.borrow().is_none() {
-            let record = self.recorded_verification(pool, uuid).await;
-            verification.record.borrow_mut().get_or_insert(record);
+            let record = self.recorded_verification(pool, uuid).await?;
+            let names = record.suspicious.iter().filter_map(|name| ObjectName::new(name.as_str()).ok());
+            names.for_each(|name| composite.coded.suspect(&name));
+            *verification.record.borrow_mut() = Some(record);
+        }
+        if every.is_none() && verification.asked.get() == Asked::No {
+            return None;
         }
         let now_ms = self.clock.wall_ms();
         if verification.asked.get() == Asked::Wanted {
@@ -259,26 +266,32 @@ impl Volumes {
         }
     }
 
-    /// As it is in the registry; of another vPool, or not there: it begins.
-    async fn recorded_verification(&self, pool: &Pool, uuid: Uuid) -> VerificationRecord {
+    /// As it is in the registry; of another vPool, or not there: it begins. Nothing: the registry does not answer.
+    async fn recorded_verification(&self, pool: &Pool, uuid: Uuid) -> Option<VerificationRecord> {
         let vpool = pool.record().id;
-        let found = self.catalogue.find::<VerificationRecord>(uuid).await;
-        let found = found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "how far a verification was cannot be read: it begins anew");
-            None
-        });
+        let found = match self.catalogue.find::<VerificationRecord>(uuid).await {
+            Ok(found) => found,
+            Err(CatalogueError::Registry(_)) => return None,
+            Err(error) => {
+                tracing::warn!(%error, "how far a verification was cannot be read: it begins anew");
+                None
+            }
+        };
         let found = found.map(|stored| stored.record).filter(|record| record.vpool == vpool);
-        found.unwrap_or_else(|| VerificationRecord {
+        Some(found.unwrap_or_else(|| VerificationRecord {
             format: FORMAT,
             uuid,
             vpool,
             last: None,
             present: begun(self.clock.wall_ms()),
-        })
+            suspicious: Vec::new(),
+        }))
     }
 
     async fn keep_verification(&self, composite: &Composite) {
-        let Some(record) = composite.verification.record.borrow().clone() else { return };
+        let Some(mut record) = composite.verification.record.borrow().clone() else { return };
+        // Nobody passes by there again before the next time.
+        record.suspicious = composite.coded.suspicious().iter().map(ToString::to_string).collect();
         match self.catalogue.restore(record).await {
             Ok(_) => composite.verification.kept_at.set(Some(self.clock.now())),
             Err(error) => {
@@ -487,6 +500,7 @@ mod tests {
             vpool: ovs_units::VpoolId(Uuid::nil()),
             last: None,
             present: begun(7),
+            suspicious: Vec::new(),
         };
         *verification.record.borrow_mut() = Some(record);
         let read = Verified {

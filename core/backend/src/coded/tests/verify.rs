@@ -172,3 +172,30 @@ fn a_drive_that_hangs_does_not_hold_a_verification_up() {
         assert!(began.elapsed() < PATIENCE * 4, "{:?}", began.elapsed());
     });
 }
+
+/// Nobody has to mend what is gone, nor to find again what was found.
+#[test]
+fn what_was_found_is_remembered_for_who_starts_again_until_it_is_mended_or_deleted() {
+    local(async {
+        let mut world = world(6, preset(&[policy(2, 1, 3, 9)]));
+        world.put_all(14).await;
+        let (one, other) = (world.fragments()[5].clone(), world.fragments()[30].clone());
+        let of = |fragment: &(usize, ObjectName)| name::parse(&fragment.1).expect("a fragment").0;
+        assert_ne!(of(&one), of(&other));
+        world.rot(&one);
+        world.rot(&other);
+        world.verify_all().await;
+        let found = world.backend.suspicious();
+        assert_eq!(found.len(), 2);
+        world.restart();
+        world.backend.look_after(true).await;
+        assert!(world.backend.suspicious().is_empty() && !world.backend.wants_survey());
+        found.iter().for_each(|name| world.backend.suspect(name));
+        assert!(world.backend.wants_survey());
+        world.backend.delete(&of(&one)).await.expect("deleted");
+        assert_eq!(world.backend.suspicious(), [of(&other)]);
+        world.backend.look_after(true).await;
+        assert!(world.backend.suspicious().is_empty());
+        assert_eq!(world.verify_all().await.bad, 0);
+    });
+}

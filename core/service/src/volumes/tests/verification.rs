@@ -198,6 +198,32 @@ fn a_verification_goes_on_over_restarts_and_catches_up_without_haste() {
     });
 }
 
+/// The pass has gone on, and ovsd dies before anything was mended.
+#[test]
+fn what_was_found_before_a_crash_is_mended_after_it() {
+    let world = World::new();
+    let rotten = world.life(async |volumes: Rc<Volumes>| {
+        make_data(&world, &volumes).await;
+        volumes.begin_background();
+        // The next look is 10 s later at the earliest.
+        while upkeep(&volumes).await.surveyed_at.is_none() {
+            volumes.clock.sleep(Duration::from_secs(1)).await;
+        }
+        let rotten = rot(&world, "b");
+        let task = volumes.verify_backend(name("all")).await.unwrap().0;
+        let ended = volumes.tasks.wait(task.uuid, HOUR).await.unwrap();
+        assert_eq!(ended.result.unwrap()["bad_fragments"], rotten.len());
+        assert!(are_still_rotten(&rotten), "nobody had the time");
+        rotten
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.begin_background();
+        let last = until(&volumes, 10, async || upkeep(&volumes).await.verified).await;
+        assert_eq!(last.bad_fragments, rotten.len() as u64);
+        until_mended(&volumes, &rotten).await;
+    });
+}
+
 #[test]
 fn what_cannot_be_verified_is_refused_and_who_waits_can_stop_it() {
     let world = World::new();
