@@ -72,8 +72,11 @@ fn a_composite_that_has_left_leaves_nothing_on_its_own_drives() {
     world.life(async |volumes: Rc<Volumes>| {
         volumes.create_preset(preset("mirror", &[(1, 1, 2, 2)]), no_terms()).await.unwrap();
         volumes.create_preset(preset("p", THREE_COPIES), no_terms()).await.unwrap();
-        make_drives(&world, &volumes, &["a", "b", "c", "e1", "e2", "e3"]).await;
-        volumes.create_backend(composite("east", &["e1", "e2", "e3"], "mirror"), no_terms()).await.unwrap();
+        make_drives(&world, &volumes, &["a", "b", "c", "e1", "e2", "e3", "e4"]).await;
+        volumes
+            .create_backend(composite("east", &["e1", "e2", "e3", "e4"], "mirror"), no_terms())
+            .await
+            .unwrap();
         volumes.create_backend(composite("all", &["a", "b", "c", "east"], "p"), no_terms()).await.unwrap();
         volumes.create_vpool(vpool("p", Some("all")), no_terms()).await.unwrap();
         let new = CreateVdisk { size_bytes: Some(1 << 20), ..CreateVdisk::new(name("p"), name("v")) };
@@ -99,11 +102,11 @@ fn a_composite_that_has_left_leaves_nothing_on_its_own_drives() {
         let problem = refused(asked, ProblemKind::Conflict);
         assert!(problem.detail.contains("being removed"), "{problem}");
         volumes.begin_background();
-        for drive in ["e1", "e2", "e3"] {
+        for drive in ["e1", "e2", "e3", "e4"] {
             until(&volumes, drive, async || namespaces(&folder(&world, drive)).is_empty()).await;
         }
         until(&volumes, "e1 is none any more", async || {
-            volumes.get_backend(name("east")).await.unwrap().drives.len() == 2
+            volumes.get_backend(name("east")).await.unwrap().drives.len() == 3
         })
         .await;
         assert_eq!(read_at(&volumes, 0).await, 7);
