@@ -126,6 +126,10 @@ macro_rules! for_each_operation {
                 /// A task `backend.drive.remove`, over when it is none any more; cancelling that ends the wait alone.
                 remove_drive: DELETE "/v1/backends/{backend}/drives/{drive}" path(backend: Name, drive: Name)
                     query(RemoveDriveQuery) -> Accepted<Task>, may [NotFound, Conflict, Offline, Damaged, PreconditionFailed];
+                /// Reads all fragments on a composite's drives now, from the beginning, as fast as guests allow; what is bad is made
+                /// again. A task `backend.verify`; while one goes on, that one. Cancelling it leaves the rest to the usual pace.
+                verify_backend: POST "/v1/backends/{backend}/verify" path(backend: Name) -> Accepted<Task>,
+                    may [NotFound, Conflict, Offline, Damaged];
 
                 /// Makes a preset.
                 create_preset: POST "/v1/presets" body(CreatePreset) -> Created<Preset>, may [Exists, Conflict];

@@ -111,6 +111,13 @@ impl<B: Backend> Backend for CountingBackend<B> {
         })
     }
 
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            self.count(Operation::Get, self.inner.get_stored(&name).await, |bytes| bytes.len() as u64)
+        })
+    }
+
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {

@@ -207,6 +207,19 @@ impl Backend for DirBackend {
         })
     }
 
+    /// From the disk, and not out of the page cache.
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let of = name.clone();
+            self.run("get", of.as_str(), move |store| {
+                let file = store.open_object(&name)?;
+                file.read_stored().map_err(|error| store.cannot_read(&name, error))
+            })
+            .await
+        })
+    }
+
     /// All that can be read is safe, and all is told.
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         self.get(name)

@@ -210,6 +210,14 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         })
     }
 
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(async move {
+            let work = self.inner.get_stored(&name);
+            self.under_fault(Operation::Get, name.as_str(), work, spoil_bytes).await
+        })
+    }
+
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(async move {

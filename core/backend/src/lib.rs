@@ -137,6 +137,12 @@ pub trait Backend {
     /// The whole object. After a crash it may be one whose put was never acknowledged, and may be gone at the next failure.
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>>;
 
+    /// The whole object as it is where it is stored, and not out of memory: for whoever wants to know whether that has changed. Where
+    /// there is no such difference, or it cannot be had, as `get`.
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        self.get(name)
+    }
+
     /// The whole object, which is from now on as safe as one whose put was acknowledged: for whoever lets anything rest on what
     /// a put that he knows nothing of has left. `NotFound` lasts, too: where a part of the backend is silent that may have something
     /// of it, or where a put that nobody waits for any more may land yet, that is `Incomplete`.
@@ -180,6 +186,10 @@ impl<B: Backend + ?Sized> Backend for Rc<B> {
 
     fn get(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         (**self).get(name)
+    }
+
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        (**self).get_stored(name)
     }
 
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {

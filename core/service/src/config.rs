@@ -19,6 +19,9 @@ const MAPS_BYTES_MIN: u64 = 4 << 20;
 /// More often it would be nothing but that.
 const SURVEY_EVERY_MIN: Duration = Duration::from_secs(1);
 
+/// More often drives would do nothing else; who wants it now asks for it.
+const VERIFY_EVERY_MIN: Duration = Duration::from_secs(3600);
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -155,11 +158,19 @@ pub struct RepairConfig {
     /// So often all drives are looked at although nothing calls for it.
     #[serde(deserialize_with = "duration")]
     pub survey_every: Duration,
+    /// Within this time all fragments on all drives are read once, and what has changed made again from the others; `off`: only when
+    /// somebody asks for it.
+    #[serde(deserialize_with = "duration_or_off")]
+    pub verify_every: Option<Duration>,
 }
 
 impl Default for RepairConfig {
     fn default() -> Self {
-        RepairConfig { grace: Some(Duration::from_secs(15 * 60)), survey_every: Duration::from_secs(3600) }
+        RepairConfig {
+            grace: Some(Duration::from_secs(15 * 60)),
+            survey_every: Duration::from_secs(3600),
+            verify_every: Some(Duration::from_secs(7 * 24 * 3600)),
+        }
     }
 }
 
@@ -353,6 +364,9 @@ impl Config {
         }
         if self.repair.survey_every < SURVEY_EVERY_MIN {
             bail!("repair.survey_every is {:?}; at least 1s is needed", self.repair.survey_every);
+        }
+        if let Some(every) = self.repair.verify_every.filter(|every| *every < VERIFY_EVERY_MIN) {
+            bail!("repair.verify_every is {every:?}; allowed are 1h and more, and off");
         }
         if self.scrub.every.is_zero() {
             bail!("scrub.every is 0; it has to be some time");
@@ -560,6 +574,17 @@ mod tests {
         refused("repair: {grace: 15}", "write 15min");
         refused("repair: {grace: soon}", "write 15min");
         refused("repair: {survey_every: 0s}", "repair.survey_every");
+        let verify = |text: &str| {
+            Config::parse(&format!("repair: {{verify_every: {text}}}")).unwrap().repair.verify_every
+        };
+        assert_eq!(Config::default().repair.verify_every, Some(Duration::from_secs(7 * 86400)));
+        assert_eq!(
+            (verify("1h"), verify("30d")),
+            (Some(Duration::from_secs(3600)), Some(Duration::from_secs(30 * 86400)))
+        );
+        assert_eq!((verify("off"), verify("0")), (None, None));
+        refused("repair: {verify_every: 59m}", "repair.verify_every is 3540s; allowed are 1h and more");
+        refused("repair: {verify_every: weekly}", "weekly");
     }
 
     #[test]

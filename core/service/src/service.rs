@@ -177,6 +177,7 @@ async fn bring_up(
         has_cache_ssd: config.cache.is_some_and(|cache| cache.ssd.is_some()),
         repair_grace: config.repair.grace,
         survey_every: config.repair.survey_every,
+        verify_every: config.repair.verify_every,
         allows_coded_backends: config.experimental.coded_backends,
         io_uring: config.io_uring,
     };

@@ -83,6 +83,18 @@ impl Tasks {
             .collect()
     }
 
+    /// The task about the same that is not over, and not asked to stop, if there is one.
+    pub fn running(&self, about: &About) -> Option<Task> {
+        let known = self.known();
+        let mut tasks =
+            known.values().filter(|entry| !entry.wants_cancel).map(|entry| entry.task.borrow().clone());
+        tasks.find(|task| {
+            task.kind == about.kind
+                && (task.subject, &task.subject_name) == (about.subject, &about.subject_name)
+                && !task.state.is_over()
+        })
+    }
+
     /// One task.
     pub fn get(&self, id: TaskId) -> Result<Task, Problem> {
         self.receiver(id).map(|task| task.borrow().clone())

@@ -176,6 +176,39 @@ pub struct BackendUpkeep {
     /// What is in the way of more safety, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Within which time all fragments are read once; missing: only when somebody asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_every_seconds: Option<u64>,
+    /// The last time that this was done from beginning to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verification>,
+    /// What is being done of the next time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifying: Option<Verification>,
+}
+
+/// All fragments on a composite's drives are read, and compared with what they should be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Verification {
+    /// When it began.
+    pub began_at: Timestamp,
+    /// When it came to the end; missing: it has not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// Objects of which all fragments were read, but for those on drives that did not answer.
+    pub objects: u64,
+    /// What these fragments take.
+    pub bytes: u64,
+    /// Of the bytes that there were when it was last looked at, so many in percent; 100 at the end.
+    pub percent: u32,
+    /// Fragments that were not as they should be. They are made again from the others.
+    pub bad_fragments: u64,
+    /// Drives of which not all was read, because they did not answer.
+    #[serde(default)]
+    pub missed: Vec<Name>,
+    /// How long the rest takes about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<u64>,
 }
 
 /// Objects that survive as many further losses.

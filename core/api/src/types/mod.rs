@@ -28,7 +28,7 @@ pub use attachment::{
 };
 pub use backend::{
     AddDrive, Backend, BackendDrive, BackendKind, BackendPlan, BackendUpkeep, CreateBackend, DriveDuty,
-    PolicyPlan, ProbeResult, RemoteStore, RemoveDriveQuery, SafetyShare, UpkeepPhase,
+    PolicyPlan, ProbeResult, RemoteStore, RemoveDriveQuery, SafetyShare, UpkeepPhase, Verification,
 };
 pub use cache::{CacheSpace, VdiskCachePatch, VdiskCacheStats, VpoolCachePatch};
 pub use device::{Device, DeviceList, PutDevice};

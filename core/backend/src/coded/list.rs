@@ -163,7 +163,11 @@ impl Inner {
         if failures.is_empty() {
             failures = self.delete_fragments(name, &others).await;
         }
-        let Some(error) = failures.first() else { return Ok(()) };
+        let Some(error) = failures.first() else {
+            // Nothing of it is to be mended any more.
+            self.upkeep.suspicious.borrow_mut().remove(name);
+            return Ok(());
+        };
         Err(BackendError::Retry {
             operation: "delete",
             object: name.to_string(),

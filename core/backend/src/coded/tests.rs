@@ -14,6 +14,7 @@ mod life;
 mod lives;
 mod trouble;
 mod unfinished;
+mod verify;
 
 type Memory = FaultyBackend<MemoryBackend>;
 
@@ -310,11 +311,11 @@ proptest! {
             }
             assert!(world.get("v/b/1").await == Ok(second));
             // All of it is found by reading everything, and made good where parity allows.
-            world.backend.verify(None, u64::MAX).await;
+            world.verify_all().await;
             let mended = world.backend.look_after(true).await;
             if repairable {
                 assert_eq!(mended.safety.keys().copied().collect::<Vec<_>>(), [u32::from(m)], "{touched:?}: {mended:?}");
-                assert_eq!(world.backend.verify(None, u64::MAX).await.bad, 0, "{touched:?}");
+                assert_eq!(world.verify_all().await.bad, 0, "{touched:?}");
             }
             world.forget();
             match world.get("v/a/1").await {

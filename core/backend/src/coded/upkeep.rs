@@ -28,7 +28,7 @@ const AT_ONCE: usize = 4;
 /// So often what was mended is looked at again before the answer: where objects come and go there is always something.
 const ROUNDS_MAX: usize = 4;
 /// Objects whose fragments were seen to be bad, at most: more are found by reading all.
-const SUSPICIOUS_MAX: usize = 10_000;
+pub(super) const SUSPICIOUS_MAX: usize = 10_000;
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -207,6 +207,18 @@ impl CodedBackend {
     /// Has anything happened since all objects were last looked at that calls for it?
     pub fn wants_survey(&self) -> bool {
         self.inner.upkeep.wants_survey.get()
+    }
+}
+
+impl CodedBackend {
+    /// Objects of which something bad was seen that is not mended yet: who begins again has to be told.
+    pub fn suspicious(&self) -> Vec<ObjectName> {
+        self.inner.upkeep.suspicious.borrow().iter().cloned().collect()
+    }
+
+    /// Something bad was seen of this object in another life.
+    pub fn suspect(&self, name: &ObjectName) {
+        self.inner.is_suspicious(name);
     }
 }
 

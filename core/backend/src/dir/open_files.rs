@@ -58,6 +58,17 @@ impl OpenFile {
         Ok(bytes.into())
     }
 
+    /// All of it from the disk. What the page cache has of it goes before, or who mends what is bad there would read what is not; and
+    /// afterwards, so that it takes the place of nothing that is used.
+    pub(super) fn read_stored(&self) -> io::Result<Bytes> {
+        // A file system that has no such thing reads from the disk, or is memory.
+        let forget = || rustix::fs::fadvise(&*self.file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        forget();
+        let bytes = self.read(0, u64::MAX);
+        forget();
+        bytes
+    }
+
     /// The same without a wait, `None` if that cannot be.
     fn read_at_once(&self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
         let mut bytes = vec![0; length as usize];

@@ -266,3 +266,33 @@ fn what_the_page_cache_has_not_is_read_without_a_thread() {
         assert!(end == bytes[(1 << 20) - 5..]);
     });
 }
+
+/// What is good in memory may be bad on the disk; and what is read once in a week takes the place of nothing there.
+#[test]
+fn what_is_stored_is_not_read_out_of_the_page_cache() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = DirBackend::open(DirOptions::new(folder.path())).unwrap();
+        for length in [1, 4096, 200_000, (3 << 20) + 5] {
+            let bytes: Vec<u8> = (0..length).map(|at: u32| (at >> 8) as u8 ^ at as u8).collect();
+            let name = name(&format!("v/{length}"));
+            backend.put(&name, vec![bytes.clone().into()], Urgency::Normal).await.unwrap();
+            let file = fs::File::open(folder.path().join(name.as_str())).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let is_cached = || ovs_direct_io::is_cached(&file, 0, 1).unwrap_or(true);
+            let can_be_cold = !is_cached();
+            assert!(backend.get(&name).await.unwrap() == bytes);
+            assert!(is_cached());
+            assert!(backend.get_stored(&name).await.unwrap() == bytes, "{length}");
+            match can_be_cold {
+                true => assert!(!is_cached(), "{length} bytes were read out of the page cache"),
+                false => eprintln!(
+                    "not tried, this file system has its files in memory, or the kernel cannot tell"
+                ),
+            }
+        }
+        let missing = backend.get_stored(&name("v/none")).await;
+        assert!(matches!(missing, Err(BackendError::NotFound { .. })), "{missing:?}");
+    });
+}

@@ -30,6 +30,17 @@ pub enum BackendCommand {
         /// The backend
         name: Name,
     },
+    /// Read all that is on the drives of a composite now, and make again what has changed; by itself that happens once in a while
+    ///
+    /// Tells what was found when all was read, which may take hours: guests come first. To interrupt it ends the wait alone; after `ovs
+    /// task cancel` the rest is read at the usual pace (`repair.verify_every` in ovsd.yaml).
+    Verify {
+        /// The composite; those that it is made of are verified each by itself
+        name: Name,
+        /// Begin, and print the task
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Add and remove drives of a composite
     #[command(subcommand)]
     Drive(DriveCommand),

@@ -34,6 +34,10 @@ pub(super) async fn run(context: &Context, command: BackendCommand) -> Result<()
             client.delete_backend(&name).await?;
             context.output.gone(format!("{name} is forgotten; what is on it stays"))
         }
+        BackendCommand::Verify { name, no_wait } => {
+            let begun = context.client.verify_backend(&name).await?;
+            task::finish(context, begun.0, no_wait, &format!("{name} is verified")).await
+        }
         BackendCommand::Drive(command) => drive(context, command).await,
     }
 }

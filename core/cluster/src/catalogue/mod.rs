@@ -11,11 +11,13 @@
 //! is one transaction that compares what was read, so that no update is lost and no name is given twice. What takes
 //! several steps (a create, a delete) shows in the record's `state`, and start-up finishes or abandons it.
 //!
-//! Nothing lives here alone: a vDisk's record is also its properties on the backend, a vPool's is an object there.
+//! Nothing lives here alone: a vDisk's record is also its properties on the backend, a vPool's is an object there; how far a
+//! verification has come is found out by beginning another.
 //! Not here: anything that touches an engine or a backend (see `ovs-service`).
 
 mod backend;
 mod record;
+mod verification;
 
 pub use backend::{
     BackendRecord, CompressionRecord, CredentialsRecord, DepartedRecord, DutyRecord, Labels, LayoutRecord,
@@ -25,6 +27,7 @@ pub use record::{
     AttachmentRecord, BaseRecord, Counter, FORMAT, IdempotencyRecord, OnFullPolicy, Pending, SnapshotRecord,
     State, TrashRecord, VdiskRecord, VpoolRecord,
 };
+pub use verification::{PassRecord, VerificationRecord};
 
 use ovs_volume::{Registry, Revision, Transaction, VolumeError};
 use serde::{Serialize, de::DeserializeOwned};
@@ -198,6 +201,12 @@ impl Catalogue {
             Some(revision) => Ok(Stored { record: new, revision }),
             None => Err(self.why_not::<T>(&key, old.revision, new.name()).await?),
         }
+    }
+
+    /// Removes whatever is kept under a UUID, if anything: for records without index keys.
+    pub async fn discard<T: Record>(&self, uuid: Uuid) -> Result<(), CatalogueError> {
+        self.registry.commit(Transaction::new().delete(T::key_of(uuid))).await?;
+        Ok(())
     }
 
     /// Removes a record as it was read, and its index keys.

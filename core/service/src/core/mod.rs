@@ -196,6 +196,11 @@ impl Core {
         self.run(|volumes| async move { volumes.remove_drive(backend, drive, query, terms).await }).await
     }
 
+    /// Reads all that is on a composite.
+    pub async fn verify_backend(&self, backend: Name, _: &RequestContext) -> Result<Accepted<Task>, Problem> {
+        self.run(|volumes| async move { volumes.verify_backend(backend).await }).await
+    }
+
     /// Makes a preset.
     pub async fn create_preset(
         &self,

@@ -19,7 +19,7 @@ use ovs_api::{
     Backend as ApiBackend, BackendPlan, CreateBackend, Created, EventKind, Policy, Problem, ProblemKind,
 };
 use ovs_cluster::catalogue::{
-    BackendRecord, CatalogueError, Labels, PresetRecord, StoreRecord, Stored, VpoolRecord,
+    BackendRecord, CatalogueError, Labels, PresetRecord, StoreRecord, Stored, VerificationRecord, VpoolRecord,
 };
 use ovs_units::Name;
 use std::{
@@ -385,6 +385,10 @@ impl Volumes {
         self.check_is_unused(&self.backend_set().await?, &stored.record).await?;
         self.check_all_can_be_read().await?;
         self.change_inventory(|inventory| inventory.forget(stored.record.uuid)).await?;
+        if !stored.record.drives().is_empty() {
+            let discarded = self.catalogue.discard::<VerificationRecord>(stored.record.uuid).await;
+            discarded.map_err(from_catalogue)?;
+        }
         self.catalogue.remove(stored).await.map_err(from_catalogue)?;
         self.object_gone(stored.record.uuid).await;
         self.publish(EventKind::BackendDeleted, |event| {

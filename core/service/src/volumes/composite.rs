@@ -15,6 +15,7 @@ use super::{
     plan::{PlannedDrive, plan},
     presets::from_policy,
     stores::Place,
+    verification::Verification,
 };
 use ovs_api::Policy;
 use ovs_backend::coded::{CodedBackend, Duty, Survey};
@@ -76,6 +77,7 @@ pub(super) struct Composite {
     pub(super) woken: Notify,
     pub(super) is_tended: Cell<bool>,
     looked: RefCell<Option<Looked>>,
+    pub(super) verification: Verification,
     /// Why it is not as safe as it should be, and nothing happens.
     problem: RefCell<Option<String>>,
 }
@@ -98,6 +100,7 @@ impl Composite {
             woken: Notify::new(),
             is_tended: Cell::new(false),
             looked: RefCell::default(),
+            verification: Verification::default(),
             problem: RefCell::default(),
         }
     }

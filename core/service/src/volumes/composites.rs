@@ -18,6 +18,7 @@
 use super::{
     Pool, Volumes,
     composite::Member,
+    departed::is_being_emptied,
     idempotency::Terms,
     locks::Locked,
     namespace::{Namespace, folder_space, look, mark_of},
@@ -435,6 +436,13 @@ impl Volumes {
             DutyRecord::Lost | DutyRecord::GivenUp => "lost",
         };
         if change.pool.is_none() {
+            if is_being_emptied(&change.set, change.uuid()) {
+                let name = &change.record().name;
+                let detail = format!(
+                    "backend {name} was a drive: what is left there is being removed, ask again later"
+                );
+                return Err(conflict(detail));
+            }
             self.check_all_can_be_read().await?;
             drives.drives.retain(|uuid| !going.contains(uuid));
             drives.duties.retain(|uuid, _| !going.contains(uuid));
@@ -472,7 +480,7 @@ impl Volumes {
         self.let_go(change, drives, DutyRecord::Lost, why).await.map(|_| true)
     }
 
-    async fn composite_named(&self, name: &Name) -> Result<Stored<BackendRecord>, Problem> {
+    pub(super) async fn composite_named(&self, name: &Name) -> Result<Stored<BackendRecord>, Problem> {
         let stored = self.backend_by_name(name).await?.ok_or_else(|| not_found("backend", name))?;
         Drives::of(&stored.record).map(|_| stored)
     }

@@ -10,6 +10,7 @@ use super::{
     composites::{Drives, conflict},
     namespace::{look, mark_of},
     problem::from_catalogue,
+    stores::BackendSet,
 };
 use crate::tasks::{About, Running};
 use futures_util::future::join_all;
@@ -144,7 +145,7 @@ impl Volumes {
             StoreRecord::Dir { .. } | StoreRecord::Remote { .. } => false,
         };
         for record in set.by_name().iter().filter(is_going) {
-            if self.pool_on(set.root(record.uuid)).is_some() {
+            if self.pool_on(set.root(record.uuid)).is_some() || is_being_emptied(&set, record.uuid) {
                 continue;
             }
             let change = self.begin_change(record.uuid).await?;
@@ -157,7 +158,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// A task that ends when a drive is none any more.
+    /// A task that ends when a drive is none any more; where somebody waits for that already, the same.
     pub(super) fn begin_removal_task(
         self: &Rc<Self>,
         going: (Uuid, Uuid),
@@ -169,6 +170,9 @@ impl Volumes {
             subject_name: Some(format!("{drive} of {composite}")),
             unit: "objects",
         };
+        if let Some(task) = self.tasks.running(&about) {
+            return Ok(task);
+        }
         let running = self.tasks.begin(TaskId(self.chance.uuid()), about, self.clock.wall_ms());
         let task = self.tasks.get(running.id)?;
         let volumes = self.clone();
@@ -209,4 +213,10 @@ impl Volumes {
             self.clock.sleep(PROGRESS_EVERY).await;
         }
     }
+}
+
+/// It has left a composite, and what a vPool has on its own drives is still there, also on those that are leaving it.
+pub(super) fn is_being_emptied(set: &BackendSet, composite: Uuid) -> bool {
+    let is_it = |gone: &DepartedRecord| gone.uuid == composite && gone.left_behind.is_some();
+    set.by_name().iter().any(|other| other.departed().iter().any(is_it))
 }

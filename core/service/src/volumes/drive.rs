@@ -446,6 +446,11 @@ impl Backend for Drive {
         Box::pin(self.told(async move |store| store.get(&name).await))
     }
 
+    fn get_stored(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
+        let name = name.clone();
+        Box::pin(self.told(async move |store| store.get_stored(&name).await))
+    }
+
     fn get_lasting(&self, name: &ObjectName) -> LocalBoxFuture<'_, Result<Bytes, BackendError>> {
         let name = name.clone();
         Box::pin(self.told(async move |store| store.get_lasting(&name).await))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  tick ─▶ which drives are silent ─▶ a task for each composite that has none
-//!  task ─▶ give up what was silent for too long ─▶ look, mend ─▶ let drives go of which nothing is needed ─▶ wait ─▶ …
+//!  task ─▶ give up what was silent for too long ─▶ look, mend ─▶ let drives go of which nothing is needed ─▶ verify a part, or wait ─▶ …
 //! ```
 //!
 //! It begins anew when drives are changed: what was found before says nothing of them any more. Of a vPool that is offline, because
@@ -26,18 +26,18 @@ use std::{
 use uuid::Uuid;
 
 /// How soon it is seen that there is something to do.
-const POLL: Duration = Duration::from_secs(1);
+pub(super) const POLL: Duration = Duration::from_secs(1);
 /// What happens on drives calls for a look so soon at the earliest, …
-const REST: Duration = Duration::from_secs(10);
+pub(super) const REST: Duration = Duration::from_secs(10);
 /// … and what could not be finished so soon. Also for as long as the last look took.
 const REST_UNFINISHED: Duration = Duration::from_secs(60);
 
 /// Who looks after a composite, and what of.
-struct Tended {
+pub(super) struct Tended {
     volumes: Weak<Volumes>,
     pool: Weak<Pool>,
-    uuid: Uuid,
-    composite: Rc<Composite>,
+    pub(super) uuid: Uuid,
+    pub(super) composite: Rc<Composite>,
 }
 
 /// Whoever sees that nobody looks after it any more begins anew.
@@ -50,8 +50,17 @@ impl Drop for UntilItEnds {
 }
 
 impl Tended {
+    pub(super) fn new(
+        volumes: &Rc<Volumes>,
+        pool: &Rc<Pool>,
+        uuid: Uuid,
+        composite: Rc<Composite>,
+    ) -> Tended {
+        Tended { volumes: Rc::downgrade(volumes), pool: Rc::downgrade(pool), uuid, composite }
+    }
+
     /// Nothing, once the composite is none of an open vPool's any more.
-    fn present(&self) -> Option<(Rc<Volumes>, Rc<Pool>)> {
+    pub(super) fn present(&self) -> Option<(Rc<Volumes>, Rc<Pool>)> {
         let (volumes, pool) = (self.volumes.upgrade()?, self.pool.upgrade()?);
         let is_it = |open: Rc<Composite>| Rc::ptr_eq(&open, &self.composite);
         let is_present = !volumes.is_stopping()
@@ -76,7 +85,7 @@ impl Tended {
             let due = volumes.is_due(&pool, &self.composite);
             drop((volumes, pool));
             let Some(mends) = due else {
-                select(pin!(self.composite.woken.notified()), clock.sleep(POLL)).await;
+                self.verify_or_wait(quiet_until).await;
                 continue;
             };
             let (began, generation) = (clock.now(), self.composite.generation());
@@ -94,7 +103,7 @@ impl Tended {
     }
 
     /// Until something else is more urgent than what goes on.
-    async fn until_cut_off(&self, generation: u64, mends: bool, quiet_until: Duration) {
+    pub(super) async fn until_cut_off(&self, generation: u64, mends: bool, quiet_until: Duration) {
         loop {
             let Some((volumes, _)) = self.present() else { return };
             let clock = volumes.clock.clone();
@@ -123,15 +132,14 @@ impl Volumes {
             for (uuid, composite) in pool.composites() {
                 composite.note_silent(&silent_members(&pool, &composite), now);
                 if !composite.is_tended.replace(true) {
-                    let (volumes, pool) = (Rc::downgrade(self), Rc::downgrade(&pool));
-                    tokio::task::spawn_local(Tended { volumes, pool, uuid, composite }.tend());
+                    tokio::task::spawn_local(Tended::new(self, &pool, uuid, composite).tend());
                 }
             }
         }
     }
 
     /// Whether a composite is to be looked at now, and if so whether what is found is mended.
-    fn is_due(&self, pool: &Pool, composite: &Composite) -> Option<bool> {
+    pub(super) fn is_due(&self, pool: &Pool, composite: &Composite) -> Option<bool> {
         let (now, mends) = (self.clock.now(), pool.backend().is_some());
         // First of all, also before the first pass: that one would be cut off for it again and again.
         let grace = self.settings.repair_grace;
@@ -269,6 +277,7 @@ impl Volumes {
         let surveyed_ms = upkeep.last_at.map(|at| {
             self.clock.wall_ms().saturating_sub(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX))
         });
+        let (verified, verifying) = self.show_verification(&composite);
         Some(BackendUpkeep {
             phase: match upkeep.phase {
                 Phase::Idle => UpkeepPhase::Idle,
@@ -285,6 +294,9 @@ impl Volumes {
             surveyed_at: surveyed_ms.map(Timestamp::from_unix_ms),
             silent: named.collect(),
             problem: composite.problem(),
+            verify_every_seconds: self.settings.verify_every.map(|every| every.as_secs()),
+            verified,
+            verifying,
         })
     }
 

@@ -492,75 +492,11 @@ fn of_two_forms_the_good_one_stays() {
                 }
                 world.restart();
                 world.check_all(7).await;
-                world.backend.verify(None, u64::MAX).await;
+                world.verify_all().await;
             }
             let again = world.backend.look_after(true).await;
             assert_eq!((again.to_mend, safeties(&again)), (0, vec![2]), "{rotten} {is_header}: {again:?}");
             world.check_all(7).await;
-        });
-    }
-}
-
-#[test]
-fn what_has_rotted_is_found_by_reading_it_all_and_mended() {
-    for preset in presets(&[policy(3, 2, 5, 3)]) {
-        local(async {
-            let world = world(9, preset);
-            world.put_all(14).await;
-            assert!(world.backend.wants_survey(), "nobody knows what was begun before");
-            world.backend.look_after(true).await;
-            let clean = world.backend.verify(None, u64::MAX).await;
-            assert_eq!((clean.objects, clean.bad, clean.next), (14, 0, None));
-            let all = world.fragments();
-            let mut bad = 0;
-            for (count, (drive, fragment)) in all.iter().enumerate() {
-                let (_, place) = name::parse(fragment).expect("a fragment");
-                if usize::from(place.number) % 3 != 1 {
-                    continue;
-                }
-                let stored = world.drives[*drive].inner().bytes(fragment).expect("it is there");
-                let damaged = match count % 3 {
-                    0 => stored.slice(..stored.len() - 1),
-                    1 => world.drives[all[0].0].inner().bytes(&all[0].1).expect("another"),
-                    _ => {
-                        let mut turned = stored.to_vec();
-                        let at = count * 31 % turned.len();
-                        turned[at] ^= 4;
-                        turned.into()
-                    }
-                };
-                world.drives[*drive].inner().damage(fragment, Some(damaged));
-                bad += 1;
-            }
-            assert!(!world.backend.wants_survey());
-            // In parts.
-            let (mut found, mut after, mut objects) = (0, None, 0);
-            loop {
-                let verified = world.backend.verify(after.as_ref(), 300_000).await;
-                found += verified.bad;
-                objects += verified.objects;
-                after = verified.next;
-                if after.is_none() {
-                    break;
-                }
-            }
-            assert_eq!((found, objects), (bad, 14));
-            assert!(world.backend.wants_survey());
-            let mended = world.backend.look_after(true).await;
-            assert_eq!((mended.to_mend, safeties(&mended)), (0, vec![2]), "{mended:?}");
-            assert_eq!(world.backend.verify(None, u64::MAX).await.bad, 0);
-            // Where another's is under its name, it goes elsewhere until that has gone.
-            world.backend.look_after(true).await;
-            world.check_lies_well(5);
-            // Which number is on which of its drives does not matter.
-            let chunks = |found: Vec<(usize, ObjectName)>| -> BTreeSet<(usize, ObjectName, u32)> {
-                let chunk = |(drive, fragment): (usize, ObjectName)| {
-                    let (of, place) = name::parse(&fragment).expect("a fragment");
-                    (drive, of, place.chunk)
-                };
-                found.into_iter().map(chunk).collect()
-            };
-            assert_eq!(chunks(world.fragments()), chunks(all), "what is mended is where it was");
         });
     }
 }
@@ -577,7 +513,7 @@ fn what_cannot_be_read_where_it_lies_is_made_again_elsewhere() {
             (matches!(call.operation, Operation::Get) && call.object == own.as_str())
                 .then_some(Fault::ErrorBefore)
         });
-        world.backend.verify(None, u64::MAX).await;
+        world.verify_all().await;
         tokio::time::sleep(SUSPECT_MAX).await;
         let mended = world.backend.look_after(true).await;
         assert!(mended.mended == 1 && safeties(&mended) == [2], "{mended:?}");
@@ -690,7 +626,7 @@ fn a_leaving_drive_is_needed_where_the_other_copy_is_bad() {
                 world.drives[number].inner().damage(fragment, Some(copy.clone().into()));
             }
         }
-        world.backend.verify(None, u64::MAX).await;
+        world.verify_all().await;
         assert!(world.backend.look_after(false).await.done_with.is_empty());
         let mended = world.backend.look_after(true).await;
         assert_eq!(mended.done_with, [id(0)], "{mended:?}");

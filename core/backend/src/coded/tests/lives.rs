@@ -135,7 +135,7 @@ proptest! {
                     }
                     Step::LookAfter(None) => {
                         // All that rots is found first.
-                        world.backend.verify(None, u64::MAX).await;
+                        world.verify_all().await;
                         let survey = world.backend.look_after(true).await;
                         // What was half deleted, or half put, may be.
                         let is_put = |of: &ObjectName| objects.iter().any(|number| *of == name(&text(*number)));
@@ -149,7 +149,7 @@ proptest! {
                             trouble = 0;
                         }
                     }
-                    Step::Verify => drop(world.backend.verify(None, u64::MAX).await),
+                    Step::Verify => drop(world.verify_all().await),
                     Step::Restart => world.restart(),
                     _ => continue,
                 }

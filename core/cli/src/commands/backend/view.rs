@@ -6,6 +6,7 @@ use crate::{
 };
 use ovs_api::{
     Backend, BackendPlan, BackendUpkeep, DriveDuty, Policy, Preset, ProbeResult, SafetyShare, UpkeepPhase,
+    Verification,
 };
 
 pub(super) fn table(backends: &[Backend]) -> Table {
@@ -86,6 +87,8 @@ pub(super) fn view(backend: &Backend, output: &Output) -> String {
                 .and_then(|upkeep| upkeep.surveyed_at.as_ref())
                 .map(|at| time(at, &output.zone)),
         )
+        .with_some("verified", backend.upkeep.as_ref().and_then(|upkeep| verified(upkeep, output)))
+        .with_some("verifying", backend.upkeep.as_ref().and_then(verifying))
         .with_some("preset", backend.preset.as_ref())
         .with_some("unreadable", backend.problem.as_ref())
         .with_each("tried", backend.probe.iter().flat_map(probe_lines))
@@ -128,6 +131,38 @@ fn upkeep_line(upkeep: &BackendUpkeep) -> String {
         (UpkeepPhase::Idle | UpkeepPhase::Looking, 0) => format!("{doing}{remaining}"),
         (_, to_mend) => format!("{doing}: {} objects done, {to_mend} to go{remaining}", upkeep.mended),
     }
+}
+
+/// When all was last read, and what came of it.
+fn verified(upkeep: &BackendUpkeep, output: &Output) -> Option<String> {
+    match &upkeep.verified {
+        Some(last) => {
+            let ended = last.ended_at.as_ref().map(|at| time(at, &output.zone)).unwrap_or_default();
+            Some(format!("{ended}: {} objects, {}, {}", last.objects, size(last.bytes), found(last)))
+        }
+        // One that does not go on either: nobody has looked yet.
+        None => upkeep.verifying.as_ref().map(|_| "not yet".to_owned()),
+    }
+}
+
+/// How far the next time is.
+fn verifying(upkeep: &BackendUpkeep) -> Option<String> {
+    let present = upkeep.verifying.as_ref()?;
+    let remaining = present.remaining_seconds.map(|seconds| format!(", about {} left", duration(seconds)));
+    Some(format!("{}% read{}: {}", present.percent, remaining.unwrap_or_default(), found(present)))
+}
+
+fn found(verification: &Verification) -> String {
+    let bad = match verification.bad_fragments {
+        0 => "nothing bad".to_owned(),
+        1 => "1 BAD FRAGMENT".to_owned(),
+        bad => format!("{bad} BAD FRAGMENTS"),
+    };
+    if verification.missed.is_empty() {
+        return bad;
+    }
+    let missed: Vec<String> = verification.missed.iter().map(ToString::to_string).collect();
+    format!("{bad}; not all read of {}", missed.join(", "))
 }
 
 fn silent(upkeep: &BackendUpkeep) -> String {
@@ -296,6 +331,10 @@ created  2026-11-20 10:00:00
                 "safety": [{"losses": 0, "objects": 3, "bytes": 1048576, "percent": 33},
                            {"losses": 1, "objects": 6, "bytes": 2097152, "percent": 66}],
                 "remaining_seconds": 125, "surveyed_at": "2026-11-20T10:01:00Z", "silent": ["b"], "problem": "no room",
+                "verified": {"began_at": "2026-11-12T10:00:00Z", "ended_at": "2026-11-19T10:00:00Z", "objects": 9, "bytes": 1048576,
+                             "percent": 100, "bad_fragments": 2, "missed": ["a", "b"]},
+                "verifying": {"began_at": "2026-11-19T10:00:00Z", "objects": 1, "bytes": 1024, "percent": 17, "bad_fragments": 0,
+                              "remaining_seconds": 446400},
             },
             "created_at": "2026-11-20T10:00:00Z",
         }))
@@ -315,6 +354,8 @@ upkeep        mending: 4 objects done, 3 to go, about 2m 5s left
 upkeep waits  no room
 silent        b
 looked at     2026-11-20 10:01:00
+verified      2026-11-19 10:00:00: 9 objects, 1MiB, 2 BAD FRAGMENTS; not all read of a, b
+verifying     17% read, about 5d 4h left: nothing bad
 created       2026-11-20 10:00:00
 ";
         assert_eq!(view(&backend, &Output::for_test()), expected);

@@ -14,7 +14,7 @@ use ovs_api::{
 };
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-const LEAVING: RemoveDriveQuery = RemoveDriveQuery { lost: false, accept_loss: false };
+pub(super) const LEAVING: RemoveDriveQuery = RemoveDriveQuery { lost: false, accept_loss: false };
 const LOST: RemoveDriveQuery = RemoveDriveQuery { lost: true, accept_loss: false };
 const GIVEN_UP: RemoveDriveQuery = RemoveDriveQuery { lost: true, accept_loss: true };
 
@@ -22,21 +22,25 @@ async fn add(volumes: &Volumes, drive: &str) -> Result<ApiBackend, Problem> {
     volumes.add_drive(name("all"), AddDrive { drive: name(drive) }, no_terms()).await
 }
 
-async fn remove(volumes: &Rc<Volumes>, drive: &str, query: RemoveDriveQuery) -> Result<Task, Problem> {
+pub(super) async fn remove(
+    volumes: &Rc<Volumes>,
+    drive: &str,
+    query: RemoveDriveQuery,
+) -> Result<Task, Problem> {
     volumes.remove_drive(name("all"), name(drive), query, no_terms()).await.map(|accepted| accepted.0)
 }
 
-async fn ended(volumes: &Volumes, task: Task) -> Task {
+pub(super) async fn ended(volumes: &Volumes, task: Task) -> Task {
     volumes.tasks.wait(task.uuid, Duration::from_secs(3600)).await.unwrap()
 }
 
-async fn write_at(volumes: &Volumes, at: u64, byte: u8) {
+pub(super) async fn write_at(volumes: &Volumes, at: u64, byte: u8) {
     let vdisk = vdisk(volumes).await;
     vdisk.write(ByteOffset(at), vec![byte; 65536].into(), true).await.unwrap();
     vdisk.destage().await.unwrap();
 }
 
-async fn read_at(volumes: &Volumes, at: u64) -> u8 {
+pub(super) async fn read_at(volumes: &Volumes, at: u64) -> u8 {
     vdisk(volumes).await.read(range(at, 1)).await.unwrap()[0]
 }
 
@@ -45,7 +49,7 @@ async fn duties(volumes: &Volumes) -> BTreeMap<String, DriveDuty> {
     shown.drives.into_iter().map(|drive| (drive.name.to_string(), drive.duty)).collect()
 }
 
-async fn names(volumes: &Volumes) -> Vec<String> {
+pub(super) async fn names(volumes: &Volumes) -> Vec<String> {
     duties(volumes).await.into_keys().collect()
 }
 
@@ -60,7 +64,7 @@ fn changes_since(volumes: &Volumes, seen: EventId) -> Vec<String> {
 }
 
 /// Waits for what happens by itself.
-async fn until(volumes: &Volumes, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(volumes: &Volumes, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     for _ in 0..3600 {
         if is_so().await {
             return;
@@ -70,7 +74,7 @@ async fn until(volumes: &Volumes, what: &str, mut is_so: impl AsyncFnMut() -> bo
     panic!("it was not so within an hour: {what}");
 }
 
-async fn until_names(volumes: &Volumes, expected: &[&str]) {
+pub(super) async fn until_names(volumes: &Volumes, expected: &[&str]) {
     until(volumes, &format!("{expected:?}"), async || names(volumes).await == expected).await;
 }
 
@@ -89,7 +93,7 @@ fn is_open_as_recorded(volumes: &Volumes, record: &ApiBackend) -> bool {
 }
 
 /// Moves a drive's directory out of sight.
-fn take_away(world: &World, drive: &str) {
+pub(super) fn take_away(world: &World, drive: &str) {
     fs::rename(folder(world, drive), world.path().join(format!("away-{drive}"))).unwrap();
 }
 
@@ -99,7 +103,7 @@ fn bring_back(world: &World, drive: &str) {
     fs::rename(world.path().join(format!("away-{drive}")), here).unwrap();
 }
 
-fn scos(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn scos(folder: &Path) -> Vec<PathBuf> {
     files_below(folder).into_iter().filter(|path| path.to_string_lossy().contains("/s/")).collect()
 }
 
@@ -182,12 +186,17 @@ fn a_drive_that_is_leaving_is_taken_back() {
         add(&volumes, "d").await.unwrap();
         let task = remove(&volumes, "b", LEAVING).await.unwrap();
         let same = remove(&volumes, "b", LEAVING).await.unwrap();
+        assert_eq!(same.uuid, task.uuid, "one waits for it");
         let shown = add(&volumes, "b").await.unwrap();
         assert!(is_open_as_recorded(&volumes, &shown));
-        for task in [task, same] {
-            let ended = ended(&volumes, task).await;
-            assert!(ended.error.as_ref().unwrap().detail.contains("taken back"), "{ended:?}");
-        }
+        let ended = ended(&volumes, task).await;
+        assert!(ended.error.as_ref().unwrap().detail.contains("taken back"), "{ended:?}");
+        let again = remove(&volumes, "b", LEAVING).await.unwrap();
+        assert_ne!(again.uuid, same.uuid, "that one is over");
+        volumes.tasks.cancel(again.uuid).unwrap();
+        let other = remove(&volumes, "b", LEAVING).await.unwrap();
+        assert_ne!(other.uuid, again.uuid, "nor one that is asked to stop");
+        add(&volumes, "b").await.unwrap();
         volumes.begin_background();
         volumes.clock.sleep(Duration::from_secs(300)).await;
         assert!(duties(&volumes).await.values().all(|duty| *duty == DriveDuty::Serving));
@@ -583,62 +592,6 @@ fn a_node_is_given_up_as_a_whole_and_all_drives_never() {
         assert_eq!(read_at(&volumes, 0).await, 7);
         let told = changes_since(&volumes, seen);
         assert!(told[0].starts_with("a, b: lost"), "both at once: {told:?}");
-    });
-}
-
-/// Of a composite in another: what its drives are for changes, and where fragments are does not.
-#[test]
-fn drives_of_a_drive_come_and_go_and_a_site_is_given_up() {
-    let world = World::new();
-    world.repair_grace.set(Some(Duration::from_secs(60)));
-    let (place, sites) = (
-        |volumes: &Rc<Volumes>| {
-            let volumes = volumes.clone();
-            async move { volumes.get_backend(name("east")).await.unwrap().node }
-        },
-        ["east", "west", "south"],
-    );
-    world.life(async |volumes: Rc<Volumes>| {
-        volumes.create_preset(preset("mirror", &[(1, 1, 2, 2), (1, 0, 1, 1)]), no_terms()).await.unwrap();
-        volumes.create_preset(preset("p", THREE_COPIES), no_terms()).await.unwrap();
-        for site in sites {
-            for drive in ["1", "2"] {
-                let text = format!("{site}{drive}");
-                let request = CreateBackend {
-                    node: Some(format!("rack-{site}")),
-                    site: Some(site.into()),
-                    ..CreateBackend::dir(name(&text), folder(&world, &text).to_string_lossy())
-                };
-                volumes.create_backend(request, no_terms()).await.unwrap();
-            }
-            let drives = [format!("{site}1"), format!("{site}2")];
-            let drives: Vec<&str> = drives.iter().map(String::as_str).collect();
-            volumes.create_backend(composite(site, &drives, "mirror"), no_terms()).await.unwrap();
-        }
-        volumes.create_backend(composite("all", &sites, "p"), no_terms()).await.unwrap();
-        volumes.create_vpool(vpool("p", Some("all")), no_terms()).await.unwrap();
-        let new = CreateVdisk { size_bytes: Some(1 << 20), ..CreateVdisk::new(name("p"), name("v")) };
-        volumes.create_vdisk(new, no_terms()).await.unwrap();
-        write_at(&volumes, 0, 7).await;
-        assert_eq!(place(&volumes).await, "rack-east");
-        volumes.begin_background();
-        make_drives(&world, &volumes, &["new"]).await;
-        let east = name("east");
-        volumes.add_drive(east.clone(), AddDrive { drive: name("new") }, no_terms()).await.unwrap();
-        let task = volumes.remove_drive(east.clone(), name("east1"), LEAVING, no_terms()).await.unwrap().0;
-        assert_eq!(ended(&volumes, task).await.state, TaskState::Succeeded);
-        let shown = volumes.get_backend(east).await.unwrap();
-        assert_eq!((shown.node.as_str(), shown.drives.len()), ("rack-east", 2), "it is where it was");
-        assert!(!scos(&folder(&world, "new")).is_empty());
-        until(&volumes, "it is empty", async || files_below(&folder(&world, "east1")).is_empty()).await;
-    });
-    take_away(&world, "west1");
-    take_away(&world, "west2");
-    world.life(async |volumes: Rc<Volumes>| {
-        assert_eq!(place(&volumes).await, "rack-east");
-        volumes.begin_background();
-        until_names(&volumes, &["east", "south"]).await;
-        assert_eq!(read_at(&volumes, 0).await, 7);
     });
 }
 

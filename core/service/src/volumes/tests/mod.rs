@@ -8,11 +8,13 @@ mod composites;
 mod crash;
 mod drives;
 mod layouts;
+mod nested;
 mod opening;
 mod presets;
 mod recovery;
 mod rotation;
 mod vdisks;
+mod verification;
 mod vpools;
 
 use super::*;
@@ -42,6 +44,7 @@ pub(super) struct World {
     gates: Rc<Gates>,
     allows_coded_backends: Cell<bool>,
     repair_grace: Cell<Option<Duration>>,
+    verify_every: Cell<Option<Duration>>,
     host_name: Cell<&'static str>,
 }
 
@@ -57,6 +60,7 @@ impl World {
             gates: Rc::default(),
             allows_coded_backends: Cell::new(true),
             repair_grace: Cell::new(None),
+            verify_every: Cell::new(None),
             host_name: Cell::new("here"),
         }
     }
@@ -161,6 +165,7 @@ impl World {
             has_cache_ssd: false,
             repair_grace: self.repair_grace.get(),
             survey_every: Duration::from_secs(3600),
+            verify_every: self.verify_every.get(),
             allows_coded_backends: self.allows_coded_backends.get(),
             io_uring: false,
         };
