@@ -7,12 +7,10 @@ import pytest
 from nbd_client import Connection
 from stack import MIB, Refused, wait_until
 
-EXPERIMENTAL = """
+CONFIG = """
 destage:
   after: 300ms
   sco_size: 1MiB
-experimental:
-  coded_backends: true
 """
 
 
@@ -32,7 +30,7 @@ def settled(ovs, vdisk):
 @pytest.mark.timeout(180)
 def test_a_drive_of_a_composite_is_lost(make_stack, chance):
     """What was written before and after the loss is read, from a restarted ovsd too; the drive is shown as away."""
-    ovs = make_stack(EXPERIMENTAL).start()
+    ovs = make_stack(CONFIG).start()
     names = make_composite(ovs)
     plan = ovs.ovs("backend", "create", "all", "--of", ",".join(names), "--preset", "wide", "--dry-run")
     assert (plan["drive_count"], plan["policies"][0]["stored_percent"]) == (4, 200), plan
@@ -90,14 +88,12 @@ def s3(*files):
 
 
 @pytest.mark.timeout(120)
-def test_what_is_not_safe_is_refused_with_what_to_do(make_stack):
-    """Without the switch no vPool on a composite and no store; no composite of what is in use."""
+def test_what_is_in_use_is_refused_with_what_to_do(make_stack):
+    """No composite of what is in use, and nothing is forgotten that is."""
     ovs = make_stack().start()
     names = make_composite(ovs, 2, "1,1,1,1")
     ovs.ovs("backend", "create", "all", "--of", ",".join(names), "--preset", "wide")
     refused = refusing(ovs)
-    assert "coded_backends: true" in refused("vpool", "create", "p", "--backend", "all")
-    assert "coded_backends: true" in refused("backend", "create", *s3(ovs.root / "nothing"))
     assert "drive of backend all" in refused("backend", "delete", "d0")
     assert "drive of backend all" in refused("backend", "create", "again", "--of", "d0", "--preset", "wide")
     assert "used by backend all" in refused("preset", "delete", "wide")
@@ -108,7 +104,7 @@ def test_what_is_not_safe_is_refused_with_what_to_do(make_stack):
 @pytest.mark.timeout(120)
 def test_secrets_are_read_where_they_may_be_and_shown_nowhere(make_stack):
     """Not in an error, a listing, vpools.json or the log, whether ovsd could read them or not."""
-    ovs = make_stack(EXPERIMENTAL).start()
+    ovs = make_stack(CONFIG).start()
     refused = refusing(ovs)
     secret, key = "hunter2-hunter2", "5ec2e700" * 8
     good = secret_file(ovs, "stores/secret", secret)

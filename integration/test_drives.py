@@ -15,8 +15,6 @@ destage:
 repair:
   grace: {grace}
   survey_every: 5s
-experimental:
-  coded_backends: true
 """
 
 # What is not made good within this is stuck.

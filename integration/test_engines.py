@@ -215,17 +215,15 @@ def test_a_wrong_password_is_said_at_once(ceph, swift):
         assert time.monotonic() - started < 5 and secret not in done.stderr
 
 
-EXPERIMENTAL = """
+CONFIG = """
 destage:
   after: 300ms
   sco_size: 1MiB
-experimental:
-  coded_backends: true
 """
 
 
-def make_store(ovs, name, door):
-    """The store as a backend of ovsd's; its credentials are in files."""
+def store_options(ovs, name, door):
+    """Which store, as the command line takes it; its credentials are in files of this ovsd's."""
     store, [(user, secret)] = door.store, door.credentials
     secrets = ovs.root / "etc" / "ovs" / "secrets" / "stores"
     secrets.mkdir(parents=True, exist_ok=True)
@@ -237,16 +235,22 @@ def make_store(ovs, name, door):
     place = store.get("endpoint") or store["auth"]
     bucket = store.get("bucket") or store["container"]
     region = ["--region", store["region"]] if "region" in store else []
-    return ovs.ovs("backend", "create", name, "--type", kind, "--endpoint", place, "--bucket", bucket, *region, "--prefix", store["prefix"],
-                   "--user-file", files[0], "--secret-file", files[1])
+    return ("--type", kind, "--endpoint", place, "--bucket", bucket, *region, "--prefix", store["prefix"],
+            "--user-file", files[0], "--secret-file", files[1])
+
+
+def make_store(ovs, name, door):
+    """The store as a backend of ovsd's."""
+    return ovs.ovs("backend", "create", name, *store_options(ovs, name, door))
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("door", REAL, indirect=True)
 @pytest.mark.parametrize("is_composite", [False, True])
 def test_a_vpool_on_a_store(make_stack, chance, door, is_composite):
-    """By itself, and as a drive beside directories of which one goes: written, overwritten, read by the next ovsd, deleted."""
-    ovs = make_stack(EXPERIMENTAL).start()
+    """By itself, and as a drive beside directories of which one goes: written, overwritten, read by the next ovsd, recovered on another host
+    from the store alone, deleted there."""
+    ovs = make_stack(CONFIG).start()
     made = make_store(ovs, "cloud", door)
     assert made["probe"]["is_usable"] and made["path"].endswith(door.store["prefix"]), made
     if is_composite:
@@ -272,16 +276,29 @@ def test_a_vpool_on_a_store(make_stack, chance, door, is_composite):
         write_and_settle(connection, range(0, 8, 3))
     ovs.ovsd.stop()
     ovs.restart()
-    with Connection(ovs.nbd_socket, "p/v") as connection:
-        for number, data in blocks.items():
-            assert connection.read(number * MIB, len(data)) == data, number
-    for secret in door.credentials[0]:
-        assert secret not in ovs.ovsd.log.read_text() + (ovs.state / "vpools.json").read_text()
+
+    def check(on):
+        with Connection(on.nbd_socket, "p/v") as connection:
+            for number, data in blocks.items():
+                assert connection.read(number * MIB, len(data)) == data, number
+        for secret in door.credentials[0]:
+            assert secret not in on.ovsd.log.read_text() + (on.state / "vpools.json").read_text()
+
+    check(ovs)
     if is_composite:
         (ovs.root / "away").rename(ovs.root / "drives" / "d1")
-    ovs.ovs("vdisk", "delete", "p/v", "--purge")
-    wait_until("the vPool is gone", lambda: not refused(ovs, "vpool", "delete", "p"), 60)
-    ovs.ovs("backend", "delete", "all" if is_composite else "cloud")
+    ovs.ovsd.stop()
+    other = make_stack(CONFIG).start()
+    place = store_options(other, "cloud", door)
+    assert "there is no vPool q" in refused(other, "vpool", "recover", "q", *place)
+    other.ovs("vpool", "recover", "p", *place, timeout=120)
+    check(other)
+    other.ovsd.stop()
+    other.restart()
+    check(other)
+    other.ovs("vdisk", "delete", "p/v", "--purge")
+    wait_until("the vPool is gone", lambda: not refused(other, "vpool", "delete", "p"), 60)
+    other.ovs("backend", "delete", "all" if is_composite else "cloud")
 
 
 def make_mixed_pool(ovs, policy, stores, directories):

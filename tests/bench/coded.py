@@ -53,11 +53,10 @@ TOP = 12
 
 VPOOLS = {"one": "one directory", "again": "another directory", "coded": "(4,2), LZ4, AES-256-GCM"}
 SEQUENTIAL = ["--bs=1M", "--iodepth=4"]
-EXPERIMENTAL = "experimental:\n  coded_backends: true\n"
 # Data leaves the write buffer while flushes are measured, not only behind them.
-MEANWHILE = EXPERIMENTAL + "destage:\n  after: 1s\n"
+MEANWHILE = "destage:\n  after: 1s\n"
 # The last of a write does not wait for more.
-SOON = EXPERIMENTAL + "destage:\n  after: 300ms\n"
+SOON = "destage:\n  after: 300ms\n"
 
 
 class Alone:
@@ -113,7 +112,7 @@ class Ovs:
 
     def __init__(self, size):
         self.size, self.numbers = size, itertools.count()
-        self.stack = stack = Stack(config=EXPERIMENTAL)
+        self.stack = stack = Stack()
         try:
             stack.start()
             self.drives = stack.root / "drives"

@@ -51,16 +51,6 @@ pub struct Config {
     pub stop: StopConfig,
     /// Logging.
     pub log: LogConfig,
-    /// What is not safe yet.
-    pub experimental: ExperimentalConfig,
-}
-
-/// What may be tried with data that may be lost.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ExperimentalConfig {
-    /// vPools on composites, and object stores (decisions 0011, 0012 and 0014 list what is missing).
-    pub coded_backends: bool,
 }
 
 impl Default for Config {
@@ -78,7 +68,6 @@ impl Default for Config {
             memory: MemoryConfig::default(),
             stop: StopConfig::default(),
             log: LogConfig::default(),
-            experimental: ExperimentalConfig::default(),
         }
     }
 }
@@ -510,11 +499,6 @@ mod tests {
         assert_eq!((config.buffer.size, config.buffer.segment_size), (4 << 30, 32 << 20));
         assert!(!config.io_uring && Config::default().io_uring);
         assert_eq!(config.destage.after, Duration::from_millis(500));
-        assert!(
-            !config.experimental.coded_backends,
-            "nobody's data rests on what is not safe yet, unless asked for"
-        );
-        assert!(Config::parse("experimental: {coded_backends: true}").unwrap().experimental.coded_backends);
         assert!(!config.scrub.automatic && config.scrub.min_size == 64 << 20);
         assert_eq!(config.nbd.vdisk_socket_mode, 0o600);
         assert_eq!(config.default_vpool.trash_retention, Duration::from_secs(7 * 86400));

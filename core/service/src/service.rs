@@ -178,7 +178,6 @@ async fn bring_up(
         repair_grace: config.repair.grace,
         survey_every: config.repair.survey_every,
         verify_every: config.repair.verify_every,
-        allows_coded_backends: config.experimental.coded_backends,
         io_uring: config.io_uring,
     };
     let parts = VolumesParts { engine, registry, clock, chance, settings, tasks, runtime };

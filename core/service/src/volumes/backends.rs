@@ -42,7 +42,6 @@ impl Volumes {
         }
         let tried = match request.remote.as_ref().and_then(|remote| store_of(request.kind, remote)) {
             Some(store) => {
-                self.check_is_allowed(&request.name, &store)?;
                 self.check_store_is_free(&store).await?;
                 Some(self.probe_store(store).await?)
             }

@@ -307,7 +307,6 @@ impl Volumes {
         let root = set.backend(root_backend)?;
         let mut lacking = Vec::new();
         if root.folder().is_none() {
-            self.check_is_allowed(&root.name, &root.store)?;
             let wanted = set.layout(root_backend, layout_of(&record))?;
             let drives = self.drives_of(&set, root_backend, &record.namespace)?;
             let drives: Vec<(Name, Rc<dyn Backend>)> = drives

@@ -152,8 +152,6 @@ impl Volumes {
         loop {
             let LayoutRecord { vpool, backend, backends, presets, .. } = newest.record.clone();
             let set = BackendSet::new(backends, presets, &self.settings.host_name);
-            let root = set.backend(backend)?;
-            self.check_is_allowed(&root.name, &root.store)?;
             let mut drives = self.drives_of(&set, backend, namespace)?;
             for part in set.parts(backend)? {
                 let place = (part.uuid, part.store.clone());

@@ -127,8 +127,6 @@ pub struct Settings {
     pub survey_every: Duration,
     /// All that is on drives is read once in this time; none: only when somebody asks for it.
     pub verify_every: Option<Duration>,
-    /// vPools may be on composites and object stores, whose data may be lost as yet.
-    pub allows_coded_backends: bool,
     /// Small reads of what is not in memory go to the kernel by io_uring, where it has that. Not for a runtime whose time is paused.
     pub io_uring: bool,
 }

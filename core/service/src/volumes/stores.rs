@@ -278,7 +278,6 @@ impl Volumes {
         expected: Namespace,
     ) -> Result<(Opened, Option<Problem>), Problem> {
         let record = set.backend(root)?;
-        self.check_is_allowed(&record.name, &record.store)?;
         let drives = self.drives_of(set, root, namespace)?;
         if let Some(only) = drives.get(&root) {
             let store = only.open(expected).await.map_err(from_backend)?;
@@ -435,19 +434,6 @@ impl Volumes {
     /// Nothing rests on what was opened there any more.
     pub(super) fn forget_drives(&self, namespace: &str) {
         self.drives.borrow_mut().retain(|(_, of), _| of != namespace);
-    }
-
-    /// Guests' data rests on directories alone, unless somebody has said that it may be lost.
-    pub(super) fn check_is_allowed(&self, name: &Name, store: &StoreRecord) -> Result<(), Problem> {
-        if matches!(store, StoreRecord::Dir { .. }) || self.settings.allows_coded_backends {
-            return Ok(());
-        }
-        let detail = format!(
-            "backend {name}: vPools rest on directories alone as yet: what decisions 0011, 0012 and 0014 list has to be mended \
-             before guests' data is safe on composites and object stores. To try them with data that may be lost, set \
-             experimental: {{coded_backends: true}} in ovsd.yaml and restart ovsd"
-        );
-        Err(Problem::new(ProblemKind::Conflict, detail))
     }
 
     /// What a vPool's part of a backend is made of in the end; each is opened once, whoever asks.

@@ -74,7 +74,6 @@ impl Volumes {
                 self.check_is_unused(&set, &stored.record).await?;
                 check_is_no_relic(&set, &stored.record)?;
                 self.check_all_can_be_read().await?;
-                self.check_is_allowed(name, &stored.record.store)?;
                 self.check_preset(request.preset.as_ref(), Some(&stored.record)).await?;
                 self.check_can_begin(&set, stored.record.uuid, &namespace).await?;
                 (stored.record, false)

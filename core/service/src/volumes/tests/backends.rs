@@ -186,38 +186,18 @@ fn a_record_that_says_a_backend_is_made_of_itself_is_damage() {
 }
 
 #[test]
-fn guests_data_rests_on_directories_unless_somebody_says_that_it_may_be_lost() {
+fn a_vpool_on_a_composite_is_under_the_composites_preset() {
     let world = World::new();
-    world.allows_coded_backends.set(false);
     world.life(async |volumes: Rc<Volumes>| {
-        // Its secret does not exist: it is not looked for, and no server is asked.
-        let problem = refused(
-            volumes.create_backend(s3("http://127.0.0.1:1", "file:/x"), no_terms()).await,
-            ProblemKind::Conflict,
-        );
-        assert!(problem.detail.contains("experimental"), "{problem}");
         make_drives(&world, &volumes, &["a", "d"]).await;
         volumes.create_preset(preset("one", &[(1, 0, 1, 1)]), no_terms()).await.unwrap();
         volumes.create_backend(composite("x", &["a"], "one"), no_terms()).await.unwrap();
-        let problem =
-            refused(volumes.create_vpool(vpool("p", Some("x")), no_terms()).await, ProblemKind::Conflict);
-        assert!(problem.detail.contains("experimental: {coded_backends: true}"), "{problem}");
-        assert_eq!(namespaces(&folder(&world, "a")), [] as [PathBuf; 0], "nothing was begun");
         let under = ovs_api::CreateVpool { preset: Some(name("one")), ..vpool("q", Some("d")) };
         let problem = refused(volumes.create_vpool(under, no_terms()).await, ProblemKind::Conflict);
         assert!(problem.detail.contains("ovs backend create"), "{problem}");
         volumes.create_vpool(vpool("q", Some("d")), no_terms()).await.unwrap();
-    });
-    world.allows_coded_backends.set(true);
-    world.life(async |volumes: Rc<Volumes>| {
         let made = volumes.create_vpool(vpool("p", Some("x")), no_terms()).await.unwrap().value;
         assert_eq!(made.preset, name("one"));
-    });
-    world.allows_coded_backends.set(false);
-    world.life(async |volumes: Rc<Volumes>| {
-        let shown = volumes.get_vpool(name("p")).await.unwrap();
-        assert_eq!(shown.state, VpoolState::Offline);
-        assert!(shown.state_reason.unwrap().contains("experimental"));
     });
 }
 

@@ -42,7 +42,6 @@ pub(super) struct World {
     pages: Rc<MemoryPages>,
     wall_ms: Rc<Cell<u64>>,
     gates: Rc<Gates>,
-    allows_coded_backends: Cell<bool>,
     repair_grace: Cell<Option<Duration>>,
     verify_every: Cell<Option<Duration>>,
     host_name: Cell<&'static str>,
@@ -58,7 +57,6 @@ impl World {
             pages: Rc::default(),
             wall_ms,
             gates: Rc::default(),
-            allows_coded_backends: Cell::new(true),
             repair_grace: Cell::new(None),
             verify_every: Cell::new(None),
             host_name: Cell::new("here"),
@@ -166,7 +164,6 @@ impl World {
             repair_grace: self.repair_grace.get(),
             survey_every: Duration::from_secs(3600),
             verify_every: self.verify_every.get(),
-            allows_coded_backends: self.allows_coded_backends.get(),
             io_uring: false,
         };
         let tasks = Arc::new(Tasks::default());
