@@ -201,9 +201,7 @@ impl Volumes {
     async fn part_due(&self, pool: &Pool, uuid: Uuid, composite: &Composite) -> Option<(PassRecord, u64)> {
         let (verification, every) = (&composite.verification, self.settings.verify_every);
         let total = composite.looked().filter(|looked| looked.mended)?.survey.all.bytes;
-        if pool.backend().is_none() {
-            return None;
-        }
+        let _open = pool.backend()?;
         if verification.record.borrow().is_none() {
             let record = self.recorded_verification(pool, uuid).await?;
             let names = record.suspicious.iter().filter_map(|name| ObjectName::new(name.as_str()).ok());
