@@ -57,6 +57,9 @@ pub(crate) struct Head {
     /// drive that is silent, or of a put that lands yet.
     #[serde(default)]
     pub(crate) epochs_unknown: bool,
+    /// The epoch is one that a deletion took for its tombstone; nobody has taken one since.
+    #[serde(default)]
+    pub(crate) deleting: bool,
     pub(crate) properties: String,
 }
 
@@ -96,6 +99,7 @@ impl Head {
             deleted: false,
             clones_unknown: false,
             epochs_unknown: false,
+            deleting: false,
             properties,
         }
     }
@@ -166,6 +170,14 @@ impl Head {
             return Err(VolumeError::Refused(format!("there is no epoch to write in above {}", self.epoch)));
         }
         self.epoch = epoch;
+        self.deleting = false;
+        Ok(())
+    }
+
+    /// One that is a tombstone's.
+    pub(crate) fn raise_epoch_to_delete(&mut self, chance: &dyn Chance) -> Result<(), VolumeError> {
+        self.raise_epoch(chance)?;
+        self.deleting = true;
         Ok(())
     }
 

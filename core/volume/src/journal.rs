@@ -355,8 +355,10 @@ fn prefix(vdisk: VdiskId) -> String {
 pub fn position_of(name: &ObjectName, prefix: &str) -> Option<Position> {
     let (epoch, index) = name.as_str().strip_prefix(prefix)?.split_once('-')?;
     // Sixteen digits as we write them: "7" and "+7" are numbers, but no names of ours.
-    let number =
-        |text: &str| u64::from_str_radix(text, 16).ok().filter(|n| *n < COUNTER_MAX && text.len() == 16);
+    let number = |text: &str| {
+        let number = u64::from_str_radix(text, 16).ok().filter(|number| *number < COUNTER_MAX)?;
+        (format!("{number:016x}") == text).then_some(number)
+    };
     Some(Position { epoch: Epoch(number(epoch)?), index: JournalIndex(number(index)?) })
 }
 

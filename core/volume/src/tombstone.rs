@@ -5,12 +5,23 @@
 //! a recovery did not find the tombstone, does so in a higher one, and the tombstone says nothing any more, however late it lands.
 //! A vDisk that is deleted and kept for its clones gets a tombstone for each epoch that it begins, before its start.
 //!
+//! For whoever has nothing but the backend:
+//!
 //! | tombstone of | newest record of | the vDisk is |
 //! |---|---|---|
 //! | the same epoch, or a higher one | | deleted |
 //! | a lower one | | there: somebody has gone on with it |
 //! | any | nothing is there | deleted: its removal was cut short, or this landed late |
 //! | none that was finished | | there: no such deletion was acknowledged |
+//!
+//! For a registry that has a head that is not deleted:
+//!
+//! | tombstone of | head | the vDisk is |
+//! |---|---|---|
+//! | its epoch | a deletion took that | deleted: that was cut short |
+//! | its epoch, or a higher one | taken in from the backend, and no epoch begun since | there: when it was taken in that was not acknowledged |
+//! | its epoch | has records of it | there: the number was given twice, by a registry that was put back |
+//! | its epoch or a higher one | else | refused: the registry is from before that deletion, and may not know of clones |
 
 use crate::VolumeError;
 use crate::journal::Reading;

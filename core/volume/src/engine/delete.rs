@@ -9,13 +9,18 @@
 
 use super::{Engine, OnFull};
 use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
-use crate::journal::Own;
+use crate::journal::{self, Own, Reading};
 use crate::sco::vdisk_prefix;
 use crate::vdisk::{check_not_older, finish_even_if_dropped};
 use crate::{Transaction, Vdisk, VolumeError, tombstone};
 use ovs_backend::{Backend, ObjectName};
-use ovs_units::{VdiskId, VpoolId, planted};
-use std::rc::Rc;
+use ovs_units::{Epoch, VdiskId, VpoolId, planted};
+use std::{collections::BTreeSet, rc::Rc};
+
+/// There was a deletion that this head knows nothing of.
+fn is_above(tombstones: &BTreeSet<Epoch>, head: &Head) -> bool {
+    !head.epochs_unknown && tombstones.last().is_some_and(|last| *last > head.epoch)
+}
 
 impl Engine {
     /// Steps 1 to 3 are done when this returns, the rest goes on in the background. With clones left the vDisk is
@@ -68,6 +73,11 @@ impl Engine {
             Ok(()) | Err(VolumeError::Damaged(_)) => {}
             Err(error) => return Err(error),
         }
+        match tombstone::list(backend, id).await {
+            Ok(shown) if is_above(&shown, &stored.head) => return Err(journal::older(id)),
+            Ok(_) | Err(VolumeError::Damaged(_)) => {}
+            Err(error) => return Err(error),
+        }
         let stored = match planted("tombstone: it is of the epoch that is in use") {
             true => stored,
             false => self.leave_epoch(id, open, stored).await?,
@@ -89,12 +99,36 @@ impl Engine {
             return Ok(vdisk.inner.head.borrow().clone());
         }
         let VersionedHead { mut head, revision } = stored;
-        head.raise_epoch(&*self.inner.context.chance)?;
+        head.raise_epoch_to_delete(&*self.inner.context.chance)?;
         let put = Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
         match self.inner.context.registry.commit(put).await? {
             Some(revision) => Ok(VersionedHead { head, revision }),
             None => Err(VolumeError::Retry(format!("the head of vDisk {id} changed meanwhile"))),
         }
+    }
+
+    /// A deletion that was cut short after its tombstone was put: a recovery from the backend would not raise the vDisk either. None: there
+    /// was none. Refuses a head that is from before a deletion that it does not know: it may not know of clones either.
+    pub(super) async fn cut_off_deletion(
+        &self,
+        backend: &dyn Backend,
+        id: VdiskId,
+        head: &Head,
+    ) -> Result<bool, VolumeError> {
+        let epoch = head.epoch;
+        let found = tombstone::newest(backend, id, epoch, epoch, Reading::ToRestOn).await?;
+        let Some(found) = found else { return Ok(false) };
+        // When it was taken in from the backend, that one was not acknowledged; what it begins is above.
+        if head.epochs_unknown {
+            return Ok(false);
+        }
+        if found == epoch && (head.deleting || planted("tombstone: one of an epoch that is in use counts")) {
+            check_not_older(backend, id, head, Own::Record).await?;
+            return Ok(true);
+        }
+        // The number was given twice, by a registry that was put back before the tombstone showed.
+        let has_gone_on = head.position().is_some_and(|last| last.epoch == found);
+        if has_gone_on { Ok(false) } else { Err(journal::older(id)) }
     }
 
     /// The caller holds `meta` of one that is open.

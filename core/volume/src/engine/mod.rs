@@ -20,11 +20,10 @@ pub use types::{
 };
 
 use crate::head::{Head, VersionedHead, head_key};
-use crate::journal::{Own, Reading};
 use crate::log::{Log, Record, Segment};
 use crate::map::{Table, Tree};
-use crate::vdisk::{CloneSource, catch_up, check_not_older, finish_even_if_dropped};
-use crate::{Revision, Transaction, Vdisk, VolumeError, tombstone};
+use crate::vdisk::{CloneSource, catch_up, finish_even_if_dropped};
+use crate::{Revision, Transaction, Vdisk, VolumeError};
 use ovs_backend::Backend;
 use ovs_units::{CLUSTER_SIZE_BYTES, Limits, SnapshotId, VDISK_SIZE_BYTES_MAX, VdiskId, VpoolId, planted};
 use std::{
@@ -235,14 +234,7 @@ impl Engine {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
         };
         let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
-        let epoch = head.head.epoch;
-        if !head.head.deleted
-            && let Some(deleted) = tombstone::newest(&*backend, id, epoch, epoch, Reading::ToRestOn).await?
-        {
-            // A deletion that was cut short after its tombstone was put. A recovery from the backend would not raise the vDisk
-            // either, so it is deleted. But not on the word of an older registry, which may not know of its clones.
-            check_not_older(&*backend, id, &head.head, Own::Record).await?;
-            head.head.epoch = deleted;
+        if !head.head.deleted && self.cut_off_deletion(&*backend, id, &head.head).await? {
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;

@@ -61,6 +61,10 @@ impl Engine {
     /// None: not all vDisks are known yet.
     pub(super) async fn look_for_strangers(&self, vpool: VpoolId) -> Result<Option<Strangers>, VolumeError> {
         let backend = self.backend(vpool)?;
+        // Before anything is listed, and again when all is.
+        if self.parents_of_known(vpool).await?.is_none() {
+            return Ok(None);
+        }
         let mut found = Strangers::default();
         let mut deleted = Vec::new();
         for id in vdisks_on(&*backend).await? {
@@ -77,12 +81,12 @@ impl Engine {
             }
         }
         let Some(parents) = self.parents_of_known(vpool).await? else { return Ok(None) };
+        // One that is needed may be a clone of another that is gone as well.
+        let may_go = found.left.is_empty() && !deleted.iter().any(|id| parents.contains(id));
+        if !may_go && !planted("strangers: a clone that nobody knows needs nothing") {
+            found.left.append(&mut deleted);
+        }
         for id in deleted {
-            let may_go = found.left.is_empty() && !parents.contains(&id);
-            if !may_go && !planted("strangers: a clone that nobody knows needs nothing") {
-                found.left.push(id);
-                continue;
-            }
             self.finish_removal(&*backend, id).await?;
             found.removed += 1;
         }

@@ -264,7 +264,7 @@ impl Inner {
     /// tombstone would count for it. The caller holds `meta`.
     pub(crate) async fn leave_epoch(&self) -> Result<(), VolumeError> {
         let mut raised = self.head.borrow().head.clone();
-        raised.raise_epoch(&*self.context.chance)?;
+        raised.raise_epoch_to_delete(&*self.context.chance)?;
         self.next.set(Next::HigherEpoch);
         if !planted("tombstone: what is written goes on in the epoch before it") {
             self.accepting.set(None);

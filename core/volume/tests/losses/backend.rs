@@ -133,7 +133,13 @@ fn a_deleted_vdisk_that_goes_on_for_its_clones_stays_deleted() {
 fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
     for has_clone in [false, true] {
         run(async {
-            let (host, buffer) = (Host::new(false), Buffer::new());
+            let (mut host, buffer) = (Host::new(false), Buffer::new());
+            let store = Rc::new(MemoryBackend::new());
+            // It is stored, and who put it does not learn of it.
+            host.backend = Rc::new(FaultyBackend::new(Rc::clone(&store), |call| {
+                let is_it = call.operation == Operation::Put && call.object.contains("tombstone");
+                is_it.then_some(Fault::ErrorAfter)
+            }));
             let engine = host.start(&buffer).await.unwrap();
             let vdisk = create(&engine).await;
             put(&vdisk, 3, 7).await;
@@ -147,7 +153,9 @@ fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
                 engine.create_vdisk(clone).await.unwrap();
             }
             vdisk.destage().await.unwrap();
-            put_tombstone(&host, Epoch(vdisk.stats().epoch.0 + 1)).await;
+            let answer = engine.delete_vdisk(POOL, DISK).await;
+            assert!(matches!(answer, Err(VolumeError::Retry(_))), "{answer:?}");
+            host.backend = store;
 
             let engine = host.start(&buffer.copy()).await.unwrap();
             let answer = engine.open_vdisk(POOL, DISK, ON_FULL).await.map(drop);

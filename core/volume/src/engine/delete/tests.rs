@@ -180,3 +180,62 @@ fn an_older_registry_deletes_nothing() {
         assert_eq!(store.names(), before);
     });
 }
+
+/// Such a registry does not know what was cloned from the vDisk before it was deleted.
+#[test]
+fn a_tombstone_above_what_the_registry_knows_deletes_nothing() {
+    run(async {
+        let registry = Rc::default();
+        let store = new_vdisk(&registry).await;
+        tombstone::put(&*store, VDISK, epoch_of(&registry).await.next()).await.unwrap();
+        let before = store.names();
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        let opened = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.map(drop);
+        assert!(matches!(opened, Err(VolumeError::Refused(_))), "{opened:?}");
+        let deleted = engine.delete_vdisk(VPOOL, VDISK).await;
+        assert!(matches!(deleted, Err(VolumeError::Refused(_))), "{deleted:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(store.names(), before);
+    });
+}
+
+/// The number was given twice: to a deletion whose tombstone did not show, and by a registry that was put back to before it.
+#[test]
+fn a_tombstone_of_an_epoch_that_is_in_use_deletes_nothing() {
+    run(async {
+        let registry = Rc::default();
+        let store = new_vdisk(&registry).await;
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        use_it(&engine, "{}since").await;
+        drop(engine);
+        tombstone::put(&*store, VDISK, epoch_of(&registry).await).await.unwrap();
+        for _ in 0..2 {
+            let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+            assert_eq!(properties(&engine).await, "{}since");
+        }
+    });
+}
+
+/// It was taken in, and somebody relies on that, if only by reading.
+#[test]
+fn a_tombstone_that_shows_after_a_recovery_deletes_nothing_that_was_only_read_since() {
+    run(async {
+        let lost = Rc::default();
+        let store = new_vdisk(&lost).await;
+        drop(delete_in_vain(&lost, &store, true).await);
+        let on_its_way = epoch_of(&lost).await;
+        let registry = Rc::default();
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        engine.adopt_vdisk(VPOOL, VDISK).await.unwrap();
+        engine.finish_recovery(VPOOL).await.unwrap();
+        let told = properties(&engine).await;
+        drop(engine);
+        tombstone::put(&*store, VDISK, on_its_way).await.unwrap();
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        assert_eq!(properties(&engine).await, told);
+        use_it(&engine, "{}since").await;
+        drop(engine);
+        let (engine, _directory) = host(&Rc::default(), Rc::clone(&store)).await;
+        assert_eq!(engine.discover(VPOOL).await.unwrap()[0].properties, "{}since");
+    });
+}

@@ -66,10 +66,25 @@ impl Inner {
         named: &HashSet<ObjectName>,
         removed: &mut Removed,
     ) -> Result<(), VolumeError> {
+        // What is wrong with one kind keeps nothing of another.
+        let of_tombstones = self.remove_old_tombstones(epoch, removed).await;
+        let of_maps = self.remove_strays_of_maps(epoch, removed).await;
+        self.remove_stray_scos(epoch, named, removed).await?;
+        of_tombstones.and(of_maps)
+    }
+
+    async fn remove_old_tombstones(&self, epoch: Epoch, removed: &mut Removed) -> Result<(), VolumeError> {
         let tombstones = tombstone::list(&*self.backend, self.id).await?;
         let over = tombstones.range(..epoch).map(|epoch| tombstone::name(self.id, *epoch));
-        self.remove_some(over, removed).await?;
-        self.remove_strays_of_maps(epoch, removed).await?;
+        self.remove_some(over, removed).await
+    }
+
+    async fn remove_stray_scos(
+        &self,
+        epoch: Epoch,
+        named: &HashSet<ObjectName>,
+        removed: &mut Removed,
+    ) -> Result<(), VolumeError> {
         let prefix = sco_prefix(self.id);
         let mut after = None;
         loop {
