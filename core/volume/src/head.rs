@@ -304,15 +304,15 @@ mod tests {
         let mut head = Head::new(VpoolId(id(1)), ByteCount(8192), None, "{}".to_owned());
         head.set_position(Position { epoch: Epoch(3), index: ovs_units::JournalIndex(9) });
         (head.epoch, head.sequence, head.epochs) = (Epoch(4), Sequence(60), vec![(Epoch(3), Sequence(50))]);
-        (head.clones_unknown, head.epochs_unknown) = (true, true);
-        let flags = r#""clones_unknown":true,"epochs_unknown":true,"#;
+        (head.clones_unknown, head.epochs_unknown, head.deleting) = (true, true, true);
+        let flags = r#""clones_unknown":true,"epochs_unknown":true,"deleting":true,"#;
         let golden = format!(
             r#"{{"format":1,"vpool":"00000000-0000-0000-0000-000000000001","epoch":4,"position":[3,9],"sequence":60,"size":8192,"base":null,"epochs":[[3,50]],"snapshots":[],"copies":[],"damaged":[],"lost":null,"accepted":[],"deleted":false,{flags}"properties":"{{}}"}}"#
         );
         assert_eq!(String::from_utf8(head.encode()).expect("text"), golden);
         assert_eq!(Head::decode(VdiskId(id(2)), golden.as_bytes()).expect("a head"), head);
         // As it was written before there were any.
-        (head.clones_unknown, head.epochs_unknown) = (false, false);
+        (head.clones_unknown, head.epochs_unknown, head.deleting) = (false, false, false);
         let before = golden.replace(flags, "");
         assert_eq!(Head::decode(VdiskId(id(2)), before.as_bytes()).expect("a head"), head);
     }
