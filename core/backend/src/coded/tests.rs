@@ -278,6 +278,10 @@ proptest! {
                     continue;
                 }
                 let old = world.drives[*drive].inner().bytes(fragment).expect("it is there");
+                if old.is_empty() {
+                    // Nothing is left of it to change.
+                    continue;
+                }
                 let new = match damage {
                     Damage::Flip(bit) => {
                         let mut new = old.to_vec();
