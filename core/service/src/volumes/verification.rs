@@ -294,7 +294,9 @@ impl Volumes {
         let read_bytes = verified.bytes.saturating_sub(before.bytes);
         let has_come_further = verified.objects > before.objects;
         if let Some(is_over) = is_over {
-            verification.has_no_end.set(!is_over && !has_come_further);
+            // Whoever waited for it may have gone.
+            let goes_on = verification.asked.get() != Asked::No || self.settings.verify_every.is_some();
+            verification.has_no_end.set(goes_on && !is_over && !has_come_further);
         }
         let rests_until = match (verification.asked.get(), self.settings.verify_every) {
             // Too many drives are silent for it to go on.

@@ -284,10 +284,13 @@ fn a_verification_that_does_not_end_says_why() {
         }
         super::composites::take_away(&world, "b");
         let task = volumes.verify_backend(name("all")).await.unwrap().0;
-        let problem = until(&volumes, 10, async || upkeep(&volumes).await.problem).await;
-        assert!(problem.contains("does not end") && problem.contains("(b)"), "{problem}");
+        let has_no_end = async || {
+            let problem = upkeep(&volumes).await.problem;
+            problem.is_some_and(|problem| problem.contains("does not end") && problem.contains("(b)"))
+        };
+        super::composites::until(&volumes, "it is told", has_no_end).await;
         volumes.tasks.cancel(task.uuid).unwrap();
-        until(&volumes, 10, async || upkeep(&volumes).await.problem.is_none().then_some(())).await;
+        super::composites::until(&volumes, "nobody waits for it", async || !has_no_end().await).await;
     });
 }
 
