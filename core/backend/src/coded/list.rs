@@ -165,7 +165,7 @@ impl Inner {
         }
         let Some(error) = failures.first() else {
             // Nothing of it is to be mended any more.
-            self.upkeep.suspicious.borrow_mut().remove(name);
+            self.upkeep.is_cleared(name);
             return Ok(());
         };
         Err(BackendError::Retry {

@@ -97,9 +97,10 @@ impl Inner {
         match failure {
             Some(error) => Err(error),
             None => {
-                // All of it was read.
-                if is_suspicious {
-                    self.upkeep.suspicious.borrow_mut().remove(name);
+                match is_suspicious {
+                    true if mended.is_all_read && found.silent.is_empty() => self.upkeep.is_cleared(name),
+                    true => self.upkeep.is_cleared_in_part(name),
+                    false => {}
                 }
                 Ok(is_changed)
             }
@@ -118,12 +119,13 @@ impl Inner {
         found: &Found,
         reads_all: bool,
     ) -> Result<MendedForm, BackendError> {
-        let mut form = MendedForm { extra: Vec::new(), is_changed: false, stands: true };
+        let mut form = MendedForm { extra: Vec::new(), is_changed: false, stands: true, is_all_read: true };
         for chunk in 0..object.geometry().chunks() {
             let work = self.mend_chunk(object, chunk, found, reads_all);
             let done = self.upkeep.paced(work).await?;
             form.is_changed |= done.is_changed;
             form.stands &= done.stands;
+            form.is_all_read &= done.is_all_read;
             form.extra
                 .extend(done.extra.into_iter().map(|(number, drive)| (drive, object.place(chunk, number))));
         }
@@ -151,12 +153,14 @@ impl Inner {
     ) -> Result<Mended, BackendError> {
         let mut there = fragments_of(object, chunk, found);
         let mut bad: BTreeSet<(u8, usize)> = BTreeSet::new();
+        let mut is_all_read = true;
         if reads_all {
             let pairs = pairs(&there);
             let read =
-                join_all(pairs.iter().map(|(number, drive)| self.body(object, chunk, *number, *drive)));
+                join_all(pairs.iter().map(|(number, drive)| self.read_body(object, chunk, *number, *drive)));
             for (pair, body) in pairs.iter().zip(read.await) {
-                if body.is_none() {
+                if let Err(NoBody { is_answered }) = body {
+                    is_all_read &= is_answered;
                     forget(&mut there, *pair);
                     bad.insert(*pair);
                 }
@@ -170,7 +174,8 @@ impl Inner {
                 if let Some(failure) = failure {
                     return Err(failure);
                 }
-                return Ok(self.mended(object, chunk, &there, plan.extra, is_changed));
+                let mended = self.mended(object, chunk, &there, plan.extra, is_changed);
+                return Ok(Mended { is_all_read, ..mended });
             }
             let wanted: BTreeSet<u8> = plan.makes.iter().map(|(number, _)| *number).collect();
             let fragments = match self.make(object, chunk, &there, wanted).await? {
@@ -217,7 +222,8 @@ impl Inner {
                 }
             }
             if is_all_put {
-                return Ok(self.mended(object, chunk, &there, plan.extra, is_changed));
+                let mended = self.mended(object, chunk, &there, plan.extra, is_changed);
+                return Ok(Mended { is_all_read, ..mended });
             }
         }
         let reason = "its fragments cannot be put where they should be".to_owned();
@@ -236,7 +242,7 @@ impl Inner {
         let needed =
             usize::from(object.geometry().data_stored(chunk)) + self.spare_of(object.geometry()) as usize;
         let own = placement::on_drives_of_their_own(&pairs(there));
-        Mended { extra, is_changed, stands: own >= needed }
+        Mended { extra, is_changed, stands: own >= needed, is_all_read: true }
     }
 
     async fn put_there(
@@ -257,19 +263,30 @@ impl Inner {
 
     /// The body of a fragment, there to stay; nothing where it is bad or gone, or cannot be read by a drive that lists it.
     async fn body(&self, object: &Object, chunk: u32, number: u8, drive: usize) -> Option<Bytes> {
-        let own = name::fragment(&object.name, object.layout(), chunk, number).ok()?;
+        self.read_body(object, chunk, number, drive).await.ok()
+    }
+
+    async fn read_body(
+        &self,
+        object: &Object,
+        chunk: u32,
+        number: u8,
+        drive: usize,
+    ) -> Result<Bytes, NoBody> {
+        const NOT_GOOD: NoBody = NoBody { is_answered: true };
+        let own = name::fragment(&object.name, object.layout(), chunk, number).map_err(|_| NOT_GOOD)?;
         let drives = self.drives();
         let read = timed("get", own.as_str(), drives[drive].backend.get_lasting(&own)).await;
-        let bytes = read
-            .inspect_err(|error| {
-                if matches!(error, BackendError::Retry { .. }) {
-                    self.fails(drive, error);
-                }
-            })
-            .ok()?;
-        let header = Header::decode(&bytes).ok()?;
+        let bytes = read.map_err(|error| {
+            let is_answered = !matches!(error, BackendError::Retry { .. });
+            if !is_answered {
+                self.fails(drive, &error);
+            }
+            NoBody { is_answered }
+        })?;
+        let header = Header::decode(&bytes).map_err(|_| NOT_GOOD)?;
         let is_good = object.is_own(&header, chunk, number) && has_body(&header, &bytes);
-        is_good.then(|| bytes.slice(HEADER_BYTES..))
+        is_good.then(|| bytes.slice(HEADER_BYTES..)).ok_or(NOT_GOOD)
     }
 
     /// These fragments of a chunk: as they are somewhere, or else made of others.
@@ -387,12 +404,19 @@ impl Inner {
     }
 }
 
+/// A fragment is bad, or its drive does not answer.
+struct NoBody {
+    is_answered: bool,
+}
+
 /// What came of mending all chunks.
 struct MendedForm {
     /// Fragments by drive.
     extra: Vec<(usize, Place)>,
     is_changed: bool,
     stands: bool,
+    /// No drive failed to answer when all of it was read.
+    is_all_read: bool,
 }
 
 /// What came of mending a chunk.
@@ -402,6 +426,8 @@ struct Mended {
     is_changed: bool,
     /// As many fragments of it are there, on a drive each, as of any put that was acknowledged.
     stands: bool,
+    /// No drive failed to answer when all of it was read.
+    is_all_read: bool,
 }
 
 enum Made {

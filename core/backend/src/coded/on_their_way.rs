@@ -161,6 +161,7 @@ pub(super) struct PutAtWork {
 
 impl PutAtWork {
     pub(super) fn new(inner: &Rc<Inner>, name: &ObjectName) -> PutAtWork {
+        inner.upkeep.unlisted.borrow_mut().remove(name);
         add(&inner.on_their_way.puts, name.clone());
         PutAtWork { inner: Rc::clone(inner), name: name.clone(), late_bytes: 0 }
     }

@@ -94,6 +94,10 @@ impl Inner {
         let puts = self.on_their_way.puts();
         let puts = join_all(puts.iter().map(|name| self.on_their_way.is_put(name)));
         let are_puts_over = timeout(PUTS_END, puts).await.is_ok();
+        *self.upkeep.unlisted.borrow_mut() = self.upkeep.suspicious.borrow().clone();
+        for name in self.on_their_way.puts() {
+            self.upkeep.unlisted.borrow_mut().remove(&name);
+        }
         let mut survey = Survey::default();
         let mut to_mend: Vec<(u32, ObjectName)> = Vec::new();
         let mut needed_on: BTreeSet<usize> = BTreeSet::new();
@@ -104,6 +108,7 @@ impl Inner {
             while some.len() < AT_ONCE
                 && let Some(next) = listing.next().await
             {
+                self.upkeep.unlisted.borrow_mut().remove(&next.0);
                 some.push(next);
             }
             if some.is_empty() {
@@ -153,7 +158,11 @@ impl Inner {
             listing.silent.into_iter().chain(failed).chain(self.suspects_of(&drives)).collect();
         let silent: BTreeSet<usize> =
             silent.into_iter().filter(|index| drives[*index].duty.is_asked()).collect();
-        let knows_all = silent.is_empty() && !self.upkeep.has_more_suspicious.replace(false);
+        let unlisted = self.upkeep.unlisted.take();
+        if silent.is_empty() && self.drives().generation == drives.generation {
+            unlisted.iter().for_each(|name| self.upkeep.is_cleared(name));
+        }
+        let knows_all = silent.is_empty() && !self.upkeep.has_more_suspicious.get();
         let lost = drives.with(|duty| duty == Duty::Lost).count() as u32;
         survey.may_have_lost_unseen = lost > self.unheard_max();
         survey.is_readable_without_silent =
@@ -216,7 +225,9 @@ impl Inner {
             let drives = self.drives();
             let all = found.fragments.values().flatten().copied();
             needed_on.extend(all.filter(|index| drives[*index].duty == Duty::Leaving));
-            (*is_to_mend, *is_made_again) = (*is_to_mend || is_suspicious || found.silent.is_empty(), false);
+            let is_to_be_read = is_suspicious && self.upkeep.is_to_be_read(name);
+            *is_to_mend |= is_to_be_read || !is_alone && found.silent.is_empty();
+            *is_made_again = false;
         }
         condition
     }
@@ -249,6 +260,13 @@ impl Inner {
         found.fragments.retain(|_, drives| !drives.is_empty());
         match self.find_among(name, found.clone(), None).await {
             Ok(object) => Ok(Some((Rc::new(object), found))),
+            Err(BackendError::NotFound { .. } | BackendError::Incomplete { is_silent: false, .. })
+                if found.silent.is_empty() =>
+            {
+                // There is nothing that could be mended. A put that goes on compares what it finds under its names.
+                self.upkeep.is_cleared(name);
+                Ok(None)
+            }
             Err(BackendError::NotFound { .. } | BackendError::Incomplete { .. }) => Ok(None),
             Err(error) => Err(error),
         }

@@ -1,13 +1,14 @@
 //! Looking after all objects: one at a time, the least safe first, and so that guests do not wait for it.
 
 use super::survey::Survey;
+use super::verify::Reading;
 use super::{CodedBackend, Inner};
 use crate::ObjectName;
 use futures_util::stream::{self, StreamExt};
 use ovs_units::planted;
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::Duration,
 };
@@ -28,7 +29,9 @@ const AT_ONCE: usize = 4;
 /// So often what was mended is looked at again before the answer: where objects come and go there is always something.
 const ROUNDS_MAX: usize = 4;
 /// Objects whose fragments were seen to be bad, at most: more are found by reading all.
-pub(super) const SUSPICIOUS_MAX: usize = 10_000;
+pub(super) const SUSPICIOUS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
+/// Of one that was mended, but not all of which could be read, the rest is read so much later.
+const UNREAD_REST: Duration = Duration::from_secs(300);
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,8 +81,18 @@ pub(super) struct Keeping {
     generation: Cell<u64>,
     /// Drives that have failed since this pass began.
     pub(super) failed: RefCell<BTreeSet<usize>>,
-    /// More objects are suspicious than are remembered.
+    /// Those of them that the survey which goes on has not listed yet. If it never does, they are no more.
+    pub(super) unlisted: RefCell<BTreeSet<ObjectName>>,
+    /// Those of which not all could be read when they were mended last, and when that was.
+    unread: RefCell<BTreeMap<ObjectName, Instant>>,
+    /// More objects are suspicious than are remembered. They are found again by reading all.
     pub(super) has_more_suspicious: Cell<bool>,
+    /// A verification reads all since then.
+    reads_all: Cell<bool>,
+    /// What it has read of an object.
+    pub(super) reading: RefCell<Reading>,
+    /// Drives that let it wait, and until when they are not asked again.
+    pub(super) hanging: RefCell<BTreeMap<usize, Instant>>,
     /// Drives that had no room for a fragment in this pass.
     pub(super) full: RefCell<BTreeSet<usize>>,
 }
@@ -96,7 +109,12 @@ impl Default for Keeping {
             suspicious: RefCell::default(),
             generation: Cell::default(),
             failed: RefCell::default(),
+            unlisted: RefCell::default(),
+            unread: RefCell::default(),
             has_more_suspicious: Cell::default(),
+            reads_all: Cell::default(),
+            reading: RefCell::default(),
+            hanging: RefCell::default(),
             full: RefCell::default(),
         }
     }
@@ -108,8 +126,45 @@ impl Keeping {
         self.guests_at.set(Some(Instant::now()));
     }
 
+    #[cfg(test)]
+    pub(super) fn guest_at(&self) -> Option<Instant> {
+        self.guests_at.get()
+    }
+
     pub(super) fn ask_for_survey(&self) {
         self.wants_survey.set(true);
+    }
+
+    /// All of it is well, or it is no more.
+    pub(super) fn is_cleared(&self, name: &ObjectName) {
+        self.suspicious.borrow_mut().remove(name);
+        self.unread.borrow_mut().remove(name);
+    }
+
+    /// What could be read of it is well: it is not looked at again at once.
+    pub(super) fn is_cleared_in_part(&self, name: &ObjectName) {
+        self.unread.borrow_mut().insert(name.clone(), Instant::now());
+    }
+
+    /// It is suspicious, and to be read now.
+    pub(super) fn is_to_be_read(&self, name: &ObjectName) -> bool {
+        self.unread.borrow().get(name).is_none_or(|at| at.elapsed() >= UNREAD_REST)
+    }
+
+    /// What could not be read may be read now.
+    pub(super) fn reads_again(&self) {
+        self.unread.borrow_mut().clear();
+    }
+
+    pub(super) fn begins_to_read_all(&self) {
+        self.reads_all.set(true);
+    }
+
+    /// All that was bad is among those that are remembered.
+    pub(super) fn has_read_all(&self) {
+        if self.reads_all.get() {
+            self.has_more_suspicious.set(false);
+        }
     }
 
     fn is_guest_there(&self) -> bool {
@@ -216,9 +271,18 @@ impl CodedBackend {
         self.inner.upkeep.suspicious.borrow().iter().cloned().collect()
     }
 
+    /// More objects are bad than that: the others are found by a verification from the beginning.
+    pub fn has_more_suspicious(&self) -> bool {
+        self.inner.upkeep.has_more_suspicious.get()
+    }
+
     /// Something bad was seen of this object in another life.
     pub fn suspect(&self, name: &ObjectName) {
         self.inner.is_suspicious(name);
+        let keeping = &self.inner.upkeep;
+        if keeping.suspicious.borrow().len() >= SUSPICIOUS_MAX {
+            keeping.has_more_suspicious.set(true);
+        }
     }
 }
 
@@ -231,9 +295,11 @@ impl Inner {
 
     /// All its fragments are to be read.
     pub(super) fn is_suspicious(&self, name: &ObjectName) {
+        self.upkeep.unlisted.borrow_mut().remove(name);
         let mut suspicious = self.upkeep.suspicious.borrow_mut();
         if suspicious.len() >= SUSPICIOUS_MAX && !suspicious.contains(name) {
             self.upkeep.has_more_suspicious.set(true);
+            self.upkeep.reads_all.set(false);
         } else if suspicious.insert(name.clone()) {
             self.upkeep.ask_for_survey();
         }

@@ -7,8 +7,9 @@
 use super::store::lock;
 use crate::{ObjectName, sync::Mutex};
 use bytes::Bytes;
-use ovs_direct_io::{Reader, is_cached};
+use ovs_direct_io::{BLOCK_BYTES, Buffer, Reader, is_cached};
 use rustix::{
+    fs::{Mode, OFlags},
     io::{Errno, ReadWriteFlags},
     process::{Resource, getrlimit},
 };
@@ -16,7 +17,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, IoSliceMut},
-    os::unix::fs::FileExt,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
     sync::{
         Arc, LazyLock,
@@ -58,15 +59,58 @@ impl OpenFile {
         Ok(bytes.into())
     }
 
-    /// All of it from the disk. What the page cache has of it goes before, or who mends what is bad there would read what is not; and
-    /// afterwards, so that it takes the place of nothing that is used.
+    /// All of it from the disk. What guests have in the page cache stays there, unless it is not what the disk has: who mends what is
+    /// bad there would read what is not. What they have not takes the place of nothing that is used.
     pub(super) fn read_stored(&self) -> io::Result<Bytes> {
         // A file system that has no such thing reads from the disk, or is memory.
         let forget = || rustix::fs::fadvise(&*self.file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        let is_used = is_cached(&self.file, 0, self.length);
+        if is_used.is_ok()
+            && let Some(stored) = self.read_past_the_cache()
+        {
+            if self.is_cached_otherwise(&stored) {
+                forget();
+            }
+            return Ok(stored);
+        }
+        let is_used = is_used.unwrap_or(false);
         forget();
         let bytes = self.read(0, u64::MAX);
-        forget();
+        if !is_used {
+            forget();
+        }
         bytes
+    }
+
+    /// The page cache has anything else than that.
+    fn is_cached_otherwise(&self, stored: &Bytes) -> bool {
+        let blocks = (0..self.length).step_by(BLOCK_BYTES).zip(stored.chunks(BLOCK_BYTES));
+        let is_other = |(offset, stored): (u64, &[u8])| {
+            let length = stored.len() as u64;
+            is_cached(&self.file, offset, length).unwrap_or(false)
+                && self.read(offset, length).is_ok_and(|cached| cached != stored)
+        };
+        blocks.into_iter().any(is_other)
+    }
+
+    /// Nothing where this file system cannot, or the disk does not read all of it: who reads it as usual is told why.
+    fn read_past_the_cache(&self) -> Option<Bytes> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let length = usize::try_from(self.length).ok()?;
+        let mut buffer = Buffer::of(length.checked_next_multiple_of(BLOCK_BYTES)?);
+        let mut read = 0;
+        while read < length {
+            let now =
+                rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut buffer[read..], read as u64));
+            match now.ok()? {
+                0 => return None,
+                now => read += now,
+            }
+        }
+        buffer.truncate(length);
+        Some(buffer.into())
     }
 
     /// The same without a wait, `None` if that cannot be.

@@ -436,7 +436,9 @@ impl Volumes {
             DutyRecord::Lost | DutyRecord::GivenUp => "lost",
         };
         if change.pool.is_none() {
-            if is_being_emptied(&change.set, change.uuid()) {
+            let is_being_emptied = is_being_emptied(&change.set, change.uuid());
+            let is_lost = duty != DutyRecord::Leaving;
+            if is_being_emptied && !is_lost {
                 let name = &change.record().name;
                 let detail = format!(
                     "backend {name} was a drive: what is left there is being removed, ask again later"
@@ -446,7 +448,22 @@ impl Volumes {
             self.check_all_can_be_read().await?;
             drives.drives.retain(|uuid| !going.contains(uuid));
             drives.duties.retain(|uuid, _| !going.contains(uuid));
-            let detail = format!("{} left, with nothing on it", names.join(", "));
+            let mut detail = format!("{} left, with nothing on it", names.join(", "));
+            if is_being_emptied {
+                // What is left there is not waited for, and is old if it comes back.
+                detail = format!("{}: lost, {why}", names.join(", "));
+                for uuid in going {
+                    let place = change.set.place(*uuid);
+                    drives.departed.push(DepartedRecord {
+                        uuid: *uuid,
+                        node: place.node,
+                        site: place.site,
+                        weight: change.set.backend(*uuid)?.labels.weight,
+                        left_behind: None,
+                        was_lost: true,
+                    });
+                }
+            }
             return self.store_change(&change, drives, detail, |_, _, _| {}).await;
         }
         drives.duties.extend(going.iter().map(|uuid| (*uuid, duty)));

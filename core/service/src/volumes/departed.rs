@@ -11,6 +11,7 @@ use super::{
     namespace::{look, mark_of},
     problem::from_catalogue,
     stores::BackendSet,
+    upkeep::POLL,
 };
 use crate::tasks::{About, Running};
 use futures_util::future::join_all;
@@ -116,7 +117,14 @@ impl Volumes {
         }
         if set.backend(drive).is_ok() {
             let parts = self.parts_left(&set, drive, namespace)?;
-            for removed in join_all(parts.iter().map(|part| part.empty())).await {
+            let emptied = parts.iter().map(async |(part, left)| {
+                tokio::select! {
+                    emptied = left.empty() => emptied,
+                    // It hangs, and was given up.
+                    () = self.until_it_is_no_part(drive, *part) => Ok(()),
+                }
+            });
+            for removed in join_all(emptied).await {
                 removed?;
             }
         }
@@ -135,6 +143,17 @@ impl Volumes {
             }
         }
         Ok(())
+    }
+
+    async fn until_it_is_no_part(&self, drive: Uuid, part: Uuid) {
+        loop {
+            self.clock.sleep(POLL).await;
+            let Ok(set) = self.backend_set().await else { continue };
+            let is_part = |asked: Vec<&BackendRecord>| asked.iter().any(|asked| asked.uuid == part);
+            if !set.parts_asked(drive).is_ok_and(is_part) {
+                return;
+            }
+        }
     }
 
     /// Drives that were to go from composites that no vPool is on any more have nothing on them.

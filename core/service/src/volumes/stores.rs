@@ -351,12 +351,12 @@ impl Volumes {
         set: &BackendSet,
         drive: Uuid,
         namespace: &str,
-    ) -> Result<Vec<Drive>, Problem> {
+    ) -> Result<Vec<(Uuid, Drive)>, Problem> {
         let mut left = Vec::new();
         for part in set.parts_asked(drive)? {
             if let Some(location) = self.location(part, namespace)? {
                 let leaf = Leaf { drive: Some(part.uuid), location };
-                left.push(Drive::new(part.name.clone(), leaf, self.clock.clone()));
+                left.push((part.uuid, Drive::new(part.name.clone(), leaf, self.clock.clone())));
             }
         }
         Ok(left)

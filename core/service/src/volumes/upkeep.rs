@@ -82,6 +82,8 @@ impl Tended {
                 tracing::warn!(composite = %self.composite.name, %problem, "a drive that is silent is not given up yet");
                 quiet_until = clock.now() + REST;
             }
+            // What was bad before a crash is mended before a drive goes that it needs.
+            let knows_bad = volumes.remember_bad(&pool, self.uuid, &self.composite).await;
             let due = volumes.is_due(&pool, &self.composite);
             drop((volumes, pool));
             let Some(mends) = due else {
@@ -96,7 +98,8 @@ impl Tended {
             let Some(survey) = looked else { continue };
             self.composite.has_looked(survey, began, clock.now(), mends, generation);
             let Some((volumes, _)) = self.present() else { return };
-            if let Err(problem) = volumes.finish_drives(self.uuid).await {
+            volumes.keep_bad(&self.composite).await;
+            if knows_bad && let Err(problem) = volumes.finish_drives(self.uuid).await {
                 tracing::warn!(composite = %self.composite.name, %problem, "drives that are done with are not let go yet");
             }
         }
@@ -217,6 +220,7 @@ impl Volumes {
             let reason = survey.reason.unwrap_or_default();
             problems.push(format!("{} objects could not be mended: {reason}", survey.unmended));
         }
+        problems.extend(composite.verification.problem(composite));
         (!problems.is_empty()).then(|| problems.join("; "))
     }
 

@@ -25,6 +25,7 @@ use ovs_units::Name;
 use serde_json::{Value, json};
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     pin::pin,
     rc::Rc,
     time::Duration,
@@ -65,6 +66,8 @@ pub(super) struct Verification {
     rests_until: Cell<Duration>,
     /// When it was last written down, if it was.
     kept_at: Cell<Option<Duration>>,
+    /// So many drives are silent that there is no end.
+    has_no_end: Cell<bool>,
 }
 
 /// How a pass over so many bytes is spread over its period.
@@ -120,6 +123,31 @@ fn verified(pass: &PassRecord) -> Verified {
 impl Verification {
     fn present(&self) -> Option<PassRecord> {
         self.record.borrow().as_ref().map(|record| record.present.clone())
+    }
+
+    /// Why it does not come to its end, or what it has found does not.
+    pub(super) fn problem(&self, composite: &Composite) -> Option<String> {
+        let has_no_end = self.has_no_end.get().then(|| {
+            let members = composite.members();
+            let silent: Vec<Uuid> =
+                composite.silent().into_iter().chain(composite.coded.silent()).collect();
+            let names: BTreeSet<&str> =
+                silent.iter().filter_map(|uuid| Some(members.get(uuid)?.name.as_str())).collect();
+            let names: Vec<&str> = names.into_iter().collect();
+            format!(
+                "its verification does not end as long as so many drives do not answer ({}) that nobody knows what else there is",
+                names.join(", ")
+            )
+        });
+        let has_more_bad = composite.coded.has_more_suspicious().then(|| {
+            format!(
+                "more objects are bad than are remembered: ovs backend verify {} finds the others when these are mended, and no drive \
+                 goes before",
+                composite.name
+            )
+        });
+        let problems: Vec<String> = has_no_end.into_iter().chain(has_more_bad).collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
     }
 
     /// The next pass begins, whatever the present one has come to.
@@ -202,11 +230,8 @@ impl Volumes {
         let (verification, every) = (&composite.verification, self.settings.verify_every);
         let total = composite.looked().filter(|looked| looked.mended)?.survey.all.bytes;
         let _open = pool.backend()?;
-        if verification.record.borrow().is_none() {
-            let record = self.recorded_verification(pool, uuid).await?;
-            let names = record.suspicious.iter().filter_map(|name| ObjectName::new(name.as_str()).ok());
-            names.for_each(|name| composite.coded.suspect(&name));
-            *verification.record.borrow_mut() = Some(record);
+        if !self.remember_bad(pool, uuid, composite).await {
+            return None;
         }
         if every.is_none() && verification.asked.get() == Asked::No {
             return None;
@@ -234,6 +259,27 @@ impl Volumes {
         (is_time && self.clock.now() >= verification.rests_until.get()).then(|| (pass, part_bytes(total)))
     }
 
+    /// What was bad in another life is so in this one. False: the registry does not answer yet.
+    pub(super) async fn remember_bad(&self, pool: &Pool, uuid: Uuid, composite: &Composite) -> bool {
+        let verification = &composite.verification;
+        if verification.record.borrow().is_some() {
+            return true;
+        }
+        let Some(record) = self.recorded_verification(pool, uuid).await else { return false };
+        let names = record.suspicious.iter().filter_map(|name| ObjectName::new(name.as_str()).ok());
+        names.for_each(|name| composite.coded.suspect(&name));
+        *verification.record.borrow_mut() = Some(record);
+        true
+    }
+
+    /// Writes down what is bad when that has changed.
+    pub(super) async fn keep_bad(&self, composite: &Composite) {
+        let kept = composite.verification.record.borrow().as_ref().map(|record| record.suspicious.clone());
+        if kept.is_some_and(|kept| kept != names(composite.coded.suspicious())) {
+            self.keep_verification(composite).await;
+        }
+    }
+
     /// A part was read to its end, or was cut off.
     async fn has_verified(
         &self,
@@ -247,6 +293,11 @@ impl Volumes {
         let total = composite.coded.upkeep().last.map_or(0, |survey| survey.all.bytes);
         let read_bytes = verified.bytes.saturating_sub(before.bytes);
         let has_come_further = verified.objects > before.objects;
+        if let Some(is_over) = is_over {
+            // Whoever waited for it may have gone.
+            let goes_on = verification.asked.get() != Asked::No || self.settings.verify_every.is_some();
+            verification.has_no_end.set(goes_on && !is_over && !has_come_further);
+        }
         let rests_until = match (verification.asked.get(), self.settings.verify_every) {
             // Too many drives are silent for it to go on.
             _ if is_over == Some(false) && !has_come_further => now + REST,
@@ -289,9 +340,15 @@ impl Volumes {
     async fn keep_verification(&self, composite: &Composite) {
         let Some(mut record) = composite.verification.record.borrow().clone() else { return };
         // Nobody passes by there again before the next time.
-        record.suspicious = composite.coded.suspicious().iter().map(ToString::to_string).collect();
+        record.suspicious = names(composite.coded.suspicious());
+        let suspicious = record.suspicious.clone();
         match self.catalogue.restore(record).await {
-            Ok(_) => composite.verification.kept_at.set(Some(self.clock.now())),
+            Ok(_) => {
+                composite.verification.kept_at.set(Some(self.clock.now()));
+                if let Some(record) = &mut *composite.verification.record.borrow_mut() {
+                    record.suspicious = suspicious;
+                }
+            }
             Err(error) => {
                 tracing::debug!(composite = %composite.name, %error, "how far its verification is is not written down yet")
             }
@@ -343,6 +400,7 @@ impl Volumes {
                 // Somebody else may have asked since.
                 if self.tasks.running(&about(uuid, &composite.name)).is_none() {
                     verification.asked.set(Asked::No);
+                    verification.has_no_end.set(false);
                 }
                 return Ok(Value::Null);
             }
@@ -397,6 +455,10 @@ impl Volumes {
         });
         (last, present)
     }
+}
+
+fn names(objects: Vec<ObjectName>) -> Vec<String> {
+    objects.iter().map(ToString::to_string).collect()
 }
 
 /// The task of somebody who waits for a pass.

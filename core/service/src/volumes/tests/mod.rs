@@ -44,6 +44,8 @@ pub(super) struct World {
     gates: Rc<Gates>,
     repair_grace: Cell<Option<Duration>>,
     verify_every: Cell<Option<Duration>>,
+    /// A key that the registry does not answer for.
+    refused: Rc<RefCell<Option<String>>>,
     host_name: Cell<&'static str>,
 }
 
@@ -59,6 +61,7 @@ impl World {
             gates: Rc::default(),
             repair_grace: Cell::new(None),
             verify_every: Cell::new(None),
+            refused: Rc::default(),
             host_name: Cell::new("here"),
         }
     }
@@ -132,6 +135,7 @@ impl World {
             death,
             died: Notify::new(),
             gates: self.gates.clone(),
+            refused: self.refused.clone(),
         })
     }
 
@@ -210,6 +214,7 @@ struct MortalRegistry {
     death: Death,
     died: Notify,
     gates: Rc<Gates>,
+    refused: Rc<RefCell<Option<String>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,6 +257,9 @@ impl Registry for MortalRegistry {
         let key = key.to_owned();
         Box::pin(async move {
             self.gates.pass(Call::Get, &[&key]).await;
+            if self.refused.borrow().as_ref() == Some(&key) {
+                return Err(VolumeError::Retry("the registry does not answer".into()));
+            }
             self.registry.get(&key).await
         })
     }

@@ -224,6 +224,76 @@ fn what_was_found_before_a_crash_is_mended_after_it() {
     });
 }
 
+/// The first look after a start knows it already: of what is bad on one, another may have the last that is good.
+#[test]
+fn no_drive_goes_before_what_was_found_before_a_crash_is_mended() {
+    let world = World::new();
+    let rotten = world.life(async |volumes: Rc<Volumes>| {
+        make_data(&world, &volumes).await;
+        volumes.begin_background();
+        while upkeep(&volumes).await.surveyed_at.is_none() {
+            volumes.clock.sleep(Duration::from_secs(1)).await;
+        }
+        let rotten = rot(&world, "b");
+        let task = volumes.verify_backend(name("all")).await.unwrap().0;
+        volumes.tasks.wait(task.uuid, HOUR).await.unwrap();
+        assert!(are_still_rotten(&rotten), "nobody had the time");
+        rotten
+    });
+    // The registry does not answer for that as yet: it is looked at, and no drive goes.
+    let key = world.life(async |volumes: Rc<Volumes>| {
+        format!("verification/{}", volumes.get_backend(name("all")).await.unwrap().uuid)
+    });
+    world.refused.replace(Some(key.clone()));
+    let leaving = super::composites::LEAVING;
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.remove_drive(name("all"), name("c"), leaving, no_terms()).await.unwrap();
+        volumes.begin_background();
+        while upkeep(&volumes).await.surveyed_at.is_none() {
+            volumes.clock.sleep(Duration::from_secs(1)).await;
+        }
+        volumes.clock.sleep(30 * MINUTE).await;
+        assert_eq!(super::composites::names(&volumes).await, ["a", "b", "c", "d"]);
+        assert!(are_still_rotten(&rotten));
+    });
+    world.refused.replace(None);
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.begin_background();
+        super::composites::until_names(&volumes, &["a", "b", "d"]).await;
+        assert!(!are_still_rotten(&rotten), "it was let go too early");
+        until_mended(&volumes, &rotten).await;
+    });
+    // What is mended is not bad in the next life.
+    world.life(async |_| {
+        let record = world.registry.get(&key).await.unwrap().unwrap().value;
+        assert!(!String::from_utf8(record).unwrap().contains("suspicious"));
+    });
+}
+
+/// With c = k nobody may be silent: the end of what answers is no end, and that is told.
+#[test]
+fn a_verification_that_does_not_end_says_why() {
+    let world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        make_pool(&world, &volumes, preset("p", &[(1, 2, 1, 9)])).await;
+        vdisk(&volumes).await.write(ByteOffset(0), block_of(1).into(), true).await.unwrap();
+        vdisk(&volumes).await.destage().await.unwrap();
+        volumes.begin_background();
+        while upkeep(&volumes).await.surveyed_at.is_none() {
+            volumes.clock.sleep(Duration::from_secs(1)).await;
+        }
+        super::composites::take_away(&world, "b");
+        let task = volumes.verify_backend(name("all")).await.unwrap().0;
+        let has_no_end = async || {
+            let problem = upkeep(&volumes).await.problem;
+            problem.is_some_and(|problem| problem.contains("does not end") && problem.contains("(b)"))
+        };
+        super::composites::until(&volumes, "it is told", has_no_end).await;
+        volumes.tasks.cancel(task.uuid).unwrap();
+        super::composites::until(&volumes, "nobody waits for it", async || !has_no_end().await).await;
+    });
+}
+
 #[test]
 fn what_cannot_be_verified_is_refused_and_who_waits_can_stop_it() {
     let world = World::new();
