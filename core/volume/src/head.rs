@@ -214,6 +214,13 @@ impl Head {
         self.copies.drain(..excess);
     }
 
+    /// Hidden, with its snapshots, from everybody but clones.
+    pub(crate) fn set_deleted(&mut self) {
+        self.deleted = true;
+        self.snapshots.iter_mut().for_each(|snapshot| snapshot.hidden = true);
+        self.drop_snapshots();
+    }
+
     /// Deleted snapshots that nobody needs any more go.
     pub(crate) fn drop_snapshots(&mut self) {
         let clones_unknown = self.clones_unknown;

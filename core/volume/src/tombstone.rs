@@ -21,7 +21,8 @@
 //! | its epoch | a deletion took that | deleted: that was cut short |
 //! | its epoch, or a higher one | taken in from the backend, and no epoch begun since | there: when it was taken in that was not acknowledged |
 //! | its epoch | has records of it | there: the number was given twice, by a registry that was put back |
-//! | its epoch or a higher one | else | refused: the registry is from before that deletion, and may not know of clones |
+//! | its epoch | else | the same |
+//! | a higher one | else | deleted, and nothing of it goes: the registry is from before that deletion, and may not know of clones |
 
 use crate::VolumeError;
 use crate::journal::Reading;

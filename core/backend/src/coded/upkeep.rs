@@ -276,6 +276,11 @@ impl CodedBackend {
         self.inner.upkeep.has_more_suspicious.get()
     }
 
+    /// In another life more objects were bad than were kept.
+    pub fn suspect_more(&self) {
+        self.inner.upkeep.has_more_suspicious.set(true);
+    }
+
     /// Something bad was seen of this object in another life.
     pub fn suspect(&self, name: &ObjectName) {
         self.inner.is_suspicious(name);

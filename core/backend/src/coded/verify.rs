@@ -60,7 +60,9 @@ impl CodedBackend {
             let Some((name, seen)) = next else {
                 let is_over = listing.silent.len() as u64 <= u64::from(inner.unheard_max());
                 if is_over {
-                    inner.upkeep.has_read_all();
+                    if verified.missed.is_empty() {
+                        inner.upkeep.has_read_all();
+                    }
                 }
                 return is_over;
             };

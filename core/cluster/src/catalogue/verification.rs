@@ -23,6 +23,9 @@ pub struct VerificationRecord {
     /// Objects of which something bad was found that is not mended yet: the pass has gone on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspicious: Vec<String>,
+    /// More objects are bad than these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_more_suspicious: bool,
 }
 
 /// One pass over all objects.

@@ -150,7 +150,8 @@ impl Volumes {
             self.clock.sleep(POLL).await;
             let Ok(set) = self.backend_set().await else { continue };
             let is_part = |asked: Vec<&BackendRecord>| asked.iter().any(|asked| asked.uuid == part);
-            if !set.parts_asked(drive).is_ok_and(is_part) {
+            // What cannot be told is waited for.
+            if set.parts_asked(drive).is_ok_and(|asked| !is_part(asked)) {
                 return;
             }
         }

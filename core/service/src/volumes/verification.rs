@@ -268,14 +268,19 @@ impl Volumes {
         let Some(record) = self.recorded_verification(pool, uuid).await else { return false };
         let names = record.suspicious.iter().filter_map(|name| ObjectName::new(name.as_str()).ok());
         names.for_each(|name| composite.coded.suspect(&name));
+        if record.has_more_suspicious {
+            composite.coded.suspect_more();
+        }
         *verification.record.borrow_mut() = Some(record);
         true
     }
 
     /// Writes down what is bad when that has changed.
     pub(super) async fn keep_bad(&self, composite: &Composite) {
-        let kept = composite.verification.record.borrow().as_ref().map(|record| record.suspicious.clone());
-        if kept.is_some_and(|kept| kept != names(composite.coded.suspicious())) {
+        let now = (names(composite.coded.suspicious()), composite.coded.has_more_suspicious());
+        let kept = |record: &VerificationRecord| (record.suspicious.clone(), record.has_more_suspicious);
+        let kept = composite.verification.record.borrow().as_ref().map(kept);
+        if kept.is_some_and(|kept| kept != now) {
             self.keep_verification(composite).await;
         }
     }
@@ -334,6 +339,7 @@ impl Volumes {
             last: None,
             present: begun(self.clock.wall_ms()),
             suspicious: Vec::new(),
+            has_more_suspicious: false,
         }))
     }
 
@@ -341,12 +347,13 @@ impl Volumes {
         let Some(mut record) = composite.verification.record.borrow().clone() else { return };
         // Nobody passes by there again before the next time.
         record.suspicious = names(composite.coded.suspicious());
-        let suspicious = record.suspicious.clone();
+        record.has_more_suspicious = composite.coded.has_more_suspicious();
+        let (suspicious, has_more) = (record.suspicious.clone(), record.has_more_suspicious);
         match self.catalogue.restore(record).await {
             Ok(_) => {
                 composite.verification.kept_at.set(Some(self.clock.now()));
                 if let Some(record) = &mut *composite.verification.record.borrow_mut() {
-                    record.suspicious = suspicious;
+                    (record.suspicious, record.has_more_suspicious) = (suspicious, has_more);
                 }
             }
             Err(error) => {
@@ -561,6 +568,7 @@ mod tests {
             last: None,
             present: begun(7),
             suspicious: Vec::new(),
+            has_more_suspicious: false,
         };
         *verification.record.borrow_mut() = Some(record);
         let read = Verified {

@@ -41,7 +41,11 @@ impl Engine {
             };
             // Deleted already, it has one.
             if !head.deleted {
-                let stored = VersionedHead { head, revision };
+                let mut stored = VersionedHead { head, revision };
+                if open.is_none() && engine.note_later_deletion(&*backend, id, &mut stored.head).await? {
+                    engine.mark_deleted(id, None, stored).await?;
+                    return Ok(());
+                }
                 let stored = engine.put_tombstone(&*backend, id, open.as_ref(), stored).await?;
                 head = engine.mark_deleted(id, open.as_ref(), stored).await?;
             }
@@ -107,13 +111,13 @@ impl Engine {
         }
     }
 
-    /// A deletion that was cut short after its tombstone was put: a recovery from the backend would not raise the vDisk either. None: there
-    /// was none. Refuses a head that is from before a deletion that it does not know: it may not know of clones either.
-    pub(super) async fn cut_off_deletion(
+    /// A deletion that was cut short after its tombstone was put: a recovery from the backend would not raise the vDisk either. Changes the
+    /// head where the registry is from before that deletion: the vDisk may have clones that it does not know.
+    pub(super) async fn note_cut_off_deletion(
         &self,
         backend: &dyn Backend,
         id: VdiskId,
-        head: &Head,
+        head: &mut Head,
     ) -> Result<bool, VolumeError> {
         let epoch = head.epoch;
         let found = tombstone::newest(backend, id, epoch, epoch, Reading::ToRestOn).await?;
@@ -122,13 +126,34 @@ impl Engine {
         if head.epochs_unknown {
             return Ok(false);
         }
-        if found == epoch && (head.deleting || planted("tombstone: one of an epoch that is in use counts")) {
-            check_not_older(backend, id, head, Own::Record).await?;
-            return Ok(true);
+        if found == epoch {
+            let counts = head.deleting || planted("tombstone: one of an epoch that is in use counts");
+            // Else the number was given twice, by a registry that was put back before the tombstone showed.
+            if counts {
+                check_not_older(backend, id, head, Own::Record).await?;
+            }
+            return Ok(counts);
         }
-        // The number was given twice, by a registry that was put back before the tombstone showed.
-        let has_gone_on = head.position().is_some_and(|last| last.epoch == found);
-        if has_gone_on { Ok(false) } else { Err(journal::older(id)) }
+        check_not_older(backend, id, head, Own::Record).await?;
+        head.epoch = found;
+        if !planted("tombstone: an older registry knows all clones") {
+            head.clones_unknown = true;
+        }
+        Ok(true)
+    }
+
+    /// The same, for who deletes it.
+    async fn note_later_deletion(
+        &self,
+        backend: &dyn Backend,
+        id: VdiskId,
+        head: &mut Head,
+    ) -> Result<bool, VolumeError> {
+        match tombstone::list(backend, id).await {
+            Ok(shown) if is_above(&shown, head) => self.note_cut_off_deletion(backend, id, head).await,
+            Ok(_) | Err(VolumeError::Damaged(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The caller holds `meta` of one that is open.
@@ -138,11 +163,7 @@ impl Engine {
         open: Option<&Vdisk>,
         stored: VersionedHead,
     ) -> Result<Head, VolumeError> {
-        let change = |head: &mut Head| {
-            head.deleted = true;
-            head.snapshots.iter_mut().for_each(|snapshot| snapshot.hidden = true);
-            head.drop_snapshots();
-        };
+        let change = Head::set_deleted;
         if let Some(vdisk) = open {
             vdisk.inner.commit_with(Transaction::new(), change).await?;
             vdisk.inner.forget_gone_snapshots();

@@ -234,7 +234,7 @@ impl Engine {
             return Err(VolumeError::NotFound(format!("there is no vDisk {id}")));
         };
         let mut head = VersionedHead { head: Head::decode(id, &entry.value)?, revision: entry.revision };
-        if !head.head.deleted && self.cut_off_deletion(&*backend, id, &head.head).await? {
+        if !head.head.deleted && self.note_cut_off_deletion(&*backend, id, &mut head.head).await? {
             let deleted = self.mark_deleted(id, None, head).await?;
             if deleted.is_unneeded() {
                 Box::pin(self.purge(vpool, id, deleted)).await?;

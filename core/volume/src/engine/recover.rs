@@ -138,7 +138,8 @@ impl Engine {
         };
         head.epochs_unknown = true;
         let is_open = self.inner.vdisks.borrow().contains_key(&id);
-        head.deleted = tombstone_of(&*backend, id, &head, Reading::ToRestOn).await?.is_some();
+        let deleted = tombstone_of(&*backend, id, &head, Reading::ToRestOn).await?;
+        head.deleted = deleted.is_some();
         // Its name is used, whether it says anything or not.
         let last = tombstone::list(&*backend, id).await?.last().copied().unwrap_or_default();
         head.epoch = head.epoch.max(last);
@@ -150,6 +151,11 @@ impl Engine {
                 // All that is newer was never finished: its names are left alone, and that is all. One that is open goes
                 // on in its epoch.
                 if !is_open {
+                    // The registry is from before a deletion, or from the middle of one.
+                    let is_of = |deleted: Epoch| deleted > old.epoch || deleted == old.epoch && old.deleting;
+                    if !old.epochs_unknown && deleted.is_some_and(is_of) {
+                        old.set_deleted();
+                    }
                     old.epoch = old.epoch.max(head.epoch);
                     old.epochs_unknown = true;
                     self.commit_head(id, &old, known.revision).await?;

@@ -270,6 +270,31 @@ fn no_drive_goes_before_what_was_found_before_a_crash_is_mended() {
     });
 }
 
+/// Until all was read once more no drive goes.
+#[test]
+fn that_more_is_bad_than_is_remembered_outlives_a_crash() {
+    let world = World::new();
+    let composite = |volumes: &Rc<Volumes>| {
+        let found = volumes.all_pools().into_iter().flat_map(|pool| pool.composites()).next();
+        found.expect("the vPool is on one").1
+    };
+    world.life(async |volumes: Rc<Volumes>| {
+        make_data(&world, &volumes).await;
+        volumes.begin_background();
+        while upkeep(&volumes).await.surveyed_at.is_none() {
+            volumes.clock.sleep(Duration::from_secs(1)).await;
+        }
+        composite(&volumes).coded.suspect_more();
+        volumes.keep_bad(&composite(&volumes)).await;
+    });
+    world.life(async |volumes: Rc<Volumes>| {
+        assert!(!composite(&volumes).coded.has_more_suspicious());
+        volumes.begin_background();
+        let is_remembered = async || composite(&volumes).coded.has_more_suspicious();
+        super::composites::until(&volumes, "it is remembered", is_remembered).await;
+    });
+}
+
 /// With c = k nobody may be silent: the end of what answers is no end, and that is told.
 #[test]
 fn a_verification_that_does_not_end_says_why() {

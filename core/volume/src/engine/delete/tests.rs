@@ -181,22 +181,32 @@ fn an_older_registry_deletes_nothing() {
     });
 }
 
-/// Such a registry does not know what was cloned from the vDisk before it was deleted.
+/// Such a registry does not know what was cloned from the vDisk before it was deleted: it is deleted, and kept until all are known.
 #[test]
-fn a_tombstone_above_what_the_registry_knows_deletes_nothing() {
-    run(async {
-        let registry = Rc::default();
-        let store = new_vdisk(&registry).await;
-        tombstone::put(&*store, VDISK, epoch_of(&registry).await.next()).await.unwrap();
-        let before = store.names();
-        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
-        let opened = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.map(drop);
-        assert!(matches!(opened, Err(VolumeError::Refused(_))), "{opened:?}");
-        let deleted = engine.delete_vdisk(VPOOL, VDISK).await;
-        assert!(matches!(deleted, Err(VolumeError::Refused(_))), "{deleted:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(store.names(), before);
-    });
+fn a_tombstone_above_what_the_registry_knows_hides_and_removes_nothing() {
+    for is_deleted_again in [false, true] {
+        run(async {
+            let registry = Rc::default();
+            let store = new_vdisk(&registry).await;
+            tombstone::put(&*store, VDISK, epoch_of(&registry).await.next()).await.unwrap();
+            let before = store.names();
+            let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+            if is_deleted_again {
+                engine.delete_vdisk(VPOOL, VDISK).await.unwrap();
+            } else {
+                let opened = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.map(drop);
+                assert!(matches!(opened, Err(VolumeError::NotFound(_))), "{opened:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(store.names(), before);
+            drop(engine);
+            // When all clones are known again, and there are none, it goes.
+            let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+            engine.finish_recovery(VPOOL).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(store.names(), []);
+        });
+    }
 }
 
 /// The number was given twice: to a deletion whose tombstone did not show, and by a registry that was put back to before it.
