@@ -59,10 +59,8 @@ impl CodedBackend {
             verified.missed.extend(listing.silent.iter().map(|index| drives[*index].id));
             let Some((name, seen)) = next else {
                 let is_over = listing.silent.len() as u64 <= u64::from(inner.unheard_max());
-                if is_over {
-                    if verified.missed.is_empty() {
-                        inner.upkeep.has_read_all();
-                    }
+                if is_over && verified.missed.is_empty() {
+                    inner.upkeep.has_read_all();
                 }
                 return is_over;
             };
