@@ -3,6 +3,7 @@
 //! Direct I/O wants memory, offset and length in blocks of the device; 4 KiB are that everywhere.
 
 mod cached;
+mod memory;
 mod reader;
 mod ring;
 
@@ -11,6 +12,7 @@ pub use reader::Reader;
 pub use ring::Ring;
 
 use bytes::Bytes;
+use memory::Memory;
 use std::{
     fs::File,
     io::{self, IoSlice},
@@ -24,9 +26,7 @@ pub const BLOCK_BYTES: usize = 4096;
 const PIECE_BYTES_MIN: usize = 64 << 10;
 /// Pieces of one system call: the kernel takes 1024.
 const PIECES_MAX: usize = 512;
-/// Buffers up to this size are kept for who comes next, so that a write does not have to have memory made for it, …
-const KEPT_BYTES_MAX: usize = 8 << 20;
-/// … so many bytes of them, …
+/// Buffers are kept for who comes next, so that a write does not have to have memory made for it: so many bytes of them, …
 const KEPT_BYTES: usize = 32 << 20;
 /// … and so many.
 const KEPT_MAX: usize = 64;
@@ -34,14 +34,14 @@ const KEPT_MAX: usize = 64;
 static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: Vec::new(), bytes: 0 });
 
 struct Kept {
-    buffers: Vec<Vec<u8>>,
+    buffers: Vec<Memory>,
     bytes: usize,
 }
 
 impl Kept {
     /// The smallest that is large enough, unless most of it would be wasted.
-    fn take(&mut self, needed: usize) -> Option<Vec<u8>> {
-        let fits = |(_, memory): &(usize, &Vec<u8>)| (needed..=2 * needed).contains(&memory.len());
+    fn take(&mut self, needed: usize) -> Option<Memory> {
+        let fits = |(_, memory): &(usize, &Memory)| (needed..=2 * needed).contains(&memory.len());
         let (at, _) = self.buffers.iter().enumerate().filter(fits).min_by_key(|(_, memory)| memory.len())?;
         let memory = self.buffers.remove(at);
         self.bytes -= memory.len();
@@ -49,7 +49,7 @@ impl Kept {
     }
 
     /// Those that are not kept any more: what nobody asked for longest goes first.
-    fn keep(&mut self, memory: Vec<u8>) -> Vec<Vec<u8>> {
+    fn keep(&mut self, memory: Memory) -> Vec<Memory> {
         self.bytes += memory.len();
         self.buffers.push(memory);
         let mut surplus = Vec::new();
@@ -65,19 +65,16 @@ impl Kept {
 /// Bytes that begin where direct I/O may. What is in it at first may be anything that was written before.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
+    memory: Memory,
     length: usize,
 }
 
 impl Buffer {
     /// A buffer of so many bytes.
     pub fn of(length: usize) -> Buffer {
-        let needed = if length == 0 { 0 } else { length + BLOCK_BYTES };
-        let found = if needed == 0 { None } else { kept(|kept| kept.take(needed)) };
-        let memory = found.unwrap_or_else(|| vec![0; needed]);
-        let start = if length == 0 { 0 } else { memory.as_ptr().align_offset(BLOCK_BYTES) };
-        Buffer { memory, start, length }
+        let found = if length == 0 { None } else { kept(|kept| kept.take(length)) };
+        let memory = found.unwrap_or_else(|| Memory::of(length));
+        Buffer { memory, length }
     }
 
     /// Ends it there. It must not be longer than it is.
@@ -102,13 +99,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
+        &self.memory[..self.length]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
+        &mut self.memory[..self.length]
     }
 }
 
@@ -127,7 +124,7 @@ impl From<Buffer> for Bytes {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        if (BLOCK_BYTES..=KEPT_BYTES_MAX).contains(&memory.len()) {
+        if (BLOCK_BYTES..=KEPT_BYTES).contains(&memory.len()) {
             // What is not kept is given back behind the lock.
             let _surplus = kept(|kept| kept.keep(memory));
         }
@@ -217,7 +214,8 @@ mod tests {
     /// One case: what is kept is the process's.
     #[test]
     fn a_few_buffers_are_kept() {
-        drop(Buffer::of(KEPT_BYTES_MAX));
+        drop(Buffer::of(KEPT_BYTES));
+        assert_eq!(kept(|kept| kept.bytes), KEPT_BYTES);
         let mebibytes = |count: usize| (0..count).map(|_| Buffer::of(1 << 20)).collect::<Vec<_>>();
         let many = mebibytes(50);
         let first = many[0].as_ptr();
@@ -225,9 +223,15 @@ mod tests {
             assert_eq!((buffer.len(), buffer.as_ptr().align_offset(BLOCK_BYTES)), (1 << 20, 0));
         }
         drop(many);
-        let (bytes, counted) = kept(|kept| (kept.bytes, kept.buffers.iter().map(Vec::len).sum::<usize>()));
+        let (bytes, counted) =
+            kept(|kept| (kept.bytes, kept.buffers.iter().map(|memory| memory.len()).sum::<usize>()));
         assert!(bytes == counted && (KEPT_BYTES - (2 << 20)..=KEPT_BYTES).contains(&bytes), "{bytes} bytes");
-        assert!(kept(|kept| kept.buffers.iter().all(|memory| memory.len() <= KEPT_BYTES_MAX)));
+        drop(Buffer::of(KEPT_BYTES + 1));
+        assert_eq!(
+            kept(|kept| kept.bytes),
+            bytes,
+            "one that is too large does not take the room of the others"
+        );
         let again = mebibytes(20);
         assert!(kept(|kept| kept.bytes) <= bytes - (20 << 20), "they come from what is kept");
         assert!(again.iter().all(|buffer| buffer.as_ptr() != first), "what was given back first is gone");

@@ -3,7 +3,7 @@
 use super::{FRAME_BYTES, Policy, Preset, frames, parity};
 use crate::ObjectName;
 use bytes::Bytes;
-use ovs_direct_io::Buffer;
+use ovs_direct_io::{BLOCK_BYTES, Buffer};
 use ovs_format::fragment::{Compression, FrameEntry, Geometry, HEADER_BYTES, Header, Position};
 use ovs_units::PutId;
 use uuid::Uuid;
@@ -74,49 +74,105 @@ pub(super) fn layout(header: &Header) -> u32 {
     ovs_format::checksum(&Header { body_bytes: 0, body_checksum: 0, ..common }.encode())
 }
 
-/// The fragments of the chunk that `template` names, whose bytes these are: data that is not empty, then parity.
+/// The fragments of the chunk that `template` names, whose bytes these are: data that is not empty, then parity. All in one buffer, each from
+/// a block on.
 pub(super) fn chunk(template: &Header, key: Option<&frames::Key>, plain: &[Bytes]) -> Vec<Fragment> {
     let Header { geometry, chunk, .. } = *template;
+    let data_numbers = 0..geometry.data_stored(chunk);
+    let parity_numbers = geometry.data..geometry.data + geometry.parity;
+    let mut rooms: Vec<usize> = data_numbers.clone().map(|number| data_room(template, number)).collect();
+    let longest = rooms.iter().copied().max().unwrap_or(HEADER_BYTES);
+    rooms.extend(parity_numbers.clone().map(|_| longest));
+    let mut buffer = Buffer::of(rooms.iter().map(|room| blocks(*room)).sum());
+    let mut fragments = cut(&mut buffer, &rooms);
+    let (data, parity) = fragments.split_at_mut(data_numbers.len());
     let key = key.map(|key| key.of_put(&template.name, template.put));
     let mut plain = Plain { parts: plain.iter(), left: &[], gathered: Vec::new() };
-    let data: Vec<Buffer> = (0..geometry.data_stored(chunk))
-        .map(|fragment| data_fragment(template, key.as_ref(), fragment, &mut plain))
-        .collect();
-    let slices: Vec<&[u8]> = data.iter().map(|fragment| &fragment[HEADER_BYTES..]).collect();
-    let length = slices.iter().map(|body| body.len()).max().unwrap_or(0);
-    let mut parity: Vec<Buffer> = (0..geometry.parity).map(|_| Buffer::of(HEADER_BYTES + length)).collect();
+    for (number, fragment) in data_numbers.clone().zip(data.iter_mut()) {
+        let length = fill_data(template, key.as_ref(), number, &mut plain, &mut fragment[HEADER_BYTES..]);
+        shorten(fragment, HEADER_BYTES + length);
+    }
+    let longest = data.iter().map(|fragment| fragment.len()).max().unwrap_or(HEADER_BYTES);
+    parity.iter_mut().for_each(|fragment| shorten(fragment, longest));
+    let data: Vec<&[u8]> = data.iter().map(|fragment| &fragment[HEADER_BYTES..]).collect();
     let mut bodies: Vec<&mut [u8]> =
         parity.iter_mut().map(|fragment| &mut fragment[HEADER_BYTES..]).collect();
-    parity::encode(&slices, geometry.data, &mut bodies);
-    let numbers = (0..).zip(data).chain((geometry.data..).zip(parity));
-    numbers.map(|(number, buffer)| finish(template, number, buffer)).collect()
+    parity::encode(&data, geometry.data, &mut bodies);
+    let numbers = data_numbers.chain(parity_numbers);
+    for (number, fragment) in numbers.clone().zip(&mut fragments) {
+        write_header(template, number, fragment);
+    }
+    let lengths: Vec<usize> = fragments.iter().map(|fragment| fragment.len()).collect();
+    let (rooms, buffer) = fitting(rooms, buffer, &lengths);
+    let mut rest = Bytes::from(buffer);
+    let placed = numbers.zip(rooms.iter().zip(lengths));
+    placed
+        .map(|(number, (room, length))| Fragment {
+            number,
+            bytes: rest.split_to(blocks(*room)).slice(..length),
+        })
+        .collect()
+}
+
+/// What compressed well does not keep the room that it might have needed, for as long as a drive takes.
+fn fitting(rooms: Vec<usize>, mut buffer: Buffer, lengths: &[usize]) -> (Vec<usize>, Buffer) {
+    let needed = lengths.iter().map(|length| blocks(*length)).sum();
+    if 2 * needed > buffer.len() {
+        return (rooms, buffer);
+    }
+    let mut fitting = Buffer::of(needed);
+    let both = cut(&mut buffer, &rooms).into_iter().zip(cut(&mut fitting, lengths));
+    both.for_each(|(from, to)| to.copy_from_slice(&from[..to.len()]));
+    (lengths.to_vec(), fitting)
 }
 
 /// A fragment with this body.
 pub(super) fn fragment(template: &Header, number: u8, body: &[u8]) -> Fragment {
     let mut buffer = Buffer::of(HEADER_BYTES + body.len());
     buffer[HEADER_BYTES..].copy_from_slice(body);
-    finish(template, number, buffer)
+    write_header(template, number, &mut buffer);
+    Fragment { number, bytes: buffer.into() }
 }
 
-/// Room for the header, then what is behind it.
-fn data_fragment(
+fn blocks(length: usize) -> usize {
+    length.next_multiple_of(BLOCK_BYTES)
+}
+
+/// So many bytes of the buffer for each, and from a block on.
+fn cut<'a>(mut buffer: &'a mut [u8], lengths: &[usize]) -> Vec<&'a mut [u8]> {
+    let mut next = |length: &usize| {
+        let taken = buffer.split_off_mut(..blocks(*length)).unwrap_or_default();
+        &mut taken[..*length]
+    };
+    lengths.iter().map(&mut next).collect()
+}
+
+fn shorten(slice: &mut &mut [u8], length: usize) {
+    let _rest = slice.split_off_mut(length..);
+}
+
+/// What a data fragment takes at most, with its header.
+fn data_room(template: &Header, fragment: u8) -> usize {
+    let Header { geometry, chunk, .. } = *template;
+    let range = geometry.fragment_range(chunk, fragment);
+    let room = frames::room(template, geometry.frames(chunk, fragment), (range.end - range.start) as usize);
+    let frames_end = geometry.frames_at(chunk, fragment) + room as u64;
+    HEADER_BYTES + geometry.body_bytes(chunk, frames_end) as usize
+}
+
+/// The body of a data fragment; returns its length. Of what was there before nothing is left in that.
+fn fill_data(
     template: &Header,
     cipher: Option<&frames::Cipher>,
     fragment: u8,
     plain: &mut Plain<'_>,
-) -> Buffer {
+    body: &mut [u8],
+) -> usize {
     let Header { geometry, chunk, .. } = *template;
-    let count = geometry.frames(chunk, fragment);
     let frames_at = geometry.frames_at(chunk, fragment) as usize;
-    let range = geometry.fragment_range(chunk, fragment);
-    let room = frames_at + frames::room(template, count, (range.end - range.start) as usize);
-    // Of a buffer that was used before nothing may be left.
-    let mut buffer = Buffer::of(HEADER_BYTES + geometry.body_bytes(chunk, room as u64) as usize);
-    let body = &mut buffer[HEADER_BYTES..];
     body[..frames_at].fill(0);
     let mut end = frames_at;
-    let entries: Vec<FrameEntry> = (0..count)
+    let entries: Vec<FrameEntry> = (0..geometry.frames(chunk, fragment))
         .map(|frame| {
             let at = Position { chunk, fragment, frame };
             let range = geometry.frame_range(at);
@@ -130,22 +186,14 @@ fn data_fragment(
     body[..index.len()].copy_from_slice(&index);
     let length = geometry.body_bytes(chunk, end as u64) as usize;
     body[end..length].fill(0);
-    buffer.truncate(HEADER_BYTES + length);
-    if 2 * buffer.len() > HEADER_BYTES + room {
-        return buffer;
-    }
-    // What compresses well does not keep the room that it might have needed, for as long as a drive takes.
-    let mut fitting = Buffer::of(buffer.len());
-    fitting.copy_from_slice(&buffer);
-    fitting
+    length
 }
 
-/// The fragment whose body this is, behind the room for its header.
-fn finish(template: &Header, number: u8, mut buffer: Buffer) -> Fragment {
-    let (header, body) = buffer.split_at_mut(HEADER_BYTES);
+/// The header of the fragment whose body is behind the room for it.
+fn write_header(template: &Header, number: u8, fragment: &mut [u8]) {
+    let (header, body) = fragment.split_at_mut(HEADER_BYTES);
     let (body_bytes, body_checksum) = (body.len() as u32, ovs_format::checksum(body));
     header.copy_from_slice(&Header { fragment: number, body_bytes, body_checksum, ..*template }.encode());
-    Fragment { number, bytes: buffer.into() }
 }
 
 /// Bytes that are in several parts, from the first on.
