@@ -26,7 +26,9 @@ pub const BLOCK_BYTES: usize = 4096;
 const PIECE_BYTES_MIN: usize = 64 << 10;
 /// Pieces of one system call: the kernel takes 1024.
 const PIECES_MAX: usize = 512;
-/// Buffers are kept for who comes next, so that a write does not have to have memory made for it: so many bytes of them, …
+/// Buffers up to this size are kept for who comes next, so that a write does not have to have memory made for it, …
+pub const KEPT_BYTES_MAX: usize = 8 << 20;
+/// … so many bytes of them, …
 const KEPT_BYTES: usize = 32 << 20;
 /// … and so many.
 const KEPT_MAX: usize = 64;
@@ -124,7 +126,7 @@ impl From<Buffer> for Bytes {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        if (BLOCK_BYTES..=KEPT_BYTES).contains(&memory.len()) {
+        if (BLOCK_BYTES..=KEPT_BYTES_MAX).contains(&memory.len()) {
             // What is not kept is given back behind the lock.
             let _surplus = kept(|kept| kept.keep(memory));
         }
@@ -214,8 +216,10 @@ mod tests {
     /// One case: what is kept is the process's.
     #[test]
     fn a_few_buffers_are_kept() {
-        drop(Buffer::of(KEPT_BYTES));
-        assert_eq!(kept(|kept| kept.bytes), KEPT_BYTES);
+        drop(Buffer::of(KEPT_BYTES_MAX + 1));
+        assert_eq!(kept(|kept| kept.bytes), 0);
+        drop(Buffer::of(KEPT_BYTES_MAX));
+        assert_eq!(kept(|kept| kept.bytes), KEPT_BYTES_MAX);
         let mebibytes = |count: usize| (0..count).map(|_| Buffer::of(1 << 20)).collect::<Vec<_>>();
         let many = mebibytes(50);
         let first = many[0].as_ptr();
@@ -226,12 +230,6 @@ mod tests {
         let (bytes, counted) =
             kept(|kept| (kept.bytes, kept.buffers.iter().map(|memory| memory.len()).sum::<usize>()));
         assert!(bytes == counted && (KEPT_BYTES - (2 << 20)..=KEPT_BYTES).contains(&bytes), "{bytes} bytes");
-        drop(Buffer::of(KEPT_BYTES + 1));
-        assert_eq!(
-            kept(|kept| kept.bytes),
-            bytes,
-            "one that is too large does not take the room of the others"
-        );
         let again = mebibytes(20);
         assert!(kept(|kept| kept.bytes) <= bytes - (20 << 20), "they come from what is kept");
         assert!(again.iter().all(|buffer| buffer.as_ptr() != first), "what was given back first is gone");
@@ -240,7 +238,7 @@ mod tests {
         assert!(kept(|kept| kept.buffers.len()) <= KEPT_MAX);
         let before = kept(|kept| kept.bytes);
         let _small = Buffer::of(100);
-        assert!(kept(|kept| kept.bytes) + 8192 >= before, "a small one does not use up a large one");
+        assert_eq!(kept(|kept| kept.bytes), before, "a small one does not use up a large one");
         assert_eq!((Buffer::of(3).len(), Buffer::of(0).len()), (3, 0));
         let mut cut = Buffer::of(8192);
         cut.fill(7);

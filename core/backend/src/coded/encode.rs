@@ -3,7 +3,7 @@
 use super::{FRAME_BYTES, Policy, Preset, frames, parity};
 use crate::ObjectName;
 use bytes::Bytes;
-use ovs_direct_io::{BLOCK_BYTES, Buffer};
+use ovs_direct_io::{BLOCK_BYTES, Buffer, KEPT_BYTES_MAX};
 use ovs_format::fragment::{Compression, FrameEntry, Geometry, HEADER_BYTES, Header, Position};
 use ovs_units::PutId;
 use uuid::Uuid;
@@ -74,8 +74,7 @@ pub(super) fn layout(header: &Header) -> u32 {
     ovs_format::checksum(&Header { body_bytes: 0, body_checksum: 0, ..common }.encode())
 }
 
-/// The fragments of the chunk that `template` names, whose bytes these are: data that is not empty, then parity. All in one buffer, each from
-/// a block on.
+/// The fragments of the chunk that `template` names, whose bytes these are: data that is not empty, then parity.
 pub(super) fn chunk(template: &Header, key: Option<&frames::Key>, plain: &[Bytes]) -> Vec<Fragment> {
     let Header { geometry, chunk, .. } = *template;
     let data_numbers = 0..geometry.data_stored(chunk);
@@ -83,8 +82,8 @@ pub(super) fn chunk(template: &Header, key: Option<&frames::Key>, plain: &[Bytes
     let mut rooms: Vec<usize> = data_numbers.clone().map(|number| data_room(template, number)).collect();
     let longest = rooms.iter().copied().max().unwrap_or(HEADER_BYTES);
     rooms.extend(parity_numbers.clone().map(|_| longest));
-    let mut buffer = Buffer::of(rooms.iter().map(|room| blocks(*room)).sum());
-    let mut fragments = cut(&mut buffer, &rooms);
+    let mut shared = Shared::of(&rooms);
+    let mut fragments: Vec<&mut [u8]> = shared.iter_mut().flat_map(Shared::fragments).collect();
     let (data, parity) = fragments.split_at_mut(data_numbers.len());
     let key = key.map(|key| key.of_put(&template.name, template.put));
     let mut plain = Plain { parts: plain.iter(), left: &[], gathered: Vec::new() };
@@ -103,27 +102,51 @@ pub(super) fn chunk(template: &Header, key: Option<&frames::Key>, plain: &[Bytes
         write_header(template, number, fragment);
     }
     let lengths: Vec<usize> = fragments.iter().map(|fragment| fragment.len()).collect();
-    let (rooms, buffer) = fitting(rooms, buffer, &lengths);
-    let mut rest = Bytes::from(buffer);
-    let placed = numbers.zip(rooms.iter().zip(lengths));
-    placed
-        .map(|(number, (room, length))| Fragment {
-            number,
-            bytes: rest.split_to(blocks(*room)).slice(..length),
-        })
-        .collect()
+    let mut lengths = &lengths[..];
+    let bytes = shared.into_iter().flat_map(|shared| {
+        let own = lengths.split_off(..shared.rooms.len()).unwrap_or_default();
+        shared.cut(own)
+    });
+    numbers.zip(bytes).map(|(number, bytes)| Fragment { number, bytes }).collect()
 }
 
-/// What compressed well does not keep the room that it might have needed, for as long as a drive takes.
-fn fitting(rooms: Vec<usize>, mut buffer: Buffer, lengths: &[usize]) -> (Vec<usize>, Buffer) {
-    let needed = lengths.iter().map(|length| blocks(*length)).sum();
-    if 2 * needed > buffer.len() {
-        return (rooms, buffer);
+/// A buffer that several fragments of a chunk are in, each from a block on. It is there until the last of them is stored.
+struct Shared {
+    buffer: Buffer,
+    /// What each of them takes at most.
+    rooms: Vec<usize>,
+}
+
+impl Shared {
+    /// Room for so many bytes each, in as few buffers as may be without being too large to be kept.
+    fn of(rooms: &[usize]) -> Vec<Shared> {
+        let mut together: Vec<Vec<usize>> = Vec::new();
+        for room in rooms {
+            match together.last_mut() {
+                Some(last) if in_blocks(last) + in_blocks(&[*room]) <= KEPT_BYTES_MAX => last.push(*room),
+                _ => together.push(vec![*room]),
+            }
+        }
+        together.into_iter().map(|rooms| Shared { buffer: Buffer::of(in_blocks(&rooms)), rooms }).collect()
     }
-    let mut fitting = Buffer::of(needed);
-    let both = cut(&mut buffer, &rooms).into_iter().zip(cut(&mut fitting, lengths));
-    both.for_each(|(from, to)| to.copy_from_slice(&from[..to.len()]));
-    (lengths.to_vec(), fitting)
+
+    fn fragments(&mut self) -> Vec<&mut [u8]> {
+        cut(&mut self.buffer, &self.rooms)
+    }
+
+    /// The fragments, so long each. What compressed well does not keep the room that it might have needed, for as long as a drive takes.
+    fn cut(mut self, lengths: &[usize]) -> Vec<Bytes> {
+        let needed = in_blocks(lengths);
+        if 2 * needed <= self.buffer.len() {
+            let mut fitting = Shared { buffer: Buffer::of(needed), rooms: lengths.to_vec() };
+            let both = self.fragments().into_iter().zip(fitting.fragments());
+            both.for_each(|(from, to)| to.copy_from_slice(&from[..to.len()]));
+            self = fitting;
+        }
+        let mut rest = Bytes::from(self.buffer);
+        let rooms = self.rooms.iter().zip(lengths);
+        rooms.map(|(room, length)| rest.split_to(in_blocks(&[*room])).slice(..*length)).collect()
+    }
 }
 
 /// A fragment with this body.
@@ -134,14 +157,15 @@ pub(super) fn fragment(template: &Header, number: u8, body: &[u8]) -> Fragment {
     Fragment { number, bytes: buffer.into() }
 }
 
-fn blocks(length: usize) -> usize {
-    length.next_multiple_of(BLOCK_BYTES)
+/// What so many bytes each take from a block on.
+fn in_blocks(lengths: &[usize]) -> usize {
+    lengths.iter().map(|length| length.next_multiple_of(BLOCK_BYTES)).sum()
 }
 
 /// So many bytes of the buffer for each, and from a block on.
 fn cut<'a>(mut buffer: &'a mut [u8], lengths: &[usize]) -> Vec<&'a mut [u8]> {
     let mut next = |length: &usize| {
-        let taken = buffer.split_off_mut(..blocks(*length)).unwrap_or_default();
+        let taken = buffer.split_off_mut(..in_blocks(&[*length])).unwrap_or_default();
         &mut taken[..*length]
     };
     lengths.iter().map(&mut next).collect()

@@ -12,6 +12,7 @@ use super::{Inner, name, parity, placement, timed};
 use crate::{BackendError, ObjectName, Urgency};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use ovs_direct_io::Buffer;
 use ovs_format::fragment::{HEADER_BYTES, Header};
 use ovs_units::planted;
 use std::{
@@ -452,17 +453,15 @@ fn make_of(template: &Header, bodies: &BTreeMap<u8, Bytes>, wanted: &BTreeSet<u8
     let length = bodies.values().map(Bytes::len).max().unwrap_or(0);
     let mut known = vec![None; usize::from(geometry.data) + usize::from(geometry.parity)];
     // What a short chunk has no fragments for counts as zeros.
-    known[stored.into()..geometry.data.into()].iter_mut().for_each(|empty| *empty = Some(vec![0; length]));
+    known[stored.into()..geometry.data.into()].iter_mut().for_each(|empty| *empty = Some(Bytes::new()));
     for (number, body) in bodies {
-        let mut padded = body.to_vec();
-        padded.resize(length, 0);
-        *known.get_mut(usize::from(*number))? = Some(padded);
+        *known.get_mut(usize::from(*number))? = Some(body.clone());
     }
     let data = (0..stored).map(|number| {
         if let Some(body) = bodies.get(&number) {
             return Some(body.clone());
         }
-        let mut body = parity::reconstruct(&known, geometry.data, number)?;
+        let mut body = parity::reconstruct(&known, geometry.data, number, length)?;
         let header = Header { fragment: number, ..*template };
         let index_bytes = geometry.index_bytes(chunk, number);
         let entries = header.decode_index(number, body.get(..index_bytes)?).ok()?;
@@ -480,11 +479,11 @@ fn make_of(template: &Header, bodies: &BTreeMap<u8, Bytes>, wanted: &BTreeSet<u8
     let needs_parity = wanted.iter().any(|number| *number >= geometry.data);
     let parity_count = if needs_parity { usize::from(geometry.parity) } else { 0 };
     let length = slices.iter().map(|body| body.len()).max().unwrap_or(0);
-    let mut parity = vec![vec![0; length]; parity_count];
-    let mut made: Vec<&mut [u8]> = parity.iter_mut().map(Vec::as_mut_slice).collect();
+    let mut parity: Vec<Buffer> = (0..parity_count).map(|_| Buffer::of(length)).collect();
+    let mut made: Vec<&mut [u8]> = parity.iter_mut().map(|body| &mut body[..]).collect();
     parity::encode(&slices, geometry.data, &mut made);
     let body = |number: &u8| match number.checked_sub(geometry.data) {
-        Some(of_parity) => parity.get(usize::from(of_parity)).map(Vec::as_slice),
+        Some(of_parity) => parity.get(usize::from(of_parity)).map(|body| &body[..]),
         None => slices.get(usize::from(*number)).copied(),
     };
     wanted.iter().map(|number| Some(encode::fragment(template, *number, body(number)?))).collect()

@@ -1,7 +1,9 @@
 //! Parity: Reed-Solomon over bytes. Byte i of every parity fragment depends on byte i of the data fragments alone, so that any
 //! range of one can be had from the same range of k others.
 
-use reed_solomon_erasure::galois_8::ReedSolomon;
+use bytes::Bytes;
+use ovs_direct_io::Buffer;
+use reed_solomon_erasure::galois_8::{ReedSolomon, mul_slice_xor};
 
 /// So much of each fragment is in the processor's cache while parity of it is made.
 const STRIP_BYTES: usize = 16 << 10;
@@ -39,22 +41,55 @@ pub(super) fn encode(data: &[&[u8]], data_count: u8, parity: &mut [&mut [u8]]) {
     }
 }
 
-/// One range of all fragments of a chunk, data first; `None` where it is not known. Finds out the range of data fragment
-/// `wanted`, if k are known. All that are known have the same length.
-pub(super) fn reconstruct(known: &[Option<Vec<u8>>], data_count: u8, wanted: u8) -> Option<Vec<u8>> {
-    let data_count = usize::from(data_count);
-    if known.iter().flatten().count() < data_count {
-        return None;
+/// One range of all fragments of a chunk, data first; `None` where it is not known. Each counts as ending in zeros where it is shorter than
+/// `length`. Finds out the range of data fragment `wanted`, if k are known.
+pub(super) fn reconstruct(
+    known: &[Option<Bytes>],
+    data_count: u8,
+    wanted: u8,
+    length: usize,
+) -> Option<Buffer> {
+    let sources: Vec<(usize, &Bytes)> =
+        known.iter().enumerate().filter_map(|(at, bytes)| Some((at, bytes.as_ref()?))).collect();
+    let sources = sources.get(..data_count.into())?;
+    let shares: Vec<(u8, &Bytes)> = match &known[usize::from(wanted)] {
+        Some(there) => vec![(1, there)],
+        None if data_count == 1 => vec![(1, sources[0].1)],
+        None => {
+            let numbers: Vec<usize> = sources.iter().map(|(at, _)| *at).collect();
+            shares(&numbers, data_count, known.len(), wanted)?
+                .into_iter()
+                .zip(sources.iter().map(|(_, bytes)| *bytes))
+                .collect()
+        }
+    };
+    let mut made = Buffer::of(length);
+    for from in (0..length).step_by(STRIP_BYTES) {
+        let to = length.min(from + STRIP_BYTES);
+        let strip = &mut made[from..to];
+        strip.fill(0);
+        for (share, source) in &shares {
+            let source = &source[from.min(source.len())..to.min(source.len())];
+            // It takes no empty ones.
+            if !source.is_empty() {
+                mul_slice_xor(*share, source, &mut strip[..source.len()]);
+            }
+        }
     }
-    if let Some(there) = &known[usize::from(wanted)] {
-        return Some(there.clone());
+    Some(made)
+}
+
+/// How much of each of these fragments is in the one that is wanted: what would be made of it if the first had a one where all others have zeros,
+/// and the second, and so on.
+fn shares(numbers: &[usize], data_count: u8, count: usize, wanted: u8) -> Option<Vec<u8>> {
+    let mut fragments = vec![None; count];
+    for (index, number) in numbers.iter().enumerate() {
+        let mut ones = vec![0; numbers.len()];
+        ones[index] = 1;
+        fragments[*number] = Some(ones);
     }
-    if data_count == 1 {
-        return known.iter().flatten().next().cloned();
-    }
-    let mut fragments = known.to_vec();
-    let parity_count = known.len() - data_count;
-    code(data_count as u8, parity_count as u8).reconstruct_data(&mut fragments).ok()?;
+    let parity_count = count - usize::from(data_count);
+    code(data_count, parity_count as u8).reconstruct_data(&mut fragments).ok()?;
     fragments.swap_remove(wanted.into())
 }
 
@@ -75,20 +110,17 @@ mod tests {
             let length = data[0].len();
             let mut parity = vec![vec![0xa5; length]; m];
             encode(&slices, k as u8, &mut parity.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
-            let padded = data.iter().cloned().map(|mut fragment| {
-                fragment.resize(length, 0);
-                fragment
-            });
-            let all: Vec<Vec<u8>> = padded.chain(parity).collect();
+            let all: Vec<Vec<u8>> = data.iter().cloned().chain(parity).collect();
             for lost in 0u32..1 << all.len() {
-                let known: Vec<Option<Vec<u8>>> = all
-                    .iter()
-                    .enumerate()
-                    .map(|(i, f)| (lost >> i & 1 == 0).then(|| f[20..60].to_vec()))
-                    .collect();
+                let range_of =
+                    |fragment: &[u8]| Bytes::copy_from_slice(&fragment[20..fragment.len().min(90)]);
+                let known: Vec<Option<Bytes>> =
+                    all.iter().enumerate().map(|(i, f)| (lost >> i & 1 == 0).then(|| range_of(f))).collect();
                 for (wanted, fragment) in all[..k].iter().enumerate() {
-                    let found = reconstruct(&known, k as u8, wanted as u8);
-                    let expected = (lost.count_ones() as usize <= m).then(|| fragment[20..60].to_vec());
+                    let found = reconstruct(&known, k as u8, wanted as u8, 70).map(|made| made.to_vec());
+                    let mut expected = range_of(fragment).to_vec();
+                    expected.resize(70, 0);
+                    let expected = (lost.count_ones() as usize <= m).then_some(expected);
                     assert_eq!(found, expected, "({k}, {m}) without {lost:b}: fragment {wanted}");
                 }
             }

@@ -77,7 +77,7 @@ impl Inner {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(Vec::new()) };
         let range = first.offset..last.offset + u64::from(last.stored_bytes);
         let bytes = self.range_of(object, chunk, fragment, &sources, range).await?;
-        self.open(header, piece.clone(), entries, bytes.into()).await
+        self.open(header, piece.clone(), entries, bytes).await
     }
 
     /// A fragment to make others from: its header is verified, and its body if all of it is read.
@@ -121,7 +121,7 @@ impl Inner {
         fragment: u8,
         sources: &[Source],
         range: Range<u64>,
-    ) -> Result<Vec<u8>, Miss> {
+    ) -> Result<Bytes, Miss> {
         let geometry = *object.geometry();
         let length = (range.end - range.start) as usize;
         let read = join_all(sources.iter().map(async |source| {
@@ -138,22 +138,18 @@ impl Inner {
             if bytes.len() as u64 != end.saturating_sub(range.start) {
                 return Err(Miss::Wrong(format!("fragment {chunk}.{} ends too early", source.number)));
             }
-            let mut padded = bytes.to_vec();
-            padded.resize(length, 0);
-            Ok((source.number, padded))
+            Ok((source.number, bytes))
         }));
         let stored = geometry.data_stored(chunk);
         let mut known = vec![None; usize::from(geometry.data) + usize::from(geometry.parity)];
         // What a short chunk has no fragments for counts as zeros.
-        known[stored.into()..geometry.data.into()]
-            .iter_mut()
-            .for_each(|empty| *empty = Some(vec![0; length]));
+        known[stored.into()..geometry.data.into()].iter_mut().for_each(|empty| *empty = Some(Bytes::new()));
         for read in read.await {
             let (number, bytes) = read?;
             known[usize::from(number)] = Some(bytes);
         }
         let made = self.compute(length as u64 * known.len() as u64, move |_| {
-            parity::reconstruct(&known, geometry.data, fragment)
+            parity::reconstruct(&known, geometry.data, fragment, length).map(Bytes::from)
         });
         made.await?.ok_or_else(|| Miss::Wrong("too few fragments".to_owned()))
     }

@@ -150,8 +150,8 @@ impl Volumes {
             self.clock.sleep(POLL).await;
             let Ok(set) = self.backend_set().await else { continue };
             let is_part = |asked: Vec<&BackendRecord>| asked.iter().any(|asked| asked.uuid == part);
-            // What cannot be told is waited for.
-            if set.parts_asked(drive).is_ok_and(|asked| !is_part(asked)) {
+            // What cannot be told is waited for; a backend that was deleted has no parts.
+            if set.backend(drive).is_err() || set.parts_asked(drive).is_ok_and(|asked| !is_part(asked)) {
                 return;
             }
         }

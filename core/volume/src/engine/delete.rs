@@ -42,11 +42,11 @@ impl Engine {
             // Deleted already, it has one.
             if !head.deleted {
                 let mut stored = VersionedHead { head, revision };
-                if open.is_none() && engine.note_later_deletion(&*backend, id, &mut stored.head).await? {
-                    engine.mark_deleted(id, None, stored).await?;
-                    return Ok(());
+                let is_done =
+                    open.is_none() && engine.note_later_deletion(&*backend, id, &mut stored.head).await?;
+                if !is_done {
+                    stored = engine.put_tombstone(&*backend, id, open.as_ref(), stored).await?;
                 }
-                let stored = engine.put_tombstone(&*backend, id, open.as_ref(), stored).await?;
                 head = engine.mark_deleted(id, open.as_ref(), stored).await?;
             }
             drop(meta);
@@ -134,7 +134,9 @@ impl Engine {
             }
             return Ok(counts);
         }
-        check_not_older(backend, id, head, Own::Record).await?;
+        // Such a registry has no record of its own on its way: one more may be the snapshot of a clone.
+        check_not_older(backend, id, head, Own::Nothing).await?;
+        tracing::warn!(vdisk = %id, "it was deleted, and this registry is from before that: it stays, hidden, until a recovery has found all clones (ovs vpool recover)");
         head.epoch = found;
         if !planted("tombstone: an older registry knows all clones") {
             head.clones_unknown = true;
@@ -143,7 +145,7 @@ impl Engine {
     }
 
     /// The same, for who deletes it.
-    async fn note_later_deletion(
+    pub(super) async fn note_later_deletion(
         &self,
         backend: &dyn Backend,
         id: VdiskId,

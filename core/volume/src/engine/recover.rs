@@ -1,7 +1,7 @@
 //! Rebuilding heads from a backend alone, with every local file lost.
 
 use super::{Engine, FoundVdisk};
-use crate::head::{HEAD_PREFIX, Head, head_key};
+use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
 use crate::journal::Reading;
 use crate::sco::vdisk_prefix;
 use crate::vdisk::{found_vdisk, metadata_of};
@@ -74,10 +74,33 @@ impl Engine {
     /// go. Until then adopted vDisks keep deleted snapshots and are not scrubbed, and what is deleted of them stays.
     pub async fn finish_recovery(&self, vpool: VpoolId) -> Result<(), VolumeError> {
         let _turn = self.inner.turn.lock().await;
+        self.note_deletions(vpool).await?;
         self.clones_are(vpool, true).await?;
         self.inner.recovering.borrow_mut().remove(&vpool);
         // Deletions that have waited for this.
         self.resume_deletions(vpool);
+        Ok(())
+    }
+
+    /// What was deleted later than the registry knows is marked while all clones of it are known.
+    async fn note_deletions(&self, vpool: VpoolId) -> Result<(), VolumeError> {
+        let backend = self.backend(vpool)?;
+        for entry in self.inner.context.registry.scan(HEAD_PREFIX).await? {
+            let id = entry.key.strip_prefix(HEAD_PREFIX).and_then(|id| id.parse::<VdiskId>().ok());
+            let Some(id) = id else { continue };
+            let Ok(mut head) = Head::decode(id, &entry.value) else { continue };
+            if head.vpool != vpool || head.deleted || self.inner.vdisks.borrow().contains_key(&id) {
+                continue;
+            }
+            match self.note_later_deletion(&*backend, id, &mut head).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.mark_deleted(id, None, VersionedHead { head, revision: entry.revision }).await?;
+                }
+                // Whoever opens it next finds out.
+                Err(error) => tracing::warn!(vdisk = %id, %error, "whether it was deleted is not known"),
+            }
+        }
         Ok(())
     }
 

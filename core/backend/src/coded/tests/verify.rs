@@ -228,6 +228,12 @@ fn what_is_no_more_is_forgotten_and_holds_no_verification_up() {
         world.backend.look_after(true).await;
         assert!(world.backend.suspicious().is_empty());
         assert!(!world.backend.is_done_with(id(5)), "something is bad, and nobody knows what");
+        // Who could not ask one of the drives has not read all.
+        world.drives[2].set_schedule(|_| Some(Fault::ErrorBefore));
+        assert!(!world.verify_all().await.missed.is_empty());
+        assert!(world.backend.has_more_suspicious());
+        world.drives[2].set_schedule(|_| None);
+        tokio::time::sleep(SUSPECT_MAX).await;
         assert_eq!(world.verify_all().await.bad, 1);
         assert!(!world.backend.has_more_suspicious());
         world.backend.look_after(true).await;

@@ -209,6 +209,48 @@ fn a_tombstone_above_what_the_registry_knows_hides_and_removes_nothing() {
     }
 }
 
+/// A recovery that knows nothing of the vDisk either hears of its deletion before it says that all clones are known.
+#[test]
+fn a_tombstone_above_what_the_registry_knows_is_noted_by_a_recovery() {
+    run(async {
+        let registry = Rc::default();
+        let store = new_vdisk(&registry).await;
+        tombstone::put(&*store, VDISK, epoch_of(&registry).await.next()).await.unwrap();
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        engine.finish_recovery(VPOOL).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(store.names(), []);
+    });
+}
+
+/// The record could be the snapshot of a clone.
+#[test]
+fn a_tombstone_hides_nothing_where_the_registry_is_a_record_behind_as_well() {
+    run(async {
+        let registry: Rc<MemoryRegistry> = Rc::default();
+        let store = new_vdisk(&registry).await;
+        let (engine, _directory) = host(&registry, Rc::clone(&store)).await;
+        use_it(&engine, "{}before").await;
+        let older = Rc::new(MemoryRegistry::clone(&registry));
+        use_it(&engine, "{}since").await;
+        let epoch = epoch_of(&registry).await;
+        assert_eq!(epoch_of(&older).await, epoch);
+        drop(engine);
+        tombstone::put(&*store, VDISK, epoch.next()).await.unwrap();
+        let before = store.names();
+        let (engine, _directory) = host(&older, Rc::clone(&store)).await;
+        let opened = engine.open_vdisk(VPOOL, VDISK, ON_FULL).await.map(drop);
+        assert!(matches!(opened, Err(VolumeError::Refused(_))), "{opened:?}");
+        let deleted = engine.delete_vdisk(VPOOL, VDISK).await;
+        assert!(matches!(deleted, Err(VolumeError::Refused(_))), "{deleted:?}");
+        engine.finish_recovery(VPOOL).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(store.names(), before);
+        // Taken in again, it is deleted as it was.
+        assert_eq!(engine.discover(VPOOL).await.unwrap().len(), 0);
+    });
+}
+
 /// The number was given twice: to a deletion whose tombstone did not show, and by a registry that was put back to before it.
 #[test]
 fn a_tombstone_of_an_epoch_that_is_in_use_deletes_nothing() {
