@@ -126,7 +126,8 @@ impl FaultClass {
     /// About how many calls it could hit there are for each that it does.
     fn odds(self) -> u64 {
         match self {
-            F::DeviceWriteError | F::DeviceSyncError => 110,
+            F::DeviceWriteError => 110,
+            F::DeviceSyncError => 80,
             F::DeviceReadError => 60,
             F::DeviceBitFlip => 2,
             F::BackendHung => 60,

@@ -181,7 +181,7 @@ impl Volumes {
         Ok(task)
     }
 
-    /// Takes in every vDisk that a vPool's backend has and the catalogue has not.
+    /// Takes in every vDisk that a vPool's backend has and the catalogue has not, or has as it was before.
     async fn take_in_vdisks(
         self: &Rc<Self>,
         pool: &Rc<Pool>,
@@ -240,19 +240,19 @@ impl Volumes {
 
     async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
-        if self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?.is_some() {
+        let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
+        if known.is_some() && !self.engine.is_behind(vpool, found.id).await.map_err(from_volume)? {
             return Ok(false);
         }
         if let Some(problem) = found.problem {
             return Err(Problem::new(ProblemKind::Damaged, problem));
         }
-        let record = record_of(vpool, &found, self.clock.wall_ms());
+        let change = if known.is_some() { EventKind::VdiskUpdated } else { EventKind::VdiskCreated };
+        let record = record_of(vpool, &found, known.map(|known| known.record), self.clock.wall_ms());
         self.engine.adopt_vdisk(vpool, found.id).await.map_err(from_volume)?;
         let record = self.restore_under_a_free_name(record).await?;
         self.sockets.open(self, &record).await;
-        self.publish_vdisk(EventKind::VdiskCreated, &record, |event| {
-            event.size_bytes = Some(record.size_bytes)
-        });
+        self.publish_vdisk(change, &record, |event| event.size_bytes = Some(record.size_bytes));
         Ok(true)
     }
 
@@ -316,8 +316,8 @@ fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
 }
 
 /// What a found vDisk says of itself; what it does not say is made up from what the engine knows.
-fn record_of(vpool: VpoolId, found: &FoundVdisk, now_ms: u64) -> VdiskRecord {
-    let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id);
+fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<VdiskRecord>, now_ms: u64) -> VdiskRecord {
+    let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id).or(known);
     let mut record = told.unwrap_or_else(|| {
         tracing::error!(vdisk = %found.id, "its properties cannot be read: it gets a name of its UUID");
         VdiskRecord {

@@ -2,9 +2,9 @@
 
 use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
-use crate::journal::Reading;
+use crate::journal::{Own, Reading};
 use crate::sco::vdisk_prefix;
-use crate::vdisk::{found_vdisk, metadata_of};
+use crate::vdisk::{check_not_older, found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError, tombstone};
 use ovs_backend::{Backend, BackendError, ObjectName};
 use ovs_units::{COUNTER_MAX, Epoch, SnapshotId, VdiskId, VpoolId, planted};
@@ -68,6 +68,21 @@ impl Engine {
             next = self.adopt_one(vpool, id).await?;
         }
         Ok(())
+    }
+
+    /// Does the backend have more of a vDisk than the registry knows, which is older then? Not of one that is open, or that the registry does
+    /// not know at all.
+    pub async fn is_behind(&self, vpool: VpoolId, id: VdiskId) -> Result<bool, VolumeError> {
+        let _turn = self.inner.turn.lock().await;
+        if self.inner.vdisks.borrow().contains_key(&id) {
+            return Ok(false);
+        }
+        let Some(VersionedHead { head, .. }) = self.head_of(id).await? else { return Ok(false) };
+        match check_not_older(&*self.backend(vpool)?, id, &head, Own::Record).await {
+            Ok(()) => Ok(false),
+            Err(VolumeError::Refused(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Every vDisk that the vPool's backend holds has been adopted: no clone is unknown any more, and what nobody needs may
