@@ -155,7 +155,7 @@ impl Volumes {
     }
 
     async fn open_and_settle(&self, id: VdiskId) -> Result<(Vdisk, bool), Problem> {
-        let stored = self.record(id).await?;
+        let mut stored = self.record(id).await?;
         let pool = self.pool(stored.record.vpool)?;
         if pool.backend().is_none() {
             return Err(offline(&pool));
@@ -167,6 +167,17 @@ impl Volumes {
                 VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
                 other => from_volume(other),
             })?;
+        if is_newer_than(&vdisk.properties(), &stored.record) {
+            // Changed meanwhile: a fence waits for nobody.
+            stored = self.record(id).await?;
+        }
+        if is_newer_than(&vdisk.properties(), &stored.record) {
+            let detail = format!(
+                "the registry's record of vDisk {} is older than the backend's: run `ovs vpool recover`",
+                stored.record.name
+            );
+            return Err(Problem::new(ProblemKind::Conflict, detail));
+        }
         self.apply_settings(&vdisk, &stored.record);
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
@@ -362,6 +373,11 @@ pub(super) fn from_properties(properties: &[u8]) -> Result<VdiskRecord, Problem>
         return Err(Problem::new(ProblemKind::Damaged, format!("properties of {} bytes", properties.len())));
     }
     decode("properties", properties).map_err(from_catalogue)
+}
+
+/// Is what a vDisk's backend says of it newer than this? Each change is in the registry first.
+pub(super) fn is_newer_than(properties: &[u8], record: &VdiskRecord) -> bool {
+    from_properties(properties).is_ok_and(|told| told.id == record.id && told.version > record.version)
 }
 
 fn properties_version(properties: &[u8]) -> Option<u64> {

@@ -3,7 +3,7 @@
 //! ```text
 //!  registry lost  ─▶ vpools.json ─▶ each backend: newest pool/config-… ─▶ each vDisk: properties, adopt its head
 //!  everything lost ─▶ POST /v1/vpools/recover with the folder            ─▶ the same
-//!  vPool there    ─▶ POST /v1/vpools/{vpool}/recover: what is missing here is taken in, nothing here is changed
+//!  vPool there    ─▶ POST /v1/vpools/{vpool}/recover: what is missing here, or older, is taken in; nothing else is changed
 //! ```
 //!
 //! A vDisk whose properties cannot be read is taken in all the same, under a name made of its UUID: its data counts.
@@ -12,7 +12,7 @@ use super::{
     Pool, Volumes,
     inventory::{Inventory, KnownVpool},
     namespace::get_lasting_config,
-    open::from_properties,
+    open::{from_properties, is_newer_than},
     presets::PRESET,
     problem::{from_catalogue, from_volume, not_found},
 };
@@ -192,6 +192,17 @@ impl Volumes {
         let total = found.len() as u64;
         let mut outcome = Outcome { found: total, ..Outcome::default() };
         let mut is_whole = true;
+        // What is taken in changes what is known of those that it was cloned from, and nobody may open those with an older record.
+        for found in &found {
+            match self.bring_up_record(vpool, found).await {
+                Ok(true) => outcome.taken_in.push(found.id),
+                Ok(false) => {}
+                Err(problem) => {
+                    tracing::error!(vdisk = %found.id, %problem, "what its backend says of a vDisk was not taken in");
+                    outcome.problems.push((found.id, problem.detail));
+                }
+            }
+        }
         for (done, found) in (1..).zip(children_first(found)) {
             if running.is_some_and(Running::is_cancelled) || self.is_stopping() {
                 is_whole = false;
@@ -199,6 +210,7 @@ impl Volumes {
             }
             let id = found.id;
             match self.take_in(vpool, found).await {
+                Ok(true) if outcome.taken_in.contains(&id) => {}
                 Ok(true) => outcome.taken_in.push(id),
                 Ok(false) => {}
                 Err(problem) => {
@@ -238,6 +250,21 @@ impl Volumes {
         Ok(())
     }
 
+    /// A record of the catalogue that is from before what the backend says of the vDisk becomes that.
+    async fn bring_up_record(&self, vpool: VpoolId, found: &FoundVdisk) -> Result<bool, Problem> {
+        let _locked = self.lock_vdisk(found.id).await;
+        let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
+        let Some(known) = known.filter(|known| is_newer_than(&found.properties, &known.record)) else {
+            return Ok(false);
+        };
+        let record = record_of(vpool, found, Some(known.record), self.clock.wall_ms());
+        let record = self.restore_under_a_free_name(record).await?;
+        self.publish_vdisk(EventKind::VdiskUpdated, &record, |event| {
+            event.size_bytes = Some(record.size_bytes)
+        });
+        Ok(true)
+    }
+
     async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
         let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
@@ -251,6 +278,9 @@ impl Volumes {
         let record = record_of(vpool, &found, known.map(|known| known.record), self.clock.wall_ms());
         self.engine.adopt_vdisk(vpool, found.id).await.map_err(from_volume)?;
         let record = self.restore_under_a_free_name(record).await?;
+        if record.state != State::Ready {
+            return Ok(false); // what was begun with it is finished at the next start
+        }
         self.sockets.open(self, &record).await;
         self.publish_vdisk(change, &record, |event| event.size_bytes = Some(record.size_bytes));
         Ok(true)
@@ -317,8 +347,11 @@ fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
 
 /// What a found vDisk says of itself; what it does not say is made up from what the engine knows.
 fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<VdiskRecord>, now_ms: u64) -> VdiskRecord {
-    let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id).or(known);
-    let mut record = told.unwrap_or_else(|| {
+    let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id);
+    let told = told.map(|record| VdiskRecord { state: State::Ready, ..record });
+    // Also where it is as new: what is copied to the backend is not all of it.
+    let known = known.filter(|known| told.as_ref().is_none_or(|told| told.version <= known.version));
+    let mut record = known.or(told).unwrap_or_else(|| {
         tracing::error!(vdisk = %found.id, "its properties cannot be read: it gets a name of its UUID");
         VdiskRecord {
             format: FORMAT,
@@ -347,7 +380,8 @@ fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<VdiskRecord>, now
         }
     });
     record.vpool = vpool;
-    record.state = State::Ready;
+    // Of a time that is over.
+    record.pending = None;
     // A resize that the engine has and the properties have not.
     if record.capacity() != found.size {
         record.size_bytes = found.size.0;

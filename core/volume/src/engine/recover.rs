@@ -204,6 +204,13 @@ impl Engine {
                 return Err(VolumeError::Refused(format!("vDisk {id} is open; restart ovsd to recover it")));
             }
             head.epoch = head.epoch.max(old.epoch);
+            // What was lost stays so until somebody accepts that; the journal does not tell.
+            for reason in old.damaged {
+                if !head.damaged.contains(&reason) && !head.accepted.contains(&reason) {
+                    head.damaged.push(reason);
+                }
+            }
+            head.lost = head.lost.or(old.lost);
         }
         head.clones_unknown = true;
         self.link_clones(id, &mut head).await?;

@@ -276,51 +276,72 @@ fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
     new_host.life(async |volumes: Rc<Volumes>| check_contents(&volumes).await);
 }
 
-/// One that was put back from a backup. What it does not know of its vDisks is taken in when somebody asks for that.
+/// One that was put back from a backup. What it does not know of its vDisks is taken in when somebody asks for that; also of one that a newer clone
+/// is of.
 #[test]
 fn an_older_registry_is_brought_up_by_a_recovery() {
     let mut world = World::new();
-    let id = world.life(async |volumes: Rc<Volumes>| {
-        for text in ["a", "other"] {
+    let destage = async |volumes: &Rc<Volumes>, text: &str| {
+        let id = volumes.resolve(&vdisk_ref(text)).await.unwrap();
+        volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+        id
+    };
+    let [id, other, _] = world.life(async |volumes: Rc<Volumes>| {
+        let mut ids = Vec::new();
+        for text in ["a", "other", "unchanged"] {
             volumes.create_vdisk(new_vdisk(text, 1 << 20), no_terms()).await.unwrap();
             write(&volumes, text, 0, 1, 4096).await;
-            let id = volumes.resolve(&vdisk_ref(text)).await.unwrap();
-            volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+            ids.push(destage(&volumes, text).await);
         }
-        volumes.resolve(&vdisk_ref("a")).await.unwrap()
+        ids.try_into().unwrap()
     });
     let older = Rc::new(MemoryRegistry::clone(&world.registry));
-    world.life(async |volumes: Rc<Volumes>| {
+    let clone = world.life(async |volumes: Rc<Volumes>| {
         write(&volumes, "a", 0, 2, 4096).await;
         volumes.create_snapshot(vdisk_ref("a"), new_snapshot("since"), no_terms()).await.unwrap();
-        let rename = PatchVdisk { name: Some(name("renamed")), ..patch() };
-        volumes.update_vdisk(vdisk_ref("a"), rename, no_terms()).await.unwrap();
-        write(&volumes, "renamed", 0, 3, 4096).await;
-        volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+        let grow = PatchVdisk { name: Some(name("renamed")), size_bytes: Some(4 << 20), ..patch() };
+        volumes.update_vdisk(vdisk_ref("a"), grow, no_terms()).await.unwrap();
+        write(&volumes, "renamed", 3 << 20, 3, 4096).await;
+        volumes.create_vdisk(clone_of("renamed", "clone"), no_terms()).await.unwrap();
+        write(&volumes, "clone", 0, 5, 4096).await;
+        destage(&volumes, "renamed").await;
+        // One record, which an opening takes for what a crash left.
+        let rename = PatchVdisk { name: Some(name("moved")), ..patch() };
+        volumes.update_vdisk(vdisk_ref("other"), rename, no_terms()).await.unwrap();
+        destage(&volumes, "clone").await
     });
     world.registry = older;
     let recover = async |volumes: &Rc<Volumes>| {
         let task = volumes.recover_vpool(name("default")).await.unwrap().0;
         let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
         assert_eq!(over.state, TaskState::Succeeded, "{over:?}");
-        over.result.unwrap()
+        let result = over.result.unwrap();
+        assert_eq!((&result["found"], &result["problems"]), (&4.into(), &serde_json::json!([])));
+        let ids: Vec<VdiskId> = serde_json::from_value(result["taken_in"].clone()).unwrap();
+        ids.into_iter().collect::<BTreeSet<_>>()
     };
-    world.life(async |volumes: Rc<Volumes>| {
-        let opened = volumes.ensure_open(id).await.map(drop);
-        assert!(opened.unwrap_err().detail.contains("ovs vpool recover"));
-        let expected = serde_json::json!({"found": 2, "taken_in": [id], "problems": []});
-        assert_eq!(recover(&volumes).await, expected);
-        assert_eq!(byte_at(&volumes, "renamed", 0).await, 3);
-        let (vdisk, _, since) = volumes.snapshot_named(id, &name("since")).await.unwrap();
-        assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
-        refused(volumes.resolve(&vdisk_ref("a")).await, ProblemKind::NotFound);
-        assert_eq!(recover(&volumes).await["taken_in"], serde_json::json!([]));
-        write(&volumes, "renamed", 0, 4, 4096).await;
-    });
-    world.life(async |volumes: Rc<Volumes>| {
-        assert_eq!(byte_at(&volumes, "renamed", 0).await, 4);
-        assert_eq!(byte_at(&volumes, "other", 0).await, 1);
-    });
+    for is_again in [false, true] {
+        world.life(async |volumes: Rc<Volumes>| {
+            if !is_again {
+                for id in [id, other] {
+                    let opened = volumes.ensure_open(id).await.map(drop);
+                    assert!(opened.unwrap_err().detail.contains("ovs vpool recover"));
+                }
+                assert_eq!(recover(&volumes).await, BTreeSet::from([id, other, clone]));
+            }
+            assert_eq!(recover(&volumes).await, BTreeSet::new());
+            assert_eq!(byte_at(&volumes, "renamed", 0).await, 2);
+            assert_eq!(byte_at(&volumes, "renamed", 3 << 20).await, 3);
+            assert_eq!(byte_at(&volumes, "clone", 0).await, 5);
+            assert_eq!(byte_at(&volumes, "clone", 3 << 20).await, 3);
+            assert_eq!(byte_at(&volumes, "moved", 0).await, 1);
+            let (vdisk, _, since) = volumes.snapshot_named(id, &name("since")).await.unwrap();
+            assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
+            assert_eq!(volumes.record(id).await.unwrap().record.size_bytes, 4 << 20);
+            refused(volumes.resolve(&vdisk_ref("a")).await, ProblemKind::NotFound);
+            write(&volumes, "renamed", 4096, 4, 4096).await;
+        });
+    }
 }
 
 /// What the folder says is read before anything of it is known here: then it may go.
