@@ -7,6 +7,7 @@
 * Rebuild: of six drives one is lost and an empty one added, and all objects are looked after until there is nothing left to do. It is counted twice: bytes of
   objects that are whole again per second, of those that are written per second; and bytes of fragments that are put for it per second, of those that
   a write puts. (Of each object a sixth is made again, from four sixths that are read.)
+* Guests beside a rebuild: once more a drive is lost and an empty one added; all objects are read before what was on it is made again, and meanwhile.
 * Coding's share of the CPU: samples of `perf` in functions of Reed-Solomon, of all samples of a process that writes; without perf, or where it has no
   names, CPU time of the same code over as many bytes and nothing else, of that of the write. The second is always shown.
 * A cold read: 4 KiB of an object that nothing is known of, counted at the drives. One that gives more than 4 KiB gives frames; all else are headers and indexes.
@@ -39,9 +40,10 @@ from stack import BIN, MIB, ROOTS, Stack, wait_until
 PROGRAM = BIN / "examples/coded"
 OBJECT_MIB, SCO_MIB = 64, 4
 READS = {"read": "healthy", "without-1": "one drive gone", "without-2": "two drives gone", "slow": "one drive 100 ms late"}
+STEPS = {**{step: f"read, {title}" for step, title in READS.items()}, "beside": "read, a drive is rebuilt meanwhile"}
 # name: what it is, kind, content, size of objects, steps: the first and the last stay where they are
 CASES = {"one": ("one directory", "one", "random", OBJECT_MIB, ["write", "read"]),
-         "plain": ("(4,2)", "plain", "random", OBJECT_MIB, ["write", *READS, "cold", "encode", "rebuild"]),
+         "plain": ("(4,2)", "plain", "random", OBJECT_MIB, ["write", *READS, "cold", "encode", "rebuild", "beside"]),
          "sealed": ("(4,2), LZ4, AES-256-GCM", "sealed", "random", OBJECT_MIB, ["write", "read", "cold"]),
          "plain-half": ("(4,2), half-compressible", "plain", "half", OBJECT_MIB, ["write", "read"]),
          "sealed-half": ("(4,2), LZ4, AES-256-GCM, half-compressible", "sealed", "half", OBJECT_MIB, ["write", "read"]),
@@ -81,7 +83,7 @@ class Alone:
     def measure(self, case, number):
         """What each step found, by its name."""
         first, *others = CASES[case][-1]
-        others, last = (others[:-1], others[-1:]) if "rebuild" in others else (others, [])
+        others, last = (others[:-2], others[-2:]) if "rebuild" in others else (others, [])
         with self.argv(case, [first, *(others if number % 2 == 0 else others[::-1]), *last]) as argv:
             done = run(*argv, timeout=300)
         found = map(json.loads, done.stdout.splitlines())
@@ -199,6 +201,7 @@ def judge(results, profiles, vpools):
     per_second = [[one / seconds for one, seconds in zip(*side)] for side in (made, written)]
     rows += [Goal("rebuild: bytes of objects per second, of a sequential write", share(("plain", "rebuild"), ("plain", "write")), "x", 0.3, **better),
              Goal("rebuild: bytes of fragments put per second, of a sequential write", ratios(*per_second), "x", **better)]
+    rows.append(Goal("sequential read while a drive is rebuilt, of the same while it is not", ratios(of("plain", "beside"), of("plain", "beside", "alone_mb_s")), "x", 0.7, **better))
     cold = [one["cold"]["first"] for case in ("plain", "sealed") for one in results[case]]
     rows += [Goal("cold read of 4 KiB: fragments of which frames are read, at most", [one["drives"] for one in cold], "", 1, digits=0),
              Goal("cold read of 4 KiB: bytes of that, at most", [one["frames_bytes"] / 1024 for one in cold], "KiB", 64)]
@@ -222,7 +225,7 @@ def details(results):
                 continue
             cpu = [one["cpu_seconds"] * 1000 / (one["bytes"] / MIB) for one in found]
             latency = [spread([one[what] for one in found]) if what in found[0] else "-" for what in ("p50_ms", "p99_ms")]
-            lines.append([title, step if step not in READS else f"read, {READS[step]}", spread([one["mb_s"] for one in found], 0), spread(cpu, 2), *latency])
+            lines.append([title, STEPS.get(step, step), spread([one["mb_s"] for one in found], 0), spread(cpu, 2), *latency])
     return "## The backend alone\n\n" + table(["", "", "MB/s of objects", "CPU ms per MiB", "p50 ms", "p99 ms"], lines)
 
 

@@ -16,6 +16,7 @@
 //! cold        4 KiB of objects that nothing is known of, drive by drive what that takes; and once more of the same object
 //! encode      the parity of as many bytes, by this thread, and nothing else
 //! rebuild     a drive is lost, an empty one added, and all objects looked after
+//! beside      (after rebuild) the same once more, and meanwhile all objects are read as by `read`; and read before that, with the drive lost
 //! ```
 //!
 //! Before a step that reads, nothing is known of any object, and the page cache has nothing of them.
@@ -135,6 +136,7 @@ impl Bench {
             "cold" => self.cold().await,
             "encode" => Ok(self.encode()),
             "rebuild" => self.rebuild().await,
+            "beside" => self.beside().await,
             other => bail!("{other} is no step"),
         }?;
         found["step"] = json!(step);
@@ -228,12 +230,22 @@ impl Bench {
 
     async fn read(&self, drives: Drives) -> Result<Value> {
         let opened = self.open(drives)?;
+        let mut found = self.read_all(opened.backend()).await?;
+        if let Opened::Coded(coded) = &opened {
+            let stats = coded.stats();
+            ensure!(stats.bad_fragments == 0, "{} fragments are bad", stats.bad_fragments);
+            (found["reconstructed"], found["hedged"]) = (json!(stats.reconstructed), json!(stats.hedged));
+        }
+        Ok(found)
+    }
+
+    async fn read_all(&self, backend: &dyn Backend) -> Result<Value> {
         let meter = Meter::new()?;
         let offsets = || (0..self.base.len()).step_by(READ_BYTES);
         let places = (0..self.objects).flat_map(|number| offsets().map(move |offset| (number, offset)));
         let reads = places.map(async |(number, offset)| {
             let began = Instant::now();
-            let bytes = opened.backend().get_range(&name(number)?, offset as u64, READ_BYTES as u64).await?;
+            let bytes = backend.get_range(&name(number)?, offset as u64, READ_BYTES as u64).await?;
             let took = began.elapsed();
             ensure!(bytes.len() == READ_BYTES, "object {number} ends at {offset} + {}", bytes.len());
             self.check(number, offset, &bytes)?;
@@ -244,11 +256,6 @@ impl Bench {
         took.sort_unstable();
         let ms = |share: f64| took[(share * (took.len() - 1) as f64) as usize].as_secs_f64() * 1000.0;
         (found["p50_ms"], found["p99_ms"]) = (json!(ms(0.5)), json!(ms(0.99)));
-        if let Opened::Coded(coded) = &opened {
-            let stats = coded.stats();
-            ensure!(stats.bad_fragments == 0, "{} fragments are bad", stats.bad_fragments);
-            (found["reconstructed"], found["hedged"]) = (json!(stats.reconstructed), json!(stats.hedged));
-        }
         Ok(found)
     }
 
@@ -313,6 +320,24 @@ impl Bench {
         ensure!(survey.unreadable == 0 && survey.unmended == 0, "{survey:?}");
         ensure!(survey.all.objects == self.objects && survey.done_with == [id(0)], "{survey:?}");
         found["made_bytes"] = json!(coded.upkeep().bytes_mended);
+        Ok(found)
+    }
+
+    async fn beside(&self) -> Result<Value> {
+        let well = |number| Ok(drive(number, Rc::new(self.directory(number)?)));
+        let drives = (1..=DRIVES).map(well).collect::<Result<_>>()?;
+        let coded = CodedBackend::new(drives, self.preset()?, Work::OnThreads)?;
+        ensure!(coded.set_duty(id(1), Duty::Lost), "there is no such drive");
+        coded.add_drive(well(DRIVES + 1)?)?;
+        let alone = self.read_all(&coded).await?;
+        drop_from_page_cache(&self.folder)?;
+        let mut found = tokio::select! {
+            found = self.read_all(&coded) => found?,
+            _ = coded.look_after(true) => bail!("all was made again before all was read"),
+        };
+        ensure!(coded.upkeep().bytes_mended > 0, "nothing was made again meanwhile");
+        (found["alone_mb_s"], found["made_bytes"]) =
+            (alone["mb_s"].clone(), json!(coded.upkeep().bytes_mended));
         Ok(found)
     }
 }
