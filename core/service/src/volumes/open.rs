@@ -160,6 +160,11 @@ impl Volumes {
         if pool.backend().is_none() {
             return Err(offline(&pool));
         }
+        if self.engine.vdisk(id).is_none()
+            && let Some(told) = self.engine.known_properties(id).await.map_err(from_volume)?
+        {
+            stored = self.not_older(stored, told.as_bytes()).await?;
+        }
         let on_full = to_engine(stored.record.on_full, stored.record.stall_timeout_ms);
         let vdisk =
             self.engine.open_vdisk(stored.record.vpool, id, on_full).await.map_err(|error| match error {
@@ -167,20 +172,30 @@ impl Volumes {
                 VolumeError::NotFound(reason) => Problem::new(ProblemKind::Damaged, reason),
                 other => from_volume(other),
             })?;
-        if is_newer_than(&vdisk.properties(), &stored.record) {
-            // Changed meanwhile: a fence waits for nobody.
-            stored = self.record(id).await?;
-        }
-        if is_newer_than(&vdisk.properties(), &stored.record) {
-            let detail = format!(
-                "the registry's record of vDisk {} is older than the backend's: run `ovs vpool recover`",
-                stored.record.name
-            );
-            return Err(Problem::new(ProblemKind::Conflict, detail));
-        }
+        let stored = self.not_older(stored, &vdisk.properties()).await?;
         self.apply_settings(&vdisk, &stored.record);
         let is_settled = self.settle(stored, &vdisk).await?;
         Ok((vdisk, is_settled))
+    }
+
+    /// The record, unless it is from before what the vDisk says of itself: what it told to finish was of that time.
+    async fn not_older(
+        &self,
+        mut stored: Stored<VdiskRecord>,
+        told: &[u8],
+    ) -> Result<Stored<VdiskRecord>, Problem> {
+        if is_newer_than(told, &stored.record) {
+            // Changed meanwhile: a fence waits for nobody.
+            stored = self.record(stored.record.id).await?;
+        }
+        if !is_newer_than(told, &stored.record) {
+            return Ok(stored);
+        }
+        let detail = format!(
+            "the registry's record of vDisk {} is older than the backend's: run `ovs vpool recover`",
+            stored.record.name
+        );
+        Err(Problem::new(ProblemKind::Conflict, detail))
     }
 
     /// From now on the record's limits and its part in the cache hold; no limits where the service stops, and nobody is to

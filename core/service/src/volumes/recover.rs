@@ -20,12 +20,16 @@ use crate::tasks::{About, Running};
 use ovs_api::{Accepted, EventKind, Problem, ProblemKind, Task, TaskId};
 use ovs_backend::Backend;
 use ovs_cluster::catalogue::{
-    BaseRecord, CatalogueError, FORMAT, OnFullPolicy, Record, SnapshotRecord, State, VdiskRecord, VpoolRecord,
+    BaseRecord, CatalogueError, FORMAT, OnFullPolicy, Record, SnapshotRecord, State, Stored, VdiskRecord,
+    VpoolRecord,
 };
 use ovs_units::{Name, VdiskId, VpoolId};
 use ovs_volume::FoundVdisk;
 use serde_json::json;
-use std::{collections::HashMap, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+};
 
 /// What a recovery found and did.
 #[derive(Debug, Default)]
@@ -192,11 +196,14 @@ impl Volumes {
         let total = found.len() as u64;
         let mut outcome = Outcome { found: total, ..Outcome::default() };
         let mut is_whole = true;
-        // What is taken in changes what is known of those that it was cloned from, and nobody may open those with an older record.
+        // Before anything is adopted: who adopts a clone adopts what it was cloned from, and an older record of that would be finished.
+        let mut behind = BTreeSet::new();
         for found in &found {
             match self.bring_up_record(vpool, found).await {
-                Ok(true) => outcome.taken_in.push(found.id),
                 Ok(false) => {}
+                Ok(true) => {
+                    behind.insert(found.id);
+                }
                 Err(problem) => {
                     tracing::error!(vdisk = %found.id, %problem, "what its backend says of a vDisk was not taken in");
                     outcome.problems.push((found.id, problem.detail));
@@ -209,8 +216,7 @@ impl Volumes {
                 break;
             }
             let id = found.id;
-            match self.take_in(vpool, found).await {
-                Ok(true) if outcome.taken_in.contains(&id) => {}
+            match self.take_in(vpool, found, behind.contains(&id)).await {
                 Ok(true) => outcome.taken_in.push(id),
                 Ok(false) => {}
                 Err(problem) => {
@@ -250,39 +256,77 @@ impl Volumes {
         Ok(())
     }
 
-    /// A record of the catalogue that is from before what the backend says of the vDisk becomes that.
+    /// A record of the catalogue that is from before what the backend has of the vDisk is brought up to that.
     async fn bring_up_record(&self, vpool: VpoolId, found: &FoundVdisk) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
-        let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
-        let Some(known) = known.filter(|known| is_newer_than(&found.properties, &known.record)) else {
-            return Ok(false);
-        };
-        let record = record_of(vpool, found, Some(known.record), self.clock.wall_ms());
-        let record = self.restore_under_a_free_name(record).await?;
-        self.publish_vdisk(EventKind::VdiskUpdated, &record, |event| {
-            event.size_bytes = Some(record.size_bytes)
-        });
-        Ok(true)
+        let mut is_head_behind = None;
+        loop {
+            let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
+            let Some(known) = known else { return Ok(false) };
+            let is_head_behind = match is_head_behind {
+                Some(is_behind) => is_behind,
+                None => {
+                    let is_behind = self.engine.is_behind(vpool, found.id).await.map_err(from_volume)?;
+                    *is_head_behind.insert(is_behind)
+                }
+            };
+            if !is_head_behind && !is_newer_than(&found.properties, &known.record) {
+                return Ok(false);
+            }
+            if let Some(problem) = &found.problem {
+                return Err(Problem::new(ProblemKind::Damaged, problem.clone()));
+            }
+            let record = record_of(vpool, found, Some(&known.record), self.clock.wall_ms());
+            let renamed = VdiskRecord { name: name_with(record.name.as_str(), record.id), ..record.clone() };
+            let mut updated = self.catalogue.update(&known, record).await;
+            if matches!(updated, Err(CatalogueError::Exists { .. })) {
+                tracing::warn!(vdisk = %renamed.id, name = %renamed.name, "its name is taken: it gets another");
+                updated = self.catalogue.update(&known, renamed).await;
+            }
+            match updated {
+                // A fence waits for nobody, and stays.
+                Err(CatalogueError::Changed { .. }) => {}
+                Err(error) => return Err(from_catalogue(error)),
+                Ok(Stored { record, .. }) => {
+                    self.publish_vdisk(EventKind::VdiskUpdated, &record, |event| {
+                        event.size_bytes = Some(record.size_bytes)
+                    });
+                    return Ok(true);
+                }
+            }
+        }
     }
 
-    async fn take_in(self: &Rc<Self>, vpool: VpoolId, found: FoundVdisk) -> Result<bool, Problem> {
+    async fn take_in(
+        self: &Rc<Self>,
+        vpool: VpoolId,
+        found: FoundVdisk,
+        is_behind: bool,
+    ) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
         let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
-        if known.is_some() && !self.engine.is_behind(vpool, found.id).await.map_err(from_volume)? {
+        if known.is_some() && !is_behind {
             return Ok(false);
         }
         if let Some(problem) = found.problem {
             return Err(Problem::new(ProblemKind::Damaged, problem));
         }
-        let change = if known.is_some() { EventKind::VdiskUpdated } else { EventKind::VdiskCreated };
-        let record = record_of(vpool, &found, known.map(|known| known.record), self.clock.wall_ms());
         self.engine.adopt_vdisk(vpool, found.id).await.map_err(from_volume)?;
-        let record = self.restore_under_a_free_name(record).await?;
+        let record = match known {
+            Some(known) => known.record,
+            None => {
+                let record = record_of(vpool, &found, None, self.clock.wall_ms());
+                let record = self.restore_under_a_free_name(record).await?;
+                self.publish_vdisk(EventKind::VdiskCreated, &record, |event| {
+                    event.size_bytes = Some(record.size_bytes)
+                });
+                record
+            }
+        };
         if record.state != State::Ready {
-            return Ok(false); // what was begun with it is finished at the next start
+            return Ok(false); // what was begun with it goes on by itself
         }
         self.sockets.open(self, &record).await;
-        self.publish_vdisk(change, &record, |event| event.size_bytes = Some(record.size_bytes));
         Ok(true)
     }
 
@@ -346,12 +390,24 @@ fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
 }
 
 /// What a found vDisk says of itself; what it does not say is made up from what the engine knows.
-fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<VdiskRecord>, now_ms: u64) -> VdiskRecord {
+fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<&VdiskRecord>, now_ms: u64) -> VdiskRecord {
     let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id);
     let told = told.map(|record| VdiskRecord { state: State::Ready, ..record });
-    // Also where it is as new: what is copied to the backend is not all of it.
-    let known = known.filter(|known| told.as_ref().is_none_or(|told| told.version <= known.version));
-    let mut record = known.or(told).unwrap_or_else(|| {
+    let newest = match (known, told) {
+        (Some(known), Some(told)) if known.version < told.version => {
+            // A fence is in the registry alone when the vDisk cannot be opened.
+            let fenced = known.fenced.iter().filter(|uuid| !told.fenced.contains(uuid));
+            let fenced = told.fenced.iter().chain(fenced).copied().collect();
+            Some(VdiskRecord { fenced, generation: told.generation.max(known.generation), ..told })
+        }
+        // It was made: nobody takes it for something that came to nothing.
+        (Some(known), _) if known.state == State::Creating => {
+            Some(VdiskRecord { state: State::Ready, ..known.clone() })
+        }
+        (Some(known), _) => Some(known.clone()),
+        (None, told) => told,
+    };
+    let mut record = newest.unwrap_or_else(|| {
         tracing::error!(vdisk = %found.id, "its properties cannot be read: it gets a name of its UUID");
         VdiskRecord {
             format: FORMAT,
@@ -380,8 +436,11 @@ fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<VdiskRecord>, now
         }
     });
     record.vpool = vpool;
-    // Of a time that is over.
-    record.pending = None;
+    if let Some(known) = known {
+        // Of a time that is over.
+        record.pending = None;
+        record.version = record.version.max(known.version) + 1;
+    }
     // A resize that the engine has and the properties have not.
     if record.capacity() != found.size {
         record.size_bytes = found.size.0;

@@ -85,6 +85,11 @@ impl Engine {
         }
     }
 
+    /// What the registry says are the properties of a vDisk.
+    pub async fn known_properties(&self, id: VdiskId) -> Result<Option<String>, VolumeError> {
+        Ok(self.head_of(id).await?.map(|stored| stored.head.properties))
+    }
+
     /// Every vDisk that the vPool's backend holds has been adopted: no clone is unknown any more, and what nobody needs may
     /// go. Until then adopted vDisks keep deleted snapshots and are not scrubbed, and what is deleted of them stays.
     pub async fn finish_recovery(&self, vpool: VpoolId) -> Result<(), VolumeError> {

@@ -280,6 +280,16 @@ fn with_every_local_file_lost_a_vpool_comes_back_from_its_folder() {
 /// is of.
 #[test]
 fn an_older_registry_is_brought_up_by_a_recovery() {
+    older_registry_is_brought_up(false);
+}
+
+/// Somebody's session is fenced before that: the record has a version as high, and is as old.
+#[test]
+fn an_older_registry_that_was_written_since_is_brought_up_by_a_recovery() {
+    older_registry_is_brought_up(true);
+}
+
+fn older_registry_is_brought_up(is_changed_before: bool) {
     let mut world = World::new();
     let destage = async |volumes: &Rc<Volumes>, text: &str| {
         let id = volumes.resolve(&vdisk_ref(text)).await.unwrap();
@@ -320,8 +330,16 @@ fn an_older_registry_is_brought_up_by_a_recovery() {
         let ids: Vec<VdiskId> = serde_json::from_value(result["taken_in"].clone()).unwrap();
         ids.into_iter().collect::<BTreeSet<_>>()
     };
+    let now = if is_changed_before { "a" } else { "renamed" };
+    let fenced = Uuid::from_u128(77);
     for is_again in [false, true] {
         world.life(async |volumes: Rc<Volumes>| {
+            if !is_again && is_changed_before {
+                let stored = volumes.record(id).await.unwrap();
+                let version = stored.record.version + 7;
+                let changed = VdiskRecord { fenced: vec![fenced], version, ..stored.record.clone() };
+                volumes.catalogue.update(&stored, changed).await.unwrap();
+            }
             if !is_again {
                 for id in [id, other] {
                     let opened = volumes.ensure_open(id).await.map(drop);
@@ -330,16 +348,17 @@ fn an_older_registry_is_brought_up_by_a_recovery() {
                 assert_eq!(recover(&volumes).await, BTreeSet::from([id, other, clone]));
             }
             assert_eq!(recover(&volumes).await, BTreeSet::new());
-            assert_eq!(byte_at(&volumes, "renamed", 0).await, 2);
-            assert_eq!(byte_at(&volumes, "renamed", 3 << 20).await, 3);
+            assert_eq!(byte_at(&volumes, now, 0).await, 2);
+            assert_eq!(byte_at(&volumes, now, 3 << 20).await, 3);
             assert_eq!(byte_at(&volumes, "clone", 0).await, 5);
             assert_eq!(byte_at(&volumes, "clone", 3 << 20).await, 3);
             assert_eq!(byte_at(&volumes, "moved", 0).await, 1);
             let (vdisk, _, since) = volumes.snapshot_named(id, &name("since")).await.unwrap();
             assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
-            assert_eq!(volumes.record(id).await.unwrap().record.size_bytes, 4 << 20);
-            refused(volumes.resolve(&vdisk_ref("a")).await, ProblemKind::NotFound);
-            write(&volumes, "renamed", 4096, 4, 4096).await;
+            let record = volumes.record(id).await.unwrap().record;
+            assert_eq!((record.size_bytes, record.name.as_str()), (4 << 20, now));
+            assert_eq!(record.fenced.contains(&fenced), is_changed_before);
+            write(&volumes, now, 4096, 4, 4096).await;
         });
     }
 }
