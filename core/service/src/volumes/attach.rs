@@ -34,7 +34,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// A fence waits so long for who works on the vDisk.
 const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// Fenced sessions that a vDisk remembers.
-const FENCED_MAX: usize = 64;
+pub(super) const FENCED_MAX: usize = 64;
 
 impl Volumes {
     /// Attaches a client; the same client again gets its attachment with a new generation.

@@ -10,6 +10,7 @@
 
 use super::{
     Pool, Volumes,
+    attach::FENCED_MAX,
     inventory::{Inventory, KnownVpool},
     namespace::get_lasting_config,
     open::{from_properties, is_newer_than},
@@ -30,6 +31,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     rc::Rc,
 };
+use uuid::Uuid;
 
 /// What a recovery found and did.
 #[derive(Debug, Default)]
@@ -197,8 +199,15 @@ impl Volumes {
         let mut outcome = Outcome { found: total, ..Outcome::default() };
         let mut is_whole = true;
         // Before anything is adopted: who adopts a clone adopts what it was cloned from, and an older record of that would be finished.
-        let mut behind = BTreeSet::new();
+        let (mut behind, mut failed) = (BTreeSet::new(), BTreeSet::new());
+        let is_over = || running.is_some_and(Running::is_cancelled) || self.is_stopping();
+        if let Some(running) = running {
+            running.progress(0, Some(total));
+        }
         for found in &found {
+            if is_over() {
+                break;
+            }
             match self.bring_up_record(vpool, found).await {
                 Ok(false) => {}
                 Ok(true) => {
@@ -207,16 +216,19 @@ impl Volumes {
                 Err(problem) => {
                     tracing::error!(vdisk = %found.id, %problem, "what its backend says of a vDisk was not taken in");
                     outcome.problems.push((found.id, problem.detail));
+                    failed.insert(found.id);
                 }
             }
         }
-        for (done, found) in (1..).zip(children_first(found)) {
-            if running.is_some_and(Running::is_cancelled) || self.is_stopping() {
+        let parents = parents(&found);
+        for (done, found) in (1..).zip(children_first(found, &parents)) {
+            if is_over() {
                 is_whole = false;
                 break;
             }
             let id = found.id;
-            match self.take_in(vpool, found, behind.contains(&id)).await {
+            let failed_ancestor = ancestors(id, &parents).find(|ancestor| failed.contains(ancestor));
+            match self.take_in(vpool, found, behind.contains(&id), failed_ancestor).await {
                 Ok(true) => outcome.taken_in.push(id),
                 Ok(false) => {}
                 Err(problem) => {
@@ -232,7 +244,7 @@ impl Volumes {
             self.engine.finish_recovery(vpool).await.map_err(from_volume)?;
             self.note_complete(vpool).await?;
         }
-        // Opened only now: a parent that is open does not learn of its clones any more.
+        // Opened only now, when all clones of each are known.
         for id in &outcome.taken_in {
             if let Err(problem) = self.ensure_open(*id).await {
                 tracing::error!(vdisk = %id, %problem, "a vDisk that was taken in cannot be opened");
@@ -259,17 +271,13 @@ impl Volumes {
     /// A record of the catalogue that is from before what the backend has of the vDisk is brought up to that.
     async fn bring_up_record(&self, vpool: VpoolId, found: &FoundVdisk) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
-        let mut is_head_behind = None;
+        let is_head_behind = self.engine.is_behind(vpool, found.id).await.map_err(from_volume)?;
+        let has_head = self.engine.known_properties(found.id).await.map_err(from_volume)?.is_some();
         loop {
             let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
             let Some(known) = known else { return Ok(false) };
-            let is_head_behind = match is_head_behind {
-                Some(is_behind) => is_behind,
-                None => {
-                    let is_behind = self.engine.is_behind(vpool, found.id).await.map_err(from_volume)?;
-                    *is_head_behind.insert(is_behind)
-                }
-            };
+            // One without a head is of a recovery that came to its end here, or is just being created.
+            let is_head_behind = is_head_behind || !has_head && known.record.state == State::Ready;
             if !is_head_behind && !is_newer_than(&found.properties, &known.record) {
                 return Ok(false);
             }
@@ -302,6 +310,7 @@ impl Volumes {
         vpool: VpoolId,
         found: FoundVdisk,
         is_behind: bool,
+        failed_ancestor: Option<VdiskId>,
     ) -> Result<bool, Problem> {
         let _locked = self.lock_vdisk(found.id).await;
         let known = self.catalogue.find::<VdiskRecord>(found.id.0).await.map_err(from_catalogue)?;
@@ -310,6 +319,10 @@ impl Volumes {
         }
         if let Some(problem) = found.problem {
             return Err(Problem::new(ProblemKind::Damaged, problem));
+        }
+        if let Some(ancestor) = failed_ancestor {
+            let detail = format!("it is a clone of {ancestor}, which was not taken in");
+            return Err(Problem::new(ProblemKind::Unavailable, detail));
         }
         self.engine.adopt_vdisk(vpool, found.id).await.map_err(from_volume)?;
         let record = match known {
@@ -347,21 +360,19 @@ impl Volumes {
     }
 }
 
+fn parents(found: &[FoundVdisk]) -> HashMap<VdiskId, VdiskId> {
+    found.iter().filter_map(|vdisk| Some((vdisk.id, vdisk.base?.0))).collect()
+}
+
+/// What a vDisk was cloned from, what that was, and so on.
+fn ancestors(id: VdiskId, parents: &HashMap<VdiskId, VdiskId>) -> impl Iterator<Item = VdiskId> {
+    // No chain is longer than there are vDisks; a backend that says otherwise is not followed for ever.
+    std::iter::successors(parents.get(&id).copied(), |at| parents.get(at).copied()).take(parents.len())
+}
+
 /// Clones before what they were cloned from: a deleted snapshot is kept for the clones that are known already.
-fn children_first(mut found: Vec<FoundVdisk>) -> Vec<FoundVdisk> {
-    let parents: HashMap<VdiskId, VdiskId> =
-        found.iter().filter_map(|vdisk| Some((vdisk.id, vdisk.base?.0))).collect();
-    let depth = |vdisk: &FoundVdisk| {
-        let mut depth = 0;
-        let mut at = vdisk.id;
-        // No chain is longer than there are vDisks; a backend that says otherwise is not followed for ever.
-        while let Some(parent) = parents.get(&at).filter(|_| depth <= parents.len()) {
-            depth += 1;
-            at = *parent;
-        }
-        depth
-    };
-    found.sort_by_cached_key(|vdisk| std::cmp::Reverse(depth(vdisk)));
+fn children_first(mut found: Vec<FoundVdisk>, parents: &HashMap<VdiskId, VdiskId>) -> Vec<FoundVdisk> {
+    found.sort_by_cached_key(|vdisk| std::cmp::Reverse(ancestors(vdisk.id, parents).count()));
     found
 }
 
@@ -389,22 +400,39 @@ fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
     }
 }
 
+/// A record that is older than the vDisk, and changes of which since may be newer than what the vDisk says. Where they differ, nothing is given
+/// up: no fence, and nobody's data on the word of a record that is older than these.
+fn merged(known: &VdiskRecord, told: VdiskRecord) -> VdiskRecord {
+    let generation = told.generation.max(known.generation);
+    let since: Vec<Uuid> = known.fenced.iter().filter(|uuid| !told.fenced.contains(uuid)).copied().collect();
+    let surplus = (told.fenced.len() + since.len()).saturating_sub(FENCED_MAX).min(since.len());
+    let fenced = [&told.fenced[..], &since[surplus..]].concat();
+    let merged = if known.version < told.version || known.state == State::Deleting {
+        told
+    } else {
+        let trash = known.trash.zip(told.trash);
+        VdiskRecord {
+            trash: trash.map(|(one, other)| if one.expires_ms < other.expires_ms { other } else { one }),
+            template: known.template.or(told.template),
+            protected: known.protected || told.protected,
+            ..of_a_time_that_is_over(known)
+        }
+    };
+    VdiskRecord { fenced, generation, ..merged }
+}
+
+/// What was begun is not finished any more: the vDisk is there, and is newer.
+fn of_a_time_that_is_over(known: &VdiskRecord) -> VdiskRecord {
+    VdiskRecord { state: State::Ready, pending: None, ..known.clone() }
+}
+
 /// What a found vDisk says of itself; what it does not say is made up from what the engine knows.
 fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<&VdiskRecord>, now_ms: u64) -> VdiskRecord {
     let told = from_properties(&found.properties).ok().filter(|record| record.id == found.id);
     let told = told.map(|record| VdiskRecord { state: State::Ready, ..record });
     let newest = match (known, told) {
-        (Some(known), Some(told)) if known.version < told.version => {
-            // A fence is in the registry alone when the vDisk cannot be opened.
-            let fenced = known.fenced.iter().filter(|uuid| !told.fenced.contains(uuid));
-            let fenced = told.fenced.iter().chain(fenced).copied().collect();
-            Some(VdiskRecord { fenced, generation: told.generation.max(known.generation), ..told })
-        }
-        // It was made: nobody takes it for something that came to nothing.
-        (Some(known), _) if known.state == State::Creating => {
-            Some(VdiskRecord { state: State::Ready, ..known.clone() })
-        }
-        (Some(known), _) => Some(known.clone()),
+        (Some(known), Some(told)) => Some(merged(known, told)),
+        (Some(known), None) => Some(of_a_time_that_is_over(known)),
         (None, told) => told,
     };
     let mut record = newest.unwrap_or_else(|| {
@@ -437,8 +465,6 @@ fn record_of(vpool: VpoolId, found: &FoundVdisk, known: Option<&VdiskRecord>, no
     });
     record.vpool = vpool;
     if let Some(known) = known {
-        // Of a time that is over.
-        record.pending = None;
         record.version = record.version.max(known.version) + 1;
     }
     // A resize that the engine has and the properties have not.

@@ -36,7 +36,7 @@ impl Volumes {
         let _frozen = self.freeze(&stored.record, "its deletion", None)?;
         let retention_s = self.pool(stored.record.vpool)?.record().trash_retention_s;
         if query.purge || retention_s == 0 {
-            return self.purge(stored).await;
+            return self.purge(stored, &locked).await;
         }
         let now_ms = self.clock.wall_ms();
         let trash = TrashRecord {
@@ -87,8 +87,17 @@ impl Volumes {
         }
     }
 
-    /// Deletes a vDisk for ever. The caller holds its lock, and has checked that it may go.
-    async fn purge(&self, stored: Stored<VdiskRecord>) -> Result<(), Problem> {
+    /// Deletes a vDisk for ever. The caller has checked that it may go.
+    async fn purge(&self, stored: Stored<VdiskRecord>, locked: &Locked) -> Result<(), Problem> {
+        // Only on the word of a record that is not older than its vDisk. What cannot be opened for another reason may go.
+        let opened = self.ensure_open_locked(stored.record.id, locked).await;
+        if let Err(problem) = opened.map(drop)
+            && problem.kind() == ProblemKind::Conflict
+        {
+            return Err(problem);
+        }
+        // Opening finishes what was begun.
+        let stored = self.record(stored.record.id).await?;
         let deleting = VdiskRecord {
             state: State::Deleting,
             version: stored.record.version + 1,
@@ -225,12 +234,12 @@ impl Volumes {
         &self,
         id: VdiskId,
         terms: &Terms,
-        _locked: &Locked,
+        locked: &Locked,
     ) -> Result<(), Problem> {
         let stored = self.trash_record(id).await?;
         terms.check_revision(stored.record.version)?;
         self.refuse_protected(&stored.record).await?;
-        self.purge(stored).await
+        self.purge(stored, locked).await
     }
 
     /// Empties the trash, or what a query names of it, as a task.
@@ -257,7 +266,8 @@ impl Volumes {
                     Ok(()) => deleted += 1,
                     // Restored or purged meanwhile: it is not in the trash any more.
                     Err(problem)
-                        if matches!(problem.kind(), ProblemKind::NotFound | ProblemKind::Conflict) => {}
+                        if matches!(problem.kind(), ProblemKind::NotFound | ProblemKind::Conflict)
+                            && volumes.trash_record(stored.record.id).await.is_err() => {}
                     Err(problem) => kept.push(json!({"vdisk": stored.record.id, "reason": problem.detail})),
                 }
                 running.progress(done, Some(total));

@@ -226,6 +226,26 @@ impl Engine {
         let mut transaction =
             Transaction::new().compare(head_key(id), revision).put(head_key(id), head.encode());
         // Its parent may be there already: then it learns of its clone.
+        let open_parent = head.base.and_then(|(parent, _)| self.inner.vdisks.borrow().get(&parent).cloned());
+        if let Some((parent, snapshot)) = head.base
+            && let Some(vdisk) = open_parent
+        {
+            let _meta = vdisk.inner.meta.lock().await;
+            if !vdisk.inner.head.borrow().head.snapshots.iter().any(|known| known.id == snapshot) {
+                let detail =
+                    format!("vDisk {parent} is open, and has no snapshot {snapshot} for its clone {id}");
+                return Err(VolumeError::Refused(detail));
+            }
+            let link = |parent: &mut Head| {
+                if let Some(snapshot) = parent.snapshot_mut(snapshot)
+                    && !snapshot.clones.contains(&id)
+                {
+                    snapshot.clones.push(id);
+                }
+            };
+            vdisk.inner.commit_with(transaction, link).await?;
+            return Ok(Some(parent));
+        }
         if let Some((parent, snapshot)) = head.base
             && let Some(entry) = registry.get(&head_key(parent)).await?
         {
@@ -254,11 +274,6 @@ impl Engine {
         };
         if knows(&head) {
             return Ok(head);
-        }
-        if self.inner.vdisks.borrow().contains_key(&parent) {
-            return Err(VolumeError::Refused(format!(
-                "vDisk {parent} is open; restart ovsd to recover its clones"
-            )));
         }
         if head.snapshot_mut(snapshot).is_none()
             && let Some(told) = metadata_of(&*self.backend(vpool)?, parent, vpool, Reading::ToRestOn).await?

@@ -243,12 +243,13 @@ fn after_a_recovery_nothing_goes_before_all_is_known() {
             matches!(&refused, Err(VolumeError::Refused(reason)) if reason.contains("recover")),
             "{refused:?}"
         );
-        // It has to be closed before its clone is known.
-        let refused = world.engine().adopt_vdisk(world.vpool(), clone.id()).await;
-        assert!(matches!(&refused, Err(VolumeError::Refused(why)) if why.contains("restart")), "{refused:?}");
-        world.close_and_reopen().await;
+        // It learns of its clone while it is open.
         world.engine().adopt_vdisk(world.vpool(), clone.id()).await.unwrap();
         world.engine().finish_recovery(world.vpool()).await.unwrap();
+        early.scrub().await.unwrap();
+        let there = world.open(clone.id()).await;
+        assert_eq!(bytes(&there, None).await[..3], [2, 1, 1]);
+        world.close_and_reopen().await;
         let (disk, clone) = (world.open(disk.id()).await, world.open(clone.id()).await);
         disk.scrub().await.unwrap();
         assert_eq!(bytes(&clone, None).await[..3], [2, 1, 1]);

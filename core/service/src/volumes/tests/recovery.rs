@@ -1,7 +1,11 @@
 //! The registry lost, and everything lost.
 
 use super::*;
-use ovs_api::{CreateBackend, DeleteVdiskQuery, RecoverVpool, TaskState, TrashQuery, VdiskQuery};
+use ovs_api::{
+    CreateBackend, DeleteVdiskQuery, RecoverVpool, RestoreTrash, SnapshotRef, Source, TaskState, TrashQuery,
+    VdiskQuery,
+};
+use ovs_cluster::catalogue::State;
 
 /// What a rebuilt catalogue must say as the one that was lost did.
 async fn told(volumes: &Rc<Volumes>) -> serde_json::Value {
@@ -289,6 +293,17 @@ fn an_older_registry_that_was_written_since_is_brought_up_by_a_recovery() {
     older_registry_is_brought_up(true);
 }
 
+/// Returns what was taken in.
+async fn recovered(volumes: &Rc<Volumes>) -> BTreeSet<VdiskId> {
+    let task = volumes.recover_vpool(name("default")).await.unwrap().0;
+    let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(over.state, TaskState::Succeeded, "{over:?}");
+    let result = over.result.unwrap();
+    assert_eq!(result["problems"], serde_json::json!([]));
+    let ids: Vec<VdiskId> = serde_json::from_value(result["taken_in"].clone()).unwrap();
+    ids.into_iter().collect()
+}
+
 fn older_registry_is_brought_up(is_changed_before: bool) {
     let mut world = World::new();
     let destage = async |volumes: &Rc<Volumes>, text: &str| {
@@ -306,8 +321,11 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
         ids.try_into().unwrap()
     });
     let older = Rc::new(MemoryRegistry::clone(&world.registry));
+    let [fenced_then, fenced] = [77, 78].map(Uuid::from_u128);
     let clone = world.life(async |volumes: Rc<Volumes>| {
         write(&volumes, "a", 0, 2, 4096).await;
+        let (vdisk, stored) = (volumes.ensure_open(id).await.unwrap(), volumes.record(id).await.unwrap());
+        volumes.change(&stored, Some(&vdisk), |record| record.fenced.push(fenced_then)).await.unwrap();
         volumes.create_snapshot(vdisk_ref("a"), new_snapshot("since"), no_terms()).await.unwrap();
         let grow = PatchVdisk { name: Some(name("renamed")), size_bytes: Some(4 << 20), ..patch() };
         volumes.update_vdisk(vdisk_ref("a"), grow, no_terms()).await.unwrap();
@@ -321,17 +339,7 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
         destage(&volumes, "clone").await
     });
     world.registry = older;
-    let recover = async |volumes: &Rc<Volumes>| {
-        let task = volumes.recover_vpool(name("default")).await.unwrap().0;
-        let over = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await.unwrap();
-        assert_eq!(over.state, TaskState::Succeeded, "{over:?}");
-        let result = over.result.unwrap();
-        assert_eq!((&result["found"], &result["problems"]), (&4.into(), &serde_json::json!([])));
-        let ids: Vec<VdiskId> = serde_json::from_value(result["taken_in"].clone()).unwrap();
-        ids.into_iter().collect::<BTreeSet<_>>()
-    };
     let now = if is_changed_before { "a" } else { "renamed" };
-    let fenced = Uuid::from_u128(77);
     for is_again in [false, true] {
         world.life(async |volumes: Rc<Volumes>| {
             if !is_again && is_changed_before {
@@ -345,9 +353,9 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
                     let opened = volumes.ensure_open(id).await.map(drop);
                     assert!(opened.unwrap_err().detail.contains("ovs vpool recover"));
                 }
-                assert_eq!(recover(&volumes).await, BTreeSet::from([id, other, clone]));
+                assert_eq!(recovered(&volumes).await, BTreeSet::from([id, other, clone]));
             }
-            assert_eq!(recover(&volumes).await, BTreeSet::new());
+            assert_eq!(recovered(&volumes).await, BTreeSet::new());
             assert_eq!(byte_at(&volumes, now, 0).await, 2);
             assert_eq!(byte_at(&volumes, now, 3 << 20).await, 3);
             assert_eq!(byte_at(&volumes, "clone", 0).await, 5);
@@ -357,9 +365,96 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
             assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
             let record = volumes.record(id).await.unwrap().record;
             assert_eq!((record.size_bytes, record.name.as_str()), (4 << 20, now));
+            assert!(record.fenced.contains(&fenced_then));
             assert_eq!(record.fenced.contains(&fenced), is_changed_before);
             write(&volumes, now, 4096, 4, 4096).await;
         });
+    }
+}
+
+/// What it was cloned from is as the registry says, and open.
+#[test]
+fn a_clone_that_an_older_registry_does_not_know_is_taken_in() {
+    let mut world = World::new();
+    world.life(async |volumes: Rc<Volumes>| {
+        let id = volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap().value.uuid;
+        write(&volumes, "a", 0, 1, 4096).await;
+        volumes.create_snapshot(vdisk_ref("a"), new_snapshot("s"), no_terms()).await.unwrap();
+        volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+    });
+    let older = Rc::new(MemoryRegistry::clone(&world.registry));
+    let clone = world.life(async |volumes: Rc<Volumes>| {
+        let source = Source { vdisk: vdisk_ref("a"), snapshot: Some(SnapshotRef::Name(name("s"))) };
+        let request =
+            CreateVdisk { source: Some(source), ..CreateVdisk::new(name("default"), name("clone")) };
+        let id = volumes.create_vdisk(request, no_terms()).await.unwrap().value.uuid;
+        write(&volumes, "clone", 4096, 5, 4096).await;
+        volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+        id
+    });
+    world.registry = older;
+    for is_again in [false, true] {
+        world.life(async |volumes: Rc<Volumes>| {
+            assert_eq!(byte_at(&volumes, "a", 0).await, 1);
+            let expected = if is_again { BTreeSet::new() } else { BTreeSet::from([clone]) };
+            assert_eq!(recovered(&volumes).await, expected);
+            if !is_again {
+                let snapshot = volumes.resolve(&vdisk_ref("a")).await.unwrap();
+                volumes
+                    .delete_snapshot(VdiskRef::Id(snapshot), SnapshotRef::Name(name("s")), no_terms())
+                    .await
+                    .unwrap();
+            }
+            assert_eq!(byte_at(&volumes, "clone", 0).await, 1);
+            assert_eq!(byte_at(&volumes, "clone", 4096).await, 5);
+        });
+    }
+}
+
+/// It was taken out of the trash since.
+#[test]
+fn what_an_older_registry_has_in_its_trash_is_not_deleted() {
+    for (is_written, was_begun) in [(false, false), (true, false), (true, true)] {
+        let mut world = World::new();
+        let id = world.life(async |volumes: Rc<Volumes>| {
+            let id = volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap().value.uuid;
+            write(&volumes, "a", 0, 1, 4096).await;
+            volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+            volumes.delete_vdisk(vdisk_ref("a"), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
+            id
+        });
+        let older = Rc::new(MemoryRegistry::clone(&world.registry));
+        world.life(async |volumes: Rc<Volumes>| {
+            volumes.restore_trash(VdiskRef::Id(id), RestoreTrash { name: None }, no_terms()).await.unwrap();
+            if is_written {
+                write(&volumes, "a", 0, 2, 4096).await;
+                volumes.ensure_open(id).await.unwrap().destage().await.unwrap();
+            }
+        });
+        world.registry = older;
+        world.later(Duration::from_secs(7200));
+        for is_again in [false, true] {
+            world.life(async |volumes: Rc<Volumes>| {
+                volumes.expire_trash().await.unwrap();
+                let stored = volumes.record(id).await.unwrap();
+                assert_eq!(stored.record.state, State::Ready);
+                if !is_again {
+                    assert!(stored.record.trash.is_some());
+                    let mut record = stored.record.clone();
+                    if was_begun {
+                        // As an ovsd did that looked at nothing else.
+                        record.version += 1;
+                        record.state = State::Deleting;
+                        volumes.catalogue.update(&stored, record).await.unwrap();
+                    } else {
+                        let deleted = volumes.delete_trash(VdiskRef::Id(id), no_terms()).await;
+                        refused(deleted, ProblemKind::Conflict);
+                    }
+                    assert_eq!(recovered(&volumes).await, BTreeSet::from([id]));
+                }
+                assert_eq!(byte_at(&volumes, "a", 0).await, if is_written { 2 } else { 1 });
+            });
+        }
     }
 }
 
