@@ -5,8 +5,9 @@ use bytes::Bytes;
 use ovs_direct_io::Buffer;
 use reed_solomon_erasure::galois_8::{ReedSolomon, mul_slice_xor};
 
-/// So much of each fragment is in the processor's cache while parity of it is made.
-const STRIP_BYTES: usize = 16 << 10;
+/// So much of each fragment is in the processor's second cache while parity of it is made. In the first they are in each other's way: all
+/// begin at blocks.
+const STRIP_BYTES: usize = 64 << 10;
 
 /// Makes parity of the data fragments, which may differ in length: each counts as ending in zeros where it is shorter, and `data` may
 /// be fewer than `data_count`. All parity is as long as the longest; what was in it before does not matter.
@@ -20,7 +21,7 @@ pub(super) fn encode(data: &[&[u8]], data_count: u8, parity: &mut [&mut [u8]]) {
         return;
     }
     let code = code(data_count, parity.len() as u8);
-    let mut padded = [0; STRIP_BYTES];
+    let mut padded = Vec::new();
     for from in (0..length).step_by(STRIP_BYTES) {
         let to = length.min(from + STRIP_BYTES);
         let mut parity: Vec<&mut [u8]> = parity.iter_mut().map(|parity| &mut parity[from..to]).collect();
@@ -30,9 +31,10 @@ pub(super) fn encode(data: &[&[u8]], data_count: u8, parity: &mut [&mut [u8]]) {
                 Some(strip) => strip,
                 None => {
                     let end = fragment.get(from..).unwrap_or_default();
-                    padded.fill(0);
-                    padded[..end.len()].copy_from_slice(end);
-                    &padded[..to - from]
+                    padded.clear();
+                    padded.extend_from_slice(end);
+                    padded.resize(to - from, 0);
+                    &padded
                 }
             };
             let coded = code.encode_single_sep(index, strip, &mut parity);

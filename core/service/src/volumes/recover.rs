@@ -402,11 +402,13 @@ fn placeholder(known: &KnownVpool, now_ms: u64) -> VpoolRecord {
 
 /// A record that is older than the vDisk, and changes of which since may be newer than what the vDisk says. Where they differ, nothing is given
 /// up: no fence, and nobody's data on the word of a record that is older than these.
-fn merged(known: &VdiskRecord, told: VdiskRecord) -> VdiskRecord {
+pub(super) fn merged(known: &VdiskRecord, told: VdiskRecord) -> VdiskRecord {
     let generation = told.generation.max(known.generation);
-    let since: Vec<Uuid> = known.fenced.iter().filter(|uuid| !told.fenced.contains(uuid)).copied().collect();
-    let surplus = (told.fenced.len() + since.len()).saturating_sub(FENCED_MAX).min(since.len());
-    let fenced = [&told.fenced[..], &since[surplus..]].concat();
+    let others: Vec<Uuid> = known.fenced.iter().filter(|uuid| !told.fenced.contains(uuid)).copied().collect();
+    // The last of them are of since then; the first are what the vDisk has forgotten already.
+    let (forgotten, since) = others.split_at(others.len().saturating_sub(FENCED_MAX / 8));
+    let mut fenced = [forgotten, &told.fenced, since].concat();
+    fenced.drain(..fenced.len().saturating_sub(FENCED_MAX));
     let merged = if known.version < told.version || known.state == State::Deleting {
         told
     } else {

@@ -89,12 +89,15 @@ impl Volumes {
 
     /// Deletes a vDisk for ever. The caller has checked that it may go.
     async fn purge(&self, stored: Stored<VdiskRecord>, locked: &Locked) -> Result<(), Problem> {
-        // Only on the word of a record that is not older than its vDisk. What cannot be opened for another reason may go.
-        let opened = self.ensure_open_locked(stored.record.id, locked).await;
-        if let Err(problem) = opened.map(drop)
-            && problem.kind() == ProblemKind::Conflict
-        {
-            return Err(problem);
+        // Only on the word of a record that is not older than its vDisk, as far as that can be known at all.
+        match self.ensure_open_locked(stored.record.id, locked).await {
+            Ok(_) => {}
+            Err(problem)
+                if matches!(
+                    problem.kind(),
+                    ProblemKind::Damaged | ProblemKind::NotFound | ProblemKind::NoSpace
+                ) => {}
+            Err(problem) => return Err(problem),
         }
         // Opening finishes what was begun.
         let stored = self.record(stored.record.id).await?;

@@ -4,7 +4,7 @@ use super::{Engine, FoundVdisk};
 use crate::head::{HEAD_PREFIX, Head, VersionedHead, head_key};
 use crate::journal::{Own, Reading};
 use crate::sco::vdisk_prefix;
-use crate::vdisk::{check_not_older, found_vdisk, metadata_of};
+use crate::vdisk::{check_not_older, finish_even_if_dropped, found_vdisk, metadata_of};
 use crate::{Revision, Transaction, VolumeError, tombstone};
 use ovs_backend::{Backend, BackendError, ObjectName};
 use ovs_units::{COUNTER_MAX, Epoch, SnapshotId, VdiskId, VpoolId, planted};
@@ -61,13 +61,18 @@ impl Engine {
     /// Writes the head of a vDisk found on the backend into the registry, where it is missing or older, and that of
     /// every ancestor it needs (deleted ones stay hidden).
     pub async fn adopt_vdisk(&self, vpool: VpoolId, id: VdiskId) -> Result<(), VolumeError> {
-        let _turn = self.inner.turn.lock().await;
-        self.begin_recovery(vpool).await?;
-        let mut next = Some(id);
-        while let Some(id) = next {
-            next = self.adopt_one(vpool, id).await?;
-        }
-        Ok(())
+        let engine = self.clone();
+        // A clone is committed together with the head of an open vDisk, which has to learn of that.
+        finish_even_if_dropped(async move {
+            let _turn = engine.inner.turn.lock().await;
+            engine.begin_recovery(vpool).await?;
+            let mut next = Some(id);
+            while let Some(id) = next {
+                next = engine.adopt_one(vpool, id).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Does the backend have more of a vDisk than the registry knows, which is older then? Not of one that is open, or that the registry does
@@ -244,7 +249,8 @@ impl Engine {
                 }
             };
             vdisk.inner.commit_with(transaction, link).await?;
-            return Ok(Some(parent));
+            // It goes on as it is, and so do those that it was cloned from.
+            return Ok(None);
         }
         if let Some((parent, snapshot)) = head.base
             && let Some(entry) = registry.get(&head_key(parent)).await?

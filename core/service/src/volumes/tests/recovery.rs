@@ -372,6 +372,22 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
     }
 }
 
+/// A vDisk remembers so many; the newest of both records are among them.
+#[test]
+fn the_newest_fences_survive_a_recovery() {
+    World::new().life(async |volumes: Rc<Volumes>| {
+        let id = volumes.create_vdisk(new_vdisk("a", 4096), no_terms()).await.unwrap().value.uuid;
+        let record = volumes.record(id).await.unwrap().record;
+        let uuids = |range: std::ops::Range<u128>| range.map(Uuid::from_u128).collect::<Vec<_>>();
+        let known = VdiskRecord { fenced: [uuids(0..56), uuids(500..508)].concat(), ..record.clone() };
+        for version in [record.version, record.version + 1] {
+            let told = VdiskRecord { fenced: uuids(100..164), version, ..record.clone() };
+            let merged = super::super::recover::merged(&known, told);
+            assert_eq!(merged.fenced, [uuids(108..164), uuids(500..508)].concat());
+        }
+    });
+}
+
 /// What it was cloned from is as the registry says, and open.
 #[test]
 fn a_clone_that_an_older_registry_does_not_know_is_taken_in() {
