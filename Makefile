@@ -66,7 +66,7 @@ integration: setup build ## real Docker, PostgreSQL, fio, QEMU's tools, fsx agai
 	tail -1 $(TARGET_DIR)/integration.log | sed 's/^=* */integration: /; s/ *=*$$//' >>$(TOTALS)
 
 .PHONY: test
-test: ## check, planted defects, threads, integration, object stores but for what test-engines has beside; prints the totals (50 min)
+test: ## check, planted defects, threads, integration, object stores but for what test-engines has beside; prints the totals (60 min)
 	@SECONDS=0
 	$(MAKE) setup
 	$(MAKE) check
