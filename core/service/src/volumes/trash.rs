@@ -90,14 +90,11 @@ impl Volumes {
     /// Deletes a vDisk for ever. The caller has checked that it may go.
     async fn purge(&self, stored: Stored<VdiskRecord>, locked: &Locked) -> Result<(), Problem> {
         // Only on the word of a record that is not older than its vDisk, as far as that can be known at all.
-        match self.ensure_open_locked(stored.record.id, locked).await {
-            Ok(_) => {}
-            Err(problem)
-                if matches!(
-                    problem.kind(),
-                    ProblemKind::Damaged | ProblemKind::NotFound | ProblemKind::NoSpace
-                ) => {}
-            Err(problem) => return Err(problem),
+        let lasting = [ProblemKind::Damaged, ProblemKind::NotFound, ProblemKind::NoSpace];
+        if let Err(problem) = self.ensure_open_locked(stored.record.id, locked).await
+            && !lasting.contains(&problem.kind())
+        {
+            return Err(problem);
         }
         // Opening finishes what was begun.
         let stored = self.record(stored.record.id).await?;

@@ -304,7 +304,11 @@ async fn recovered(volumes: &Rc<Volumes>) -> BTreeSet<VdiskId> {
     ids.into_iter().collect()
 }
 
-fn older_registry_is_brought_up(is_changed_before: bool) {
+/// Of before the registry was put back, and of since then.
+const FENCED: [Uuid; 2] = [Uuid::from_u128(77), Uuid::from_u128(78)];
+
+/// Returns the vDisks that are behind, and a clone that the registry does not know.
+fn world_with_an_older_registry(is_changed_since: bool) -> (World, [VdiskId; 3]) {
     let mut world = World::new();
     let destage = async |volumes: &Rc<Volumes>, text: &str| {
         let id = volumes.resolve(&vdisk_ref(text)).await.unwrap();
@@ -321,11 +325,10 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
         ids.try_into().unwrap()
     });
     let older = Rc::new(MemoryRegistry::clone(&world.registry));
-    let [fenced_then, fenced] = [77, 78].map(Uuid::from_u128);
     let clone = world.life(async |volumes: Rc<Volumes>| {
         write(&volumes, "a", 0, 2, 4096).await;
         let (vdisk, stored) = (volumes.ensure_open(id).await.unwrap(), volumes.record(id).await.unwrap());
-        volumes.change(&stored, Some(&vdisk), |record| record.fenced.push(fenced_then)).await.unwrap();
+        volumes.change(&stored, Some(&vdisk), |record| record.fenced.push(FENCED[0])).await.unwrap();
         volumes.create_snapshot(vdisk_ref("a"), new_snapshot("since"), no_terms()).await.unwrap();
         let grow = PatchVdisk { name: Some(name("renamed")), size_bytes: Some(4 << 20), ..patch() };
         volumes.update_vdisk(vdisk_ref("a"), grow, no_terms()).await.unwrap();
@@ -339,15 +342,36 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
         destage(&volumes, "clone").await
     });
     world.registry = older;
-    let now = if is_changed_before { "a" } else { "renamed" };
+    if is_changed_since {
+        world.life(async |volumes: Rc<Volumes>| {
+            let stored = volumes.record(id).await.unwrap();
+            let version = stored.record.version + 7;
+            let changed = VdiskRecord { fenced: vec![FENCED[1]], version, ..stored.record.clone() };
+            volumes.catalogue.update(&stored, changed).await.unwrap();
+        });
+    }
+    (world, [id, other, clone])
+}
+
+async fn check_brought_up(volumes: &Rc<Volumes>, id: VdiskId, is_changed_since: bool) {
+    let now = if is_changed_since { "a" } else { "renamed" };
+    assert_eq!(byte_at(volumes, now, 0).await, 2);
+    assert_eq!(byte_at(volumes, now, 3 << 20).await, 3);
+    assert_eq!(byte_at(volumes, "clone", 0).await, 5);
+    assert_eq!(byte_at(volumes, "clone", 3 << 20).await, 3);
+    assert_eq!(byte_at(volumes, "moved", 0).await, 1);
+    let (vdisk, _, since) = volumes.snapshot_named(id, &name("since")).await.unwrap();
+    assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
+    let record = volumes.record(id).await.unwrap().record;
+    assert_eq!((record.size_bytes, record.name.as_str()), (4 << 20, now));
+    assert_eq!(FENCED.map(|uuid| record.fenced.contains(&uuid)), [true, is_changed_since]);
+    write(volumes, now, 4096, 4, 4096).await;
+}
+
+fn older_registry_is_brought_up(is_changed_since: bool) {
+    let (world, [id, other, clone]) = world_with_an_older_registry(is_changed_since);
     for is_again in [false, true] {
         world.life(async |volumes: Rc<Volumes>| {
-            if !is_again && is_changed_before {
-                let stored = volumes.record(id).await.unwrap();
-                let version = stored.record.version + 7;
-                let changed = VdiskRecord { fenced: vec![fenced], version, ..stored.record.clone() };
-                volumes.catalogue.update(&stored, changed).await.unwrap();
-            }
             if !is_again {
                 for id in [id, other] {
                     let opened = volumes.ensure_open(id).await.map(drop);
@@ -356,19 +380,36 @@ fn older_registry_is_brought_up(is_changed_before: bool) {
                 assert_eq!(recovered(&volumes).await, BTreeSet::from([id, other, clone]));
             }
             assert_eq!(recovered(&volumes).await, BTreeSet::new());
-            assert_eq!(byte_at(&volumes, now, 0).await, 2);
-            assert_eq!(byte_at(&volumes, now, 3 << 20).await, 3);
-            assert_eq!(byte_at(&volumes, "clone", 0).await, 5);
-            assert_eq!(byte_at(&volumes, "clone", 3 << 20).await, 3);
-            assert_eq!(byte_at(&volumes, "moved", 0).await, 1);
-            let (vdisk, _, since) = volumes.snapshot_named(id, &name("since")).await.unwrap();
-            assert_eq!(vdisk.read_snapshot(since.id, range(0, 1)).await.unwrap()[0], 2);
-            let record = volumes.record(id).await.unwrap().record;
-            assert_eq!((record.size_bytes, record.name.as_str()), (4 << 20, now));
-            assert!(record.fenced.contains(&fenced_then));
-            assert_eq!(record.fenced.contains(&fenced), is_changed_before);
-            write(&volumes, now, 4096, 4, 4096).await;
+            check_brought_up(&volumes, id, is_changed_since).await;
         });
+    }
+}
+
+#[test]
+fn a_recovery_of_an_older_registry_that_is_cut_off_at_any_commit_is_asked_for_again() {
+    let recover = async |volumes: Rc<Volumes>| {
+        let task = volumes.recover_vpool(name("default")).await.unwrap().0;
+        let _is_dead = volumes.tasks.wait(task.uuid, Duration::from_secs(60)).await;
+    };
+    for is_changed_since in [false, true] {
+        let (world, _) = world_with_an_older_registry(is_changed_since);
+        let ((), commits) = world.mortal_life(u64::MAX, Death::Before, recover);
+        assert!(commits > 5, "{commits}");
+        for n in 1..=commits {
+            for death in [Death::Before, Death::After] {
+                let (world, [id, ..]) = world_with_an_older_registry(is_changed_since);
+                world.mortal_life(n, death, recover);
+                // What is opened meanwhile, and what was begun with it, goes on.
+                world.life(async |volumes: Rc<Volumes>| {
+                    volumes.begin_background();
+                    tokio::time::sleep(Duration::from_secs(30)).await;
+                });
+                world.life(async |volumes: Rc<Volumes>| {
+                    recovered(&volumes).await;
+                    check_brought_up(&volumes, id, is_changed_since).await;
+                });
+            }
+        }
     }
 }
 
@@ -472,6 +513,29 @@ fn what_an_older_registry_has_in_its_trash_is_not_deleted() {
             });
         }
     }
+}
+
+#[test]
+fn what_is_in_the_trash_stays_while_its_backend_is_away() {
+    let world = World::new();
+    let id = world.life(async |volumes: Rc<Volumes>| {
+        let id = volumes.create_vdisk(new_vdisk("a", 1 << 20), no_terms()).await.unwrap().value.uuid;
+        volumes.delete_vdisk(vdisk_ref("a"), DeleteVdiskQuery::default(), no_terms()).await.unwrap();
+        id
+    });
+    world.later(Duration::from_secs(7200));
+    let (folder, away) = (world.paths().state_dir().join("backend"), world.path().join("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.expire_trash().await.unwrap();
+        refused(volumes.delete_trash(VdiskRef::Id(id), no_terms()).await, ProblemKind::Offline);
+        assert!(volumes.record(id).await.unwrap().record.trash.is_some());
+    });
+    std::fs::rename(&away, &folder).unwrap();
+    world.life(async |volumes: Rc<Volumes>| {
+        volumes.expire_trash().await.unwrap();
+        refused(volumes.record(id).await, ProblemKind::NotFound);
+    });
 }
 
 /// What the folder says is read before anything of it is known here: then it may go.
